@@ -1,0 +1,37 @@
+"""The command line: parse, call one function, print. One file per command; torch is imported inside commands only."""
+
+from typing import Any
+
+import click
+
+import hope_eval
+from hope_eval.cli.encodings import encodings
+from hope_eval.cli.ppl import ppl
+from hope_eval.errors import HopeEvalError
+
+
+class _Group(click.Group):
+    """Prints what a user can mend as `Error:` and `hint:`, and exits with 1. Once, for all commands."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except HopeEvalError as error:
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(1)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(hope_eval.__version__, prog_name="hope-eval")
+def main() -> None:
+    r"""How far past its training window does a language model work, and how do position encodings compare?
+
+    \b
+    hope-eval ppl --model path/to/checkpoint --lengths 2k,8k,32k
+    hope-eval ppl --model checkpoint --encoding native --encoding hope --lengths 2k,8k,32k
+    hope-eval encodings hope --length 512 --head-dim 64
+    """
+
+
+for command in (ppl, encodings):
+    main.add_command(command)

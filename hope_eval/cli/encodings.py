@@ -1,0 +1,33 @@
+"""`hope-eval encodings`: the position encodings there are, and what one of them does to a model."""
+
+import click
+
+from hope_eval.cli.options import Length
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--length", type=Length(), default="2k", show_default=True, metavar="LENGTH", help="Training length.")
+@click.option("--head-dim", type=click.IntRange(2), default=64, show_default=True, help="Dimensions of a head.")
+@click.option("--heads", type=click.IntRange(1), default=8, show_default=True, help="Heads of a layer.")
+@click.option("--theta", type=float, default=10_000.0, show_default=True, help="Base of the rotary frequencies.")
+def encodings(name: str | None, length: int, head_dim: int, heads: int, theta: float) -> None:
+    r"""List the position encodings, or show what NAME does to a model.
+
+    \b
+    hope-eval encodings
+    hope-eval encodings hope --length 512 --head-dim 64
+    hope-eval encodings hope:multiplier=2 --length 8k --head-dim 128 --theta 500000
+    """
+    from hope_eval.encoding import Geometry, describe_all, describe_pairs, parse_encoding
+    from hope_eval.results.tables import print_records
+
+    if name is None:
+        print_records(describe_all())
+        return
+    encoding = parse_encoding(name).build(Geometry(head_dim, heads, length, theta))
+    pairs = describe_pairs(encoding)
+    kept = sum(pair["rotated"] == "yes" for pair in pairs)
+    click.echo(f"{name}: {encoding.formula} (arXiv {encoding.source})")
+    click.echo(f"{kept} of {len(pairs)} pairs are rotated, trained at {length:,} tokens, head_dim {head_dim}\n")
+    print_records(pairs)

@@ -1,0 +1,119 @@
+"""Options that every evaluating command has, and how their values are read."""
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from hope_eval.lengths import parse_lengths
+from hope_eval.results.tables import FORMATS
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Lengths(click.ParamType):
+    """`2k,8k,32k`: ascending lengths in tokens."""
+
+    name = "lengths"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the lengths; LengthError passes through to the group."""
+        return value if isinstance(value, tuple) else parse_lengths(value)
+
+
+class Length(Lengths):
+    """`8k`: one length."""
+
+    name = "length"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the length, or let click say that it takes one."""
+        lengths = parse_lengths(str(value))
+        return lengths[0] if len(lengths) == 1 else self.fail(f"one length is needed, got {value}", param, ctx)
+
+
+def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def decorate(function: F) -> F:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
+# How a checkpoint is loaded.
+checkpoint = _stack(
+    click.option(
+        "--model",
+        "models",
+        multiple=True,
+        metavar="CHECKPOINT",
+        help="Folder, .gguf file or hub id. Repeatable: several make one table. Default: a tiny one, trained on the "
+        "spot.",
+    ),
+    click.option(
+        "--encoding",
+        "encodings",
+        multiple=True,
+        metavar="NAME",
+        help="Position encoding to put in place of the checkpoint's own, e.g. hope, hope:multiplier=2, nope, "
+        "my/file.py. Repeatable; `native` leaves it as it is.  [default: native]",
+    ),
+    click.option(
+        "--dtype",
+        default="auto",
+        show_default=True,
+        metavar="DTYPE",
+        help="float32, bfloat16, float16; auto: the checkpoint's own on a GPU, float32 on a CPU.",
+    ),
+    click.option(
+        "--device", default="auto", show_default=True, help="cuda, cuda:1, mps, cpu; auto: the best there is."
+    ),
+    click.option("--device-map", metavar="MAP", help="`auto` spreads a checkpoint over all GPUs."),
+    click.option("--revision", metavar="COMMIT", help="Revision of a hub id."),
+    click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with a checkpoint."),
+    click.option(
+        "--train-length",
+        type=Length(),
+        metavar="LENGTH",
+        help="Length the model was trained at.  [default: what its config says]",
+    ),
+    click.option(
+        "--loader",
+        metavar="FILE.py:FUNCTION",
+        help="For models transformers does not know: function(name) returns (module, tokenizer).",
+    ),
+)
+
+evaluation = _stack(
+    click.option(
+        "--lengths",
+        type=Lengths(),
+        metavar="LENGTHS",
+        help="Context lengths in the model's own tokens, e.g. 2k,8k,32k.  [default: 1/2, 1, 2 and 4 times the training "
+        "length]",
+    ),
+    click.option(
+        "--samples",
+        type=click.IntRange(1),
+        metavar="N",
+        help="Samples (documents) at most; the first n of more are the same.  [default: 10]",
+    ),
+    click.option("--seed", type=int, default=0, show_default=True, help="Which samples are drawn."),
+    click.option(
+        "--out",
+        type=click.Path(file_okay=False, path_type=Path),
+        default=Path("results/runs"),
+        show_default=True,
+        help="Where runs are kept; the same command again goes on with its run.",
+    ),
+    click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True),
+)
+
+
+def command_line() -> str:
+    """Return the command as it was given."""
+    return shlex.join(["hope-eval", *sys.argv[1:]])

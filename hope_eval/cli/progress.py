@@ -1,0 +1,79 @@
+"""Progress on standard error: a bar with tokens/s and time left on a terminal, plain lines elsewhere."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+Report = Callable[[int, int], None]
+
+# Seconds between two plain lines.
+_EVERY = 10.0
+
+
+class _Speed(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed:,.0f} tokens/s" if task.speed else "", style="dim")
+
+
+@contextlib.contextmanager
+def progress(title: str, unit: str = "tokens") -> Iterator[Report]:
+    """Show how far a piece of work is; what was done before it began is said once, and not counted as speed."""
+    console = Console(stderr=True, highlight=False)
+    shown = _bar(console, title) if console.is_terminal else _lines(console, title, unit)
+    with shown as advance:
+        begun = False
+
+        def report(done: int, total: int) -> None:
+            nonlocal begun
+            if not begun and done:
+                console.print(f"{title}: {done:,} of {total:,} {unit} were already done", soft_wrap=True)
+            begun = True
+            advance(done, total)
+
+        yield report
+
+
+@contextlib.contextmanager
+def _bar(console: Console, title: str) -> Iterator[Report]:
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        _Speed(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=console, transient=True) as bars:
+        task = bars.add_task(title, total=None)
+
+        def report(done: int, total: int) -> None:
+            if bars.tasks[0].total is None:
+                # Speed is measured from here: what an earlier session did took no time in this one.
+                bars.reset(task, total=total, completed=done)
+            bars.update(task, completed=done, total=total)
+
+        yield report
+
+
+@contextlib.contextmanager
+def _lines(console: Console, title: str, unit: str) -> Iterator[Report]:
+    start = said = time.monotonic()
+    first: int | None = None
+
+    def report(done: int, total: int) -> None:
+        nonlocal said, first
+        first = done if first is None else first
+        now = time.monotonic()
+        if now - said < _EVERY or done <= first:
+            return
+        said = now
+        speed = (done - first) / (now - start)
+        left = (total - done) / speed
+        console.print(
+            f"{title}: {done:,} of {total:,} {unit}, {speed:,.0f} {unit}/s, {left:,.0f} s left", soft_wrap=True
+        )
+
+    yield report

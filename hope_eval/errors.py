@@ -1,0 +1,81 @@
+"""What a user can do wrong, as exceptions. Our own mistakes are asserts.
+
+    HopeEvalError
+    ├── CheckpointError     a checkpoint that is not there, not whole, or not one
+    ├── CorpusError         a text that cannot be read, or is too short
+    ├── EncodingError       an encoding that is unknown, or does not fit the model
+    ├── LengthError         a length that is malformed, or that the model cannot read
+    ├── MissingPackageError an optional package that is not installed
+    ├── OptionError         an option whose value does not fit the others
+    └── StoreError          results that cannot be written, read, or derived from
+
+Each message says what was asked, with its value, and what is allowed; `hint` says what to do about it.
+"""
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class HopeEvalError(Exception):
+    """A mistake that the user can mend: a message and a hint.
+
+    The command line prints both and exits with 1; a traceback is never shown for it.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        return f"{self.message}\nhint: {self.hint}" if self.hint else self.message
+
+
+class CheckpointError(HopeEvalError):
+    """A checkpoint that is not there, not whole, or not one."""
+
+
+class CorpusError(HopeEvalError):
+    """A text that cannot be read, or is too short."""
+
+
+class EncodingError(HopeEvalError):
+    """An encoding that is unknown, or does not fit the model."""
+
+
+class LengthError(HopeEvalError):
+    """A length that is malformed, or that the model cannot read."""
+
+
+class MissingPackageError(HopeEvalError):
+    """An optional package that is not installed."""
+
+
+class OptionError(HopeEvalError):
+    """An option whose value does not fit the others."""
+
+
+class StoreError(HopeEvalError):
+    """Results that cannot be written, read, or derived from."""
+
+
+def did_you_mean(name: str, known: Iterable[str], lists_all: str) -> str:
+    """Return the hint for an unknown name: the closest known one, and the command that lists them all."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean `{close[0]}`? {lists_all}" if close else lists_all
+
+
+def require(module: str, purpose: str, package: str = "") -> ModuleType:
+    """Import an optional package where it is used.
+
+    Raises MissingPackageError with the command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
+            raise
+        package = package or module.split(".")[0]
+        raise MissingPackageError(f"{purpose} needs the package `{package}`", f"pip install {package}") from None

@@ -1,0 +1,235 @@
+"""The one loop: texts -> samples -> scores -> records.
+
+    choose       which texts are long enough, in the model's own tokens
+    measure      score what the run does not hold yet, and append it as it comes
+    perplexity   both, in the run of that identity on disk
+
+Work is cut into batches before anything is known of what is already done, and a batch is scored whole or not at all:
+a resumed run adds up the same numbers in the same order as one that was never interrupted.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import groupby
+from pathlib import Path
+
+import numpy as np
+
+from hope_eval.corpora import Corpus, Document
+from hope_eval.errors import CorpusError
+from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy
+from hope_eval.perplexity import VERSION
+from hope_eval.protocols import Cell, Protocol, Window, merge
+from hope_eval.provenance import Session, origin
+from hope_eval.results.store import RunStore
+from hope_eval.task import Sample
+from hope_eval.token_store import TokenizedDocument, TokenStore, n_words
+
+# Called with tokens read so far, and tokens to read in all.
+Report = Callable[[int, int], None]
+
+# Tokens of one forward: short windows are read side by side on a GPU. A CPU gains nothing from it.
+_BATCH_TOKENS = {"cuda": 32_768}
+
+# How many documents are tokenised in one go; the tokenizer works on them in parallel.
+_TOKENIZED_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """The documents of a run, and what was left out to get them.
+
+    documents: long enough, in order of the sample.
+    n_short:   documents that were looked at and are too short.
+    """
+
+    documents: list[TokenizedDocument]
+    n_short: int
+
+
+def choose(
+    model: LanguageModel, corpus: Corpus, needed: int, n_documents: int | None, minimum: int = 1, seed: int = 0
+) -> Chosen:
+    """Return the first n documents of the corpus, in its random order, that have at least `needed` tokens.
+
+    Shorter ones are counted and left out; nothing is padded or glued. Raises CorpusError if fewer than `minimum`
+    remain, naming the longest.
+    """
+    minimum = max(1, minimum)
+    chosen: list[TokenizedDocument] = []
+    longest, n_short = 0, 0
+    for document, ids, sizes in _tokenized(model, corpus.in_order(seed)):
+        longest = max(longest, len(ids))
+        if len(ids) < needed:
+            n_short += 1
+            continue
+        n_bytes = len(document.text.encode())
+        chosen.append(TokenizedDocument(document.id, len(chosen), ids, sizes, n_bytes, n_words(document.text)))
+        if len(chosen) == n_documents:
+            break
+    if len(chosen) < minimum:
+        raise CorpusError(
+            f"{len(chosen)} of the {len(corpus.documents)} documents of `{corpus.name}` have {needed:,} tokens, and "
+            f"{minimum} must; the longest has {longest:,}",
+            "lower --lengths or --min-documents, or give longer documents with --data",
+        )
+    return Chosen(chosen, n_short)
+
+
+def _tokenized(
+    model: LanguageModel, documents: list[Document]
+) -> Iterator[tuple[Document, np.ndarray, np.ndarray | None]]:
+    for start in range(0, len(documents), _TOKENIZED_AT_ONCE):
+        group = documents[start : start + _TOKENIZED_AT_ONCE]
+        for document, (ids, sizes) in zip(group, model.encode([d.text for d in group]), strict=True):
+            yield document, ids, sizes
+
+
+def perplexity(
+    model: LanguageModel,
+    corpus: Corpus,
+    protocol: Protocol,
+    lengths: Sequence[int],
+    root: Path,
+    *,
+    n_documents: int | None = None,
+    minimum: int = 1,
+    seed: int = 0,
+    prefix: PrefixPolicy = "auto",
+    command: str = "",
+    report: Report = lambda done, total: None,
+) -> tuple[TokenStore, int]:
+    """Measure perplexity in the run of that identity below `root`, which is made, or gone on with.
+
+    n_documents: how many documents at most; None: all that are long enough.
+    minimum:     how many at least.
+    report:      called at the start and after every batch.
+
+    Returns the tokens of the run, to make rows of, and the number of documents. Raises CorpusError, LengthError,
+    OptionError or StoreError.
+    """
+    token = model.prefix_token(prefix)
+    protocol = replace(protocol, prefixed=token is not None)
+    cells = protocol.cells(lengths)
+    model.check_length(max(cell.length for cell in cells))
+    needed = protocol.document_tokens(lengths)
+    chosen = choose(model, corpus, needed, n_documents, minimum, seed)
+    identity = {
+        "task": "ppl",
+        "version": VERSION,
+        "model": model.name,
+        "encoding": model.encoding,
+        "fingerprint": model.fingerprint,
+        "inverse_frequencies": model.inverse_frequencies(),
+        "nested_safe": model.nested_safe,
+        "train_length": model.train_length,
+        "protocol": protocol.name,
+        "parameters": protocol.parameters(),
+        "lengths": list(lengths),
+        "prefix_token": token,
+        "corpus": corpus.fingerprint,
+        "seed": seed,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "kernel": model.kernel,
+        "head": model.head,
+    }
+    provenance = {
+        "corpus": corpus.name,
+        "documents": len(corpus.documents),
+        "documents_too_short": chosen.n_short,
+        "tokens_needed": needed,
+        "prefix": None if token is None else str(model.tokenizer.decode([token])),
+        "train_length_source": model.train_length_source,
+        "head_reason": model.head_reason,
+        **origin(model.device, command),
+    }
+    with RunStore.writing(root, identity, provenance) as store:
+        tokens = TokenStore(store)
+        session = Session(model.device, command)
+        n_read = 0
+
+        def count(done: int, total: int, fresh: int) -> None:
+            nonlocal n_read
+            n_read += fresh
+            report(done, total)
+
+        try:
+            measure(model, chosen.documents, cells, tokens, token, count)
+        finally:
+            if n_read:
+                store.log_session(session.ended(n_read))
+    return tokens, len(chosen.documents)
+
+
+def measure(
+    model: LanguageModel,
+    documents: Sequence[TokenizedDocument],
+    cells: Sequence[Cell],
+    tokens: TokenStore,
+    prefix: int | None,
+    report: Callable[[int, int, int], None] = lambda done, total, fresh: None,
+) -> None:
+    """Score every window of every cell that the run does not hold yet, and append it to the run.
+
+    report: called at the start and after every batch, with tokens read so far, in all, and by this batch.
+
+    A read that does not fit into memory is noted, and shorter ones go on.
+    """
+    for document in documents:
+        tokens.add_document(document)
+    limit = float("inf")
+    while True:
+        batches = list(_batches(model, documents, cells, limit))
+        todo = [batch for batch in batches if not all(tokens.covers(d.id, window) for d, window in batch)]
+        total = _n_read(batches)
+        done = total - _n_read(todo)
+        report(done, total, 0)
+        try:
+            for batch in todo:
+                scores = model.score([_sample(document, window, prefix) for document, window in batch])
+                for (document, window), score in zip(batch, scores, strict=True):
+                    tokens.add_window(document.id, window, score.nll[: window.n_scored])
+                fresh = _n_read([batch])
+                done += fresh
+                report(done, total, fresh)
+            return
+        except OutOfMemory as error:
+            tokens.add_out_of_memory(batch[0][0].id, error.n_read, error.figures, str(error))
+            limit = error.n_read
+
+
+_Batch = list[tuple[TokenizedDocument, Window]]
+
+
+def _n_read(batches: Sequence[_Batch]) -> int:
+    return sum(window.n_read for batch in batches for _, window in batch)
+
+
+def _batches(
+    model: LanguageModel, documents: Sequence[TokenizedDocument], cells: Sequence[Cell], limit: float
+) -> Iterator[_Batch]:
+    """Yield windows to be read side by side: of one length, the longest first, so that what is left gets faster."""
+    plan = [
+        (document, window)
+        for document in documents
+        for window in merge(
+            (w for cell in cells for w in cell.windows(len(document.ids)) if w.n_read < limit), model.nested_safe
+        )
+    ]
+    plan.sort(key=lambda pair: (-pair[1].n_read, pair[0].index, pair[1]))
+    for n_read, group in groupby(plan, key=lambda pair: pair[1].n_read):
+        pairs = list(group)
+        size = max(1, _BATCH_TOKENS.get(model.device.type, 0) // n_read)
+        for start in range(0, len(pairs), size):
+            yield pairs[start : start + size]
+
+
+def _sample(document: TokenizedDocument, window: Window, prefix: int | None) -> Sample:
+    ids = document.ids
+    context = ids[window.start : window.scored_start]
+    if window.prefixed:
+        assert prefix is not None
+        context = np.concatenate([[prefix], context])
+    target = ids[window.scored_start : max(window.scored_stop, window.stop)]
+    return Sample(context, target, unread=max(0, window.scored_stop - window.stop))

@@ -1,0 +1,1 @@
+"""Checkpoints as language models that score tokens."""

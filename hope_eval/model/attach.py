@@ -1,0 +1,188 @@
+"""Put a position encoding on a loaded model, and read back what the model really uses.
+
+Overrides that do nothing without a word are a known disease of this field. So `attach` rebuilds the model's rotary
+modules from a changed config, and then compares the inverse frequencies they hold with those that were asked for.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hope_eval.encoding import (
+    EncodingSpec,
+    encoding_class,
+    geometry_of,
+    is_rotary,
+    parse_encoding,
+    register_rope_type,
+    training_length,
+)
+from hope_eval.errors import EncodingError
+
+# What transformers' rope types are called in this field.
+_ROPE_TYPES = {"default": "rope", "linear": "pi", "dynamic": "dynamic_ntk", "proportional": "prope"}
+
+# Rope types whose frequencies depend on the length that is read.
+_LENGTH_DEPENDENT = {"dynamic", "longrope"}
+
+
+def attach(model: nn.Module, encoding: str | EncodingSpec, train_length: int | None = None) -> nn.Module:
+    """Replace the rotary encoding of a transformers decoder by another, in place, and return the model.
+
+    model:        a transformers model whose config has `rope_parameters` (Llama, Mistral, Qwen, Gemma, OLMo, Phi…).
+    encoding:     `hope`, `hope:multiplier=2`, `nope`, or the path of a Python file that defines one.
+    train_length: tokens; by default what the config says (see `encoding.training_length`).
+
+    The base of the frequencies and the part of each head that is rotated stay what they are in the checkpoint. The
+    change is in the config too, so that `save_pretrained` keeps it.
+
+    Raises EncodingError if the model has no rotary encoding, if the encoding needs more than other frequencies, or
+    if the model does not end up with the frequencies that were asked for.
+    """
+    spec = parse_encoding(encoding) if isinstance(encoding, str) else encoding
+    config = text_config(model)
+    cls = encoding_class(spec.name)
+    if not is_rotary(cls):
+        raise EncodingError(
+            f"`{spec.name}` cannot be put on a trained checkpoint: it is more than other rotary frequencies",
+            "train a model with it",
+        )
+    rope = getattr(config, "rope_parameters", None)
+    if not rope or not rotary_modules(model):
+        kind = getattr(config, "model_type", type(model).__name__)
+        raise EncodingError(
+            f"`{kind}` has no rotary encoding that `{spec}` could replace",
+            "choose a checkpoint with RoPE, or leave --encoding out",
+        )
+    told = training_length(config)
+    length = train_length or (told[0] if told else 0)
+    name = cls.__module__.rpartition(".")[2]
+    if name != "rope":
+        from transformers import modeling_rope_utils
+
+        register_rope_type(modeling_rope_utils, name, cls)
+
+    layer_types = [key for key, value in rope.items() if isinstance(value, dict)]
+
+    def changed(old: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "rope_type": "default" if name == "rope" else name,
+            "rope_theta": old["rope_theta"],
+            "original_max_position_embeddings": length,
+            **{key: old[key] for key in ("partial_rotary_factor",) if key in old},
+            **dict(spec.parameters),
+        }
+
+    set_rope_parameters(model, {key: changed(rope[key]) for key in layer_types} or changed(rope))
+    _check(model, spec, config, layer_types)
+    return model
+
+
+def set_rope_parameters(model: nn.Module, rope: dict[str, Any]) -> None:
+    """Give a model other `rope_parameters`, in its config and in its rotary modules, which are built anew."""
+    config = text_config(model)
+    config.rope_parameters = rope
+    for parent, child, module in rotary_modules(model):
+        setattr(parent, child, _rebuilt(module, config))
+
+
+def _rebuilt(module: nn.Module, config: Any) -> nn.Module:
+    device = next(buffer.device for buffer in module.buffers())
+    try:
+        rebuilt = type(module)(config=config)
+    except TypeError as error:
+        raise EncodingError(
+            f"the rotary module {type(module).__name__} cannot be rebuilt: {error}", "leave --encoding out"
+        ) from error
+    return rebuilt.to(device)
+
+
+def _check(model: nn.Module, spec: EncodingSpec, config: Any, layer_types: list[str]) -> None:
+    expected = {
+        f"{layer_type}_inv_freq" if layer_type else "inv_freq": spec.build(
+            geometry_of(config, layer_type)
+        ).inverse_frequencies()
+        for layer_type in layer_types or [None]
+    }
+    found = effective_inverse_frequencies(model)
+    for path, frequencies in found.items():
+        wanted = expected.get(path.rpartition(".")[2])
+        if wanted is None or wanted.shape != frequencies.shape or not torch.equal(wanted, frequencies):
+            raise EncodingError(
+                f"`{spec}` was asked for, but {path} of {type(model).__name__} does not hold its frequencies",
+                "this architecture ignores rope_parameters; leave --encoding out",
+            )
+
+
+def text_config(model: nn.Module) -> Any:
+    """Return the config of the text decoder; None for a model that is not of transformers."""
+    config = getattr(model, "config", None)
+    return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+
+def rotary_modules(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
+    """Return (parent, attribute, module) for every module of the decoder that holds inverse frequencies."""
+    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    return [
+        (parent, name, child)
+        for parent in (decoder or model).modules()
+        for name, child in parent.named_children()
+        if any(_holds_frequencies(buffer) for buffer, _ in child.named_buffers(recurse=False))
+    ]
+
+
+def _holds_frequencies(buffer: str) -> bool:
+    return buffer.endswith("inv_freq") and "original" not in buffer
+
+
+def effective_inverse_frequencies(model: nn.Module) -> dict[str, Tensor]:
+    """Return the inverse frequencies that the model really uses, by path of the buffer, float32 on the CPU.
+
+    Empty for a model without rotary encoding.
+    """
+    return {
+        f"{name}.{buffer}": value.detach().float().cpu()
+        for _, name, module in rotary_modules(model)
+        for buffer, value in module.named_buffers(recurse=False)
+        if _holds_frequencies(buffer)
+    }
+
+
+def _rope_types(model: nn.Module) -> list[str]:
+    rope = getattr(text_config(model), "rope_parameters", None) or {}
+    layers = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    return sorted({str(layer["rope_type"]) for layer in layers if layer.get("rope_type")})
+
+
+def encoding_label(model: nn.Module) -> str:
+    """Return the name of the encoding that a model has: `rope`, `llama3`, `hope`, `learned`, `alibi`; else `native`."""
+    if rotary_modules(model):
+        return "+".join(_ROPE_TYPES.get(name, name) for name in _rope_types(model)) or "rope"
+    if position_table(model):
+        return "learned"
+    config = text_config(model)
+    if getattr(config, "model_type", "") == "bloom" or getattr(config, "alibi", False):
+        return "alibi"
+    return "native"
+
+
+def is_nested_safe(model: nn.Module) -> bool:
+    """Return whether the prediction at a position is independent of how much follows it.
+
+    Dynamic NTK and LongRoPE change their frequencies with the length read, and some models scale attention with it.
+    """
+    config = text_config(model)
+    by_length = any(getattr(config, key, False) for key in ("use_dynamic_ntk", "use_logn_attn"))
+    return not by_length and not _LENGTH_DEPENDENT & set(_rope_types(model))
+
+
+def position_table(model: nn.Module) -> int | None:
+    """Return how many positions a learned position table has; None for a model without one."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Embedding):
+            leaf = name.rpartition(".")[2].lower()
+            if leaf in ("wpe", "embed_positions", "position_embeddings", "position_embedding"):
+                # OPT and its kin keep the first rows of the table for padding.
+                return module.num_embeddings - int(getattr(module, "offset", 0))
+    return None

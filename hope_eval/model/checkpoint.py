@@ -1,0 +1,418 @@
+"""Load any checkpoint: a folder, a GGUF file, a hub id, or a model of one's own.
+
+    path/to/folder        transformers format: config.json, weights (safetensors first), tokenizer files
+    path/to/model.gguf    single-file GGUF; weights are de-quantised
+    org/name              hub id: the local cache first, then the hub
+    zoo:hope              a bundled checkpoint
+    --loader my.py:load   `load(name)` returns (model, tokenizer); the model maps ids [B, L] to logits [B, L, V]
+
+Nothing is fetched for a path, and nothing is asked of the network for a hub id that is in the cache. A pickle is
+loaded with weights_only, or not at all. Weights that are missing from a checkpoint are an error: a model that was
+half initialised at random still gives numbers.
+"""
+
+import contextlib
+import copy
+import hashlib
+import importlib.util
+import io
+import json
+import pickle
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hope_eval.encoding import parse_encoding, training_length
+from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, require
+from hope_eval.model.attach import (
+    attach,
+    effective_inverse_frequencies,
+    encoding_label,
+    set_rope_parameters,
+    text_config,
+)
+from hope_eval.model.scoring import LanguageModel
+
+# The name of the encoding that a checkpoint comes with.
+NATIVE = "native"
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+    "spiece.model",
+    "tekken.json",
+)
+_WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_HUB_FILES = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py"]
+
+
+@dataclass
+class Checkpoint:
+    """Weights and tokenizer, from which language models are made: one an encoding.
+
+    name:                what tables call it.
+    fingerprint:         of weights, config and tokenizer, 16 hexadecimal digits.
+    train_length:        tokens; None if nobody told.
+    train_length_source: which key of the config, or which option, told it.
+    """
+
+    name: str
+    module: nn.Module
+    tokenizer: Any
+    fingerprint: str
+    train_length: int | None
+    train_length_source: str
+
+    def __post_init__(self) -> None:
+        self._own_frequencies = effective_inverse_frequencies(self.module)
+        self._own_rope = copy.deepcopy(getattr(text_config(self.module), "rope_parameters", None))
+        self._own_encoding = encoding_label(self.module)
+        self._encoding = NATIVE
+
+    def with_encoding(self, encoding: str = NATIVE) -> LanguageModel:
+        """Return the checkpoint as a language model with that position encoding, or with its own.
+
+        All models of a checkpoint share its weights: of several, use the one that was made last.
+        """
+        if encoding == NATIVE:
+            if self._encoding != NATIVE:
+                set_rope_parameters(self.module, copy.deepcopy(self._own_rope))
+                assert self._same_frequencies()
+            label = self._own_encoding
+        else:
+            spec = parse_encoding(encoding)
+            attach(self.module, spec, self.train_length)
+            label = str(spec) if self._same_frequencies() else f"{spec}(swap)"
+        self._encoding = encoding
+        return LanguageModel(
+            name=self.name,
+            module=self.module,
+            tokenizer=self.tokenizer,
+            train_length=self.train_length,
+            train_length_source=self.train_length_source,
+            encoding=label,
+            fingerprint=self.fingerprint,
+        )
+
+    def _same_frequencies(self) -> bool:
+        own, now = self._own_frequencies, effective_inverse_frequencies(self.module)
+        return own.keys() == now.keys() and all(torch.equal(own[key], now[key]) for key in own)
+
+
+def load(name: str, *, encoding: str = NATIVE, **options: Any) -> LanguageModel:
+    """Load a checkpoint as a language model that scores tokens.
+
+    encoding: a position encoding to put in place of the checkpoint's own; `native` leaves it as it is.
+    options:  as for `load_checkpoint`.
+    """
+    return load_checkpoint(name, **options).with_encoding(encoding)
+
+
+def load_checkpoint(
+    name: str,
+    *,
+    dtype: str = "auto",
+    device: str = "auto",
+    device_map: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    train_length: int | None = None,
+    loader: str | None = None,
+) -> Checkpoint:
+    """Load weights and tokenizer.
+
+    name:         what to load, see the docstring of this module.
+    dtype:        auto (the checkpoint's own on an accelerator, float32 on a CPU), float32, bfloat16, float16.
+    device:       auto (cuda, else mps, else cpu), or a torch device.
+    device_map:   `auto` spreads a checkpoint that is larger than one GPU over all of them.
+    train_length: tokens; by default what the config says.
+    loader:       `my.py:load`, for models that transformers does not know.
+
+    Raises CheckpointError or OptionError, with what to do about it.
+    """
+    place = _device(device)
+    if loader:
+        module, tokenizer, label, fingerprint = _from_loader(loader, name, place, dtype)
+    else:
+        folder, gguf, label = check(name, revision)
+        module, tokenizer = _from_folder(
+            folder, gguf, _dtype(dtype, place, folder, gguf), place, device_map, trust_remote_code
+        )
+        fingerprint = _fingerprint([folder / gguf] if gguf else _content_files(folder))
+    told = training_length(text_config(module)) if text_config(module) is not None else None
+    length, source = (train_length, "--train-length") if train_length else (told or (None, ""))
+    return Checkpoint(label, module, tokenizer, fingerprint, length, source)
+
+
+def check(name: str, revision: str | None = None) -> tuple[Path, str, str]:
+    """Return the folder of a checkpoint, the GGUF file in it if it is one, and its name for tables.
+
+    Raises CheckpointError for what is missing or broken, before anything large is read.
+    """
+    folder, gguf, label = _locate(name, revision)
+    _check_folder(folder, gguf)
+    return folder, gguf, label
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise OptionError(
+            f"the device `{name}` cannot be used: {str(error).splitlines()[0]}", "--device auto"
+        ) from error
+    return device
+
+
+def _dtype(name: str, device: torch.device, folder: Path, gguf: str) -> torch.dtype:
+    if name != "auto":
+        return _named_dtype(name)
+    if device.type == "cpu":
+        return torch.float32
+    config = {} if gguf else _json(folder / "config.json")
+    own = config.get("dtype") or config.get("torch_dtype")
+    return _DTYPES.get(str(own), torch.bfloat16)
+
+
+def _named_dtype(name: str) -> torch.dtype:
+    if name not in _DTYPES:
+        raise OptionError(f"no dtype is called `{name}`", f"one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _locate(name: str, revision: str | None) -> tuple[Path, str, str]:
+    if name.startswith("zoo:"):
+        raise CheckpointError(f"`{name}` is not there: the zoo is not part of this version", "give a path or a hub id")
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return path, "", path.resolve().name
+    if path.is_file():
+        _check_gguf(path)
+        return path.parent, path.name, path.stem
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith(".") or path.suffix == ".gguf":
+        raise CheckpointError(f"no checkpoint at `{name}`", "give a folder, a .gguf file, or a hub id like org/name")
+    return _from_hub(name, revision), "", name.rpartition("/")[2]
+
+
+def _check_gguf(path: Path) -> None:
+    with path.open("rb") as stream:
+        magic = stream.read(4)
+    if magic != b"GGUF":
+        raise CheckpointError(
+            f"`{path}` is no GGUF file: it begins with {magic!r}",
+            "give the folder of a transformers checkpoint, or a single-file GGUF",
+        )
+
+
+def _from_hub(name: str, revision: str | None) -> Path:
+    """Return the folder of a hub snapshot, from the cache if it is there whole."""
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    with contextlib.suppress(LocalEntryNotFoundError, OSError, ValueError):
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        if _has_weights(folder):
+            return folder
+    print(f"{name} is neither a path nor in the cache: asking the hub", file=sys.stderr)
+    try:
+        files = HfApi().list_repo_files(name, revision=revision)
+        weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
+        return Path(snapshot_download(name, revision=revision, allow_patterns=[*_HUB_FILES, weights]))
+    except Exception as error:
+        # The hub's client raises dozens of kinds of its own and of its transport.
+        raise CheckpointError(
+            f"no checkpoint called `{name}`: no such path, not in the cache, and the hub says "
+            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'nothing'}",
+            "check the spelling and the connection; a private checkpoint needs `hf auth login`",
+        ) from error
+
+
+def _has_weights(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in _WEIGHT_FILES)
+
+
+def _check_folder(folder: Path, gguf: str) -> None:
+    if gguf:
+        require("gguf", "reading GGUF")
+        return
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(f"`{folder}` has no config.json", "give a folder that `save_pretrained` wrote")
+    _json(folder / "config.json")
+    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
+        raise CheckpointError(f"`{folder}` has no tokenizer", "save it there too: tokenizer.save_pretrained(folder)")
+    if not _has_weights(folder):
+        raise CheckpointError(f"`{folder}` has no weights", f"one of {', '.join(_WEIGHT_FILES)} is needed")
+    for file in _weight_files(folder):
+        if not file.is_file():
+            raise CheckpointError(f"`{folder}` lacks {file.name}, which its index names", "copy the checkpoint again")
+        if file.suffix == ".safetensors":
+            _check_safetensors(file)
+
+
+def _check_safetensors(file: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"`{file}` is truncated or corrupt: {error}", "copy or download it again") from error
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files that weights are loaded from: safetensors before pickles, shards by their index."""
+    for name in _WEIGHT_FILES:
+        path = folder / name
+        if path.is_file():
+            return (
+                sorted({folder / shard for shard in _json(path)["weight_map"].values()}) if "index" in name else [path]
+            )
+    return []
+
+
+def _content_files(folder: Path) -> list[Path]:
+    others = [folder / name for name in ("config.json", *_TOKENIZER_FILES)]
+    return [*_weight_files(folder), *(path for path in others if path.is_file())]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"cannot read `{path}`: {error}", "copy the checkpoint again") from error
+    return content
+
+
+def _from_folder(
+    folder: Path,
+    gguf: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    device_map: str | None,
+    trust_remote_code: bool,
+) -> tuple[nn.Module, Any]:
+    import transformers
+
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    if gguf:
+        options["gguf_file"] = gguf
+    try:
+        with quiet():
+            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            module, told = transformers.AutoModelForCausalLM.from_pretrained(
+                folder,
+                dtype=dtype,
+                device_map=device_map or {"": device},
+                output_loading_info=True,
+                **options,
+            )
+    except HopeEvalError:
+        raise
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"`{folder}` holds a pickle that is more than weights, and it may run code when opened",
+            "convert it to safetensors where you trust it",
+        ) from error
+    except Exception as error:
+        # Every architecture has its own ways to refuse a config or a file.
+        raise CheckpointError(
+            f"transformers cannot load `{folder / gguf}`: {type(error).__name__}: {_first_line(error)}",
+            "if it runs code of its own: --trust-remote-code; if it is no transformers checkpoint: --loader",
+        ) from error
+    if told["missing_keys"]:
+        missing = sorted(told["missing_keys"])
+        raise CheckpointError(
+            f"`{folder / gguf}` lacks {len(missing)} weights of {type(module).__name__}, such as {missing[0]}",
+            "the checkpoint is incomplete, or its config belongs to another model",
+        )
+    return module, tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep transformers' bars and advice off the screen; what is wrong is checked and raised."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        # Some bars (GGUF's) know no switch.
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _from_loader(loader: str, name: str, device: torch.device, dtype: str) -> tuple[nn.Module, Any, str, str]:
+    file, _, function = loader.rpartition(":")
+    path = Path(file).expanduser()
+    if not file or not path.is_file():
+        raise CheckpointError(f"`--loader {loader}` names no file and function", "--loader my_model.py:load")
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    code = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(code)
+    if not callable(getattr(code, function, None)):
+        raise CheckpointError(f"`{path}` has no function `{function}`", "--loader my_model.py:load")
+    loaded = getattr(code, function)(name)
+    if not isinstance(loaded, tuple) or len(loaded) != 2 or not isinstance(loaded[0], nn.Module):
+        raise CheckpointError(
+            f"`{loader}` returned {type(loaded).__name__}", "it must return (torch module, tokenizer)"
+        )
+    module, tokenizer = loaded
+    if not hasattr(tokenizer, "encode"):
+        raise CheckpointError(
+            f"the tokenizer of `{loader}` has no `encode`", "it needs encode(text) -> ids; transformers' have it"
+        )
+    module = module.to(device) if dtype == "auto" else module.to(device, _named_dtype(dtype))
+    digest = hashlib.sha256()
+    for key, value in sorted(module.state_dict().items()):
+        digest.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return module, tokenizer, name or function, digest.hexdigest()[:16]
+
+
+def _fingerprint(files: list[Path]) -> str:
+    """Return a hash of names and contents; large files are read side by side."""
+
+    def digest(file: Path) -> bytes:
+        # Files of the hub's cache are links to blobs that are named by their hash.
+        blob = file.resolve().name
+        if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob):
+            return bytes.fromhex(blob)
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").digest()
+
+    total = hashlib.sha256()
+    with ThreadPoolExecutor(8) as pool:
+        for file, content in zip(files, pool.map(digest, files), strict=True):
+            total.update(file.name.encode() + content)
+    return total.hexdigest()[:16]

@@ -1,0 +1,227 @@
+"""Perplexity tables from stored tokens: of the protocol a run was made with, or of any other that it can fill."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hope_eval.errors import StoreError
+from hope_eval.lengths import short_length
+from hope_eval.protocols import Cell, Protocol, protocol_named
+from hope_eval.results.store import RunStore
+from hope_eval.results.summary import Interval, ratio
+from hope_eval.token_store import TokenStore
+
+# Raise it when the same command would give other numbers.
+VERSION = 1
+
+# With fewer documents than this, a bootstrap interval is too narrow.
+_FEW = 10
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PerplexityTable:
+    """Rows of one run, and what a reader must know of them."""
+
+    rows: list[Row]
+    notes: list[str]
+
+
+def table(
+    tokens: TokenStore,
+    protocol: Protocol | None = None,
+    lengths: Sequence[int] | None = None,
+    n_documents: int | None = None,
+) -> PerplexityTable:
+    """Return the table of a run; by default of its own protocol, at its own lengths, over all of its documents.
+
+    Raises StoreError if the run does not hold the tokens that the protocol reads.
+    """
+    identity = tokens.store.header["identity"]
+    protocol = protocol or protocol_named(identity["protocol"], **identity["parameters"])
+    documents = tokens.sample(n_documents)
+    rows = _rows(tokens, protocol, lengths or identity["lengths"], documents)
+    return PerplexityTable(rows, _notes(tokens, protocol, len(documents)))
+
+
+def derived(
+    path: Path, name: str | None, parameters: dict[str, Any], lengths: Sequence[int] | None, n_documents: int | None
+) -> PerplexityTable:
+    """Return the table of another protocol, or of other lengths, from the tokens of a run.
+
+    name:       of the protocol; None: the run's own.
+    parameters: of the protocol; None: as in the run, or the default of another protocol.
+
+    Raises StoreError if the run does not hold the tokens that the protocol reads, OptionError for a protocol or
+    parameter that is not.
+    """
+    tokens = TokenStore(RunStore.reading(path))
+    identity = tokens.store.header["identity"]
+    if identity["task"] != "ppl":
+        raise StoreError(f"{path} is a run of `{identity['task']}`", "--from needs a run of `ppl`")
+    own = identity["parameters"] if name in (None, identity["protocol"]) else {}
+    given = {key: value for key, value in parameters.items() if value is not None}
+    prefixed = identity["prefix_token"] is not None
+    protocol = protocol_named(name or identity["protocol"], **{**own, **given, "prefixed": prefixed})
+    return table(tokens, protocol, lengths, n_documents)
+
+
+def _rows(tokens: TokenStore, protocol: Protocol, lengths: Sequence[int], documents: list[str]) -> list[Row]:
+    """Return one row per cell and metric.
+
+    A cell that could not be read has the status `oom`, one with a NaN in it `nan`, and no value.
+    """
+    header = tokens.store.header
+    identity, provenance = header["identity"], header["provenance"]
+    result: list[Row] = []
+    reference: np.ndarray | None = None
+    for cell in protocol.cells(lengths):
+        base = {
+            "model": identity["model"],
+            "encoding": identity["encoding"],
+            "task": "ppl",
+            "protocol": f"ppl@{cell.protocol}",
+            "length": cell.length,
+            "label": cell.label,
+            "train_length": identity["train_length"],
+            "extrapolation": cell.length / identity["train_length"] if identity["train_length"] else None,
+            "n": len(documents),
+            "corpus": provenance["corpus"],
+            "prefix_token": identity["prefix_token"],
+            "dtype": identity["dtype"],
+            "run": tokens.store.id,
+        }
+        filled = _fill(tokens, cell, documents)
+        if isinstance(filled, str):
+            result += [{**base, "metric": m, **_hole(filled)} for m in ("perplexity", "nll", "bits_per_byte")]
+            continue
+        base["n_tokens"] = int(filled.n_tokens.sum())
+        nll = ratio(filled.nll, filled.weight)
+        result.append({**base, "metric": "perplexity", **_exp(nll), "status": "ok"})
+        result.append({**base, "metric": "nll", **asdict(nll), "status": "ok"})
+        if filled.bits is not None:
+            bits = ratio(filled.bits, filled.byte_weight)
+            result.append({**base, "metric": "bits_per_byte", **asdict(bits), "status": "ok"})
+        if protocol.name == "rolling" and filled.whole:
+            for metric, count in (("word_perplexity", "n_words"), ("byte_perplexity", "n_bytes")):
+                counts = np.array([tokens.documents[document][count] for document in documents], float)
+                result.append({**base, "metric": metric, **_exp(ratio(filled.nll, counts)), "status": "ok"})
+        if protocol.name == "paired":
+            reference = filled.nll if reference is None else reference
+            gain = ratio(reference - filled.nll, filled.weight)
+            result.append({**base, "metric": "context_gain", **asdict(gain), "status": "ok"})
+    return result
+
+
+def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int) -> list[str]:
+    """Return how the numbers were obtained, one line a fact; lines that models share come out the same."""
+    identity, provenance = tokens.store.header["identity"], tokens.store.header["provenance"]
+    n_short = provenance["documents_too_short"]
+    parameters = [f"{key}={value}" for key, value in protocol.parameters().items() if key != "prefixed"]
+    lines = [
+        f"protocol {' '.join([f'ppl@{protocol.name}', *parameters])}: {protocol.one_line}",
+        f"{n_documents} documents of {provenance['corpus']} ({identity['corpus']})"
+        + (f"; {n_short} with fewer than {provenance['tokens_needed']:,} tokens left out" if n_short else ""),
+    ]
+    if n_documents == 1:
+        lines.append("one document: no interval")
+    else:
+        few = f"; fewer than {_FEW} documents make it too narrow" if n_documents < _FEW else ""
+        lines.append(f"[low, high]: 95 % interval, bootstrap over documents{few}")
+    trained = f"{identity['train_length']:,} ({provenance['train_length_source']})" if identity["train_length"] else "?"
+    head = identity["head"] + (f" ({provenance['head_reason']})" if provenance["head_reason"] else "")
+    prefix = provenance["prefix"] or "none"
+    lines.append(
+        f"{identity['model']} {identity['encoding']}: training length {trained}, prefix {prefix}, {identity['dtype']} "
+        f"on {provenance['machine']}, attention {identity['kernel']}, head {head}, run {tokens.store.id}"
+    )
+    for record in tokens.out_of_memory[-1:]:
+        figures = ", ".join(f"{key.removesuffix('_gib')} {value} GiB" for key, value in record["memory"].items())
+        lines.append(
+            f"oom: {identity['model']} {identity['encoding']} could not read {short_length(record['n_read'])} tokens"
+            + (f" ({figures})" if figures else "")
+        )
+    return lines
+
+
+def _hole(status: str) -> Row:
+    nan = float("nan")
+    return {"value": nan, "low": nan, "high": nan, "status": status}
+
+
+def _exp(interval: Interval) -> Row:
+    with np.errstate(over="ignore"):
+        return {key: float(np.exp(value)) for key, value in asdict(interval).items()}
+
+
+@dataclass(frozen=True)
+class _Filled:
+    """Numerators and denominators of one cell, a pair a document [n]."""
+
+    nll: np.ndarray
+    weight: np.ndarray
+    bits: np.ndarray | None
+    byte_weight: np.ndarray
+    n_tokens: np.ndarray
+    whole: bool
+
+
+def _fill(tokens: TokenStore, cell: Cell, documents: Iterable[str]) -> _Filled | str:
+    """Return the numbers of a cell, or why it is a hole."""
+    nll, weight, bits, byte_weight, n_tokens, whole = [], [], [], [], [], True
+    for document in documents:
+        total = tokens.documents[document]["n_tokens"]
+        windows = cell.windows(total)
+        lost = next((window for window in windows if not tokens.covers(document, window)), None)
+        if lost is not None:
+            if any(lost.n_read >= record["n_read"] for record in tokens.out_of_memory):
+                return "oom"
+            raise StoreError(
+                f"the run {tokens.store.id} does not hold what `{cell.protocol}` reads: tokens {lost.start + 1} to "
+                f"{lost.stop} of `{document}`",
+                "leave --from out and give --model; an interrupted run goes on with its own command",
+            )
+        values = [tokens.nll(document, window).astype(np.float64) for window in windows]
+        if not all(np.isfinite(value).all() for value in values):
+            return "nan"
+        sizes = tokens.bytes(document)
+        spans = [int(sizes[w.scored_start : w.scored_stop].sum()) for w in windows] if sizes is not None else None
+        numbers = _weighted(cell, values, spans)
+        nll.append(numbers[0])
+        weight.append(numbers[1])
+        bits.append(numbers[2])
+        byte_weight.append(numbers[3])
+        n_tokens.append(sum(len(value) for value in values))
+        whole = whole and n_tokens[-1] == total
+    known = all(not math.isnan(value) for value in bits)
+    return _Filled(
+        np.array(nll),
+        np.array(weight),
+        np.array(bits) if known else None,
+        np.array(byte_weight),
+        np.array(n_tokens),
+        whole,
+    )
+
+
+def _weighted(cell: Cell, values: list[np.ndarray], spans: list[int] | None) -> tuple[float, float, float, float]:
+    """Return numerator and denominator of nll [nats], then of bits per byte, of one document."""
+    nan = float("nan")
+    if cell.weighting == "window":
+        bits = (
+            sum(float(value.sum()) / math.log(2) / span for value, span in zip(values, spans, strict=True))
+            if spans and all(spans)
+            else nan
+        )
+        return sum(float(value.mean()) for value in values), len(values), bits, len(values)
+    total, count = sum(float(value.sum()) for value in values), sum(len(value) for value in values)
+    n_bytes = sum(spans) if spans else 0
+    bits = total / math.log(2) if n_bytes else nan
+    if cell.weighting == "token":
+        return total, count, bits, n_bytes
+    return total / count, 1, bits / n_bytes if n_bytes else nan, 1

@@ -1,0 +1,67 @@
+"""How a run came to be: versions, machine, state of the code, seconds and memory."""
+
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hope_eval
+
+
+def origin(device: torch.device, command: str) -> dict[str, Any]:
+    """Return what was run, with which versions, on what."""
+    return {
+        "command": command,
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "versions": {
+            "hope_eval": hope_eval.__version__,
+            "python": platform.python_version(),
+            **{package: version(package) for package in ("torch", "transformers", "tokenizers", "numpy")},
+        },
+        "commit": _commit(),
+    }
+
+
+class Session:
+    """One stretch of work on a run: when it began, what it took."""
+
+    def __init__(self, device: torch.device, command: str) -> None:
+        self.device = device
+        self.facts = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **origin(device, command)}
+        self._start = time.perf_counter()
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            self.facts["weights_gib"] = _gib(torch.cuda.memory_allocated(device))
+
+    def ended(self, n_read: int) -> dict[str, Any]:
+        """Return the facts, with seconds, tokens read and the peak of GPU memory, weights included."""
+        seconds = time.perf_counter() - self._start
+        facts = {**self.facts, "seconds": round(seconds, 3), "tokens_read": n_read}
+        if self.device.type == "cuda":
+            facts["peak_memory_gib"] = _gib(torch.cuda.max_memory_allocated(self.device))
+        return facts
+
+
+def _gib(n_bytes: int) -> float:
+    return round(n_bytes / 2**30, 2)
+
+
+def _commit() -> dict[str, Any] | None:
+    """Return commit and dirty flag of the checkout this code runs from; None if it is installed."""
+    root = Path(hope_eval.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    try:
+        return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,232 @@
+"""Rows as tables: for a terminal, for a paper, for a program.
+
+A row is one number: `{model, encoding, task, protocol, length, label, metric, value, low, high, n, …}`. csv and json
+give all rows as they are; table, markdown and latex put lengths side by side, one line per model and metric:
+
+    model        encoding   metric              512        1k       2k*
+    SmolLM2      rope       perplexity        12.34     11.90     11.60      * beyond the training length
+                                      [11.9, 12.8] …
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hope_eval.lengths import short_length
+
+Row = dict[str, Any]
+
+FORMATS = ("table", "csv", "json", "markdown", "latex")
+
+# What tables show beside csv and json, which have everything.
+_SHOWN = {
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "word_perplexity": "word perplexity",
+    "byte_perplexity": "byte perplexity",
+    "context_gain": "context gain [nats]",
+}
+
+_LATEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"} | {c: rf"\{c}" for c in "&%$#_{}"}
+)
+
+# Marks a number that was measured beyond the training length of its model.
+BEYOND = "*"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number as it is printed: `12.34`, `[11.9, 12.8]`, and whether it lies beyond the training length."""
+
+    value: str
+    interval: str = ""
+    beyond: bool = False
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.value + BEYOND * self.beyond, self.interval)))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table before it is drawn: columns of lengths, and lines of (model, encoding, metric) with a cell a column."""
+
+    columns: list[str]
+    lines: list[tuple[tuple[str, str, str], list[Cell]]]
+
+    @property
+    def any_beyond(self) -> bool:
+        """Whether a number lies beyond the training length of its model."""
+        return any(cell.beyond for _, cells in self.lines for cell in cells)
+
+
+def render(rows: Sequence[Row], form: str, notes: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print rows in one of FORMATS; `notes` below the table, on standard error where they would spoil the data."""
+    console = console or _console()
+    if form == "table":
+        console.print(_rich_table(grid(rows)))
+        for note in _with_legend(rows, notes):
+            console.print(Text(note, style="dim"), soft_wrap=True)
+        return
+    notes = _with_legend(rows, notes) if form in ("markdown", "latex") else list(notes)
+    texts: dict[str, Callable[[], str]] = {
+        "csv": lambda: _csv(rows),
+        "json": lambda: _json(rows),
+        "markdown": lambda: _markdown(grid(rows), notes),
+        "latex": lambda: _latex(grid(rows), notes),
+    }
+    console.file.write(texts[form]())
+    if form in ("csv", "json"):
+        errors = Console(stderr=True, soft_wrap=True, highlight=False)
+        for note in notes:
+            errors.print(note, markup=False)
+
+
+def print_records(records: Sequence[Row]) -> None:
+    """Print records with the same keys as a plain table."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for key in records[0]:
+        table.add_column(Text(key), justify="right" if isinstance(records[0][key], int | float) else "left")
+    for record in records:
+        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in record.values()))
+    _console().print(table)
+
+
+def _console() -> Console:
+    console = Console(highlight=False)
+    # A pipe has no width; do not fold the table to 80 columns for it.
+    return console if console.is_terminal else Console(highlight=False, width=200)
+
+
+def grid(rows: Iterable[Row]) -> Grid:
+    """Return the rows with lengths as columns, in ascending order; what a model lacks is left empty."""
+    columns: dict[str, int] = {}
+    lines: dict[tuple[str, str, str, str], dict[str, Cell]] = {}
+    for row in rows:
+        if row["metric"] not in _SHOWN:
+            continue
+        heading = row["label"] or short_length(row["length"])
+        columns[heading] = row["length"]
+        line = lines.setdefault((row["model"], row["encoding"], _SHOWN[row["metric"]], row["run"]), {})
+        line[heading] = _cell(row)
+    ordered = sorted(columns, key=lambda heading: columns[heading])
+    return Grid(
+        ordered,
+        [(key[:3], [line.get(column, Cell("")) for column in ordered]) for key, line in _together(lines)],
+    )
+
+
+def _together(
+    lines: dict[tuple[str, str, str, str], dict[str, Cell]],
+) -> list[tuple[tuple[str, str, str, str], dict[str, Cell]]]:
+    """Return all perplexities first, then the other metrics: what is compared stands one below the other."""
+    order = list(_SHOWN.values())
+    return sorted(lines.items(), key=lambda item: order.index(item[0][2]))
+
+
+def _cell(row: Row) -> Cell:
+    beyond = bool(row["train_length"]) and row["length"] > row["train_length"]
+    if row["status"] != "ok":
+        return Cell(row["status"], beyond=beyond)
+    known = not math.isnan(row["low"])
+    return Cell(_number(row["value"]), f"[{_number(row['low'])}, {_number(row['high'])}]" if known else "", beyond)
+
+
+def _number(value: float) -> str:
+    """Return four significant digits: 1.234, 12.34, 123.4, 1,234, 1.2e+06."""
+    if not math.isfinite(value):
+        return "inf" if value > 0 else str(value)
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value:.1e}"
+    digits = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
+    return f"{value:,.{digits}f}"
+
+
+def _with_legend(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
+    legend = [f"{BEYOND} beyond the training length"] if grid(rows).any_beyond else []
+    return [*legend, *notes]
+
+
+def _rich_table(content: Grid) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for heading in ("model", "encoding", "metric"):
+        table.add_column(heading, overflow="fold")
+    for column in content.columns:
+        table.add_column(column, justify="right")
+    before = ("", "", "")
+    for number, (names, cells) in enumerate(content.lines):
+        table.add_row(
+            *(name if name != old else "" for name, old in zip(names[:2], before[:2], strict=True)),
+            names[2],
+            *(_rich_cell(cell) for cell in cells),
+            end_section=number + 1 < len(content.lines) and content.lines[number + 1][0][2] != names[2],
+        )
+        before = names
+    return table
+
+
+def _rich_cell(cell: Cell) -> Text:
+    text = Text(cell.value + BEYOND * cell.beyond, style="yellow" if cell.beyond else "")
+    if cell.interval:
+        text.append(f"\n{cell.interval}", style="dim")
+    return text
+
+
+def _csv(rows: Sequence[Row]) -> str:
+    stream = io.StringIO()
+    # Rows of different protocols may have different keys; all appear, in order of first sight.
+    writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def _json(rows: Sequence[Row]) -> str:
+    """Return a list of rows; a number that is none (NaN, infinity) is null, since JSON has no other word for it."""
+    clean = [
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        for row in rows
+    ]
+    return json.dumps(clean, indent=1, ensure_ascii=False) + "\n"
+
+
+def _markdown(content: Grid, notes: Sequence[str]) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", r"\|").replace("*", r"\*") for cell in cells) + " |\n"
+
+    text = line(["model", "encoding", "metric", *content.columns])
+    text += "|---|---|---|" + "---:|" * len(content.columns) + "\n"
+    text += "".join(line([*names, *map(str, cells)]) for names, cells in content.lines)
+    return text + "".join(f"\n{note.replace('*', chr(92) + '*')}\n" for note in notes)
+
+
+def _latex(content: Grid, notes: Sequence[str]) -> str:
+    r"""Return a booktabs tabular (\usepackage{booktabs})."""
+
+    def escaped(text: str) -> str:
+        return text.translate(_LATEX)
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(cells) + r" \\" + "\n"
+
+    def drawn(cell: Cell) -> str:
+        mark = "$^{*}$" if cell.beyond else ""
+        # Brackets after a line break would be read as its argument.
+        interval = rf" {{\scriptsize {cell.interval}}}" if cell.interval else ""
+        return f"{escaped(cell.value)}{mark}{interval}"
+
+    text = "".join(f"% {note}\n" for note in notes)
+    text += rf"\begin{{tabular}}{{lll{'r' * len(content.columns)}}}" + "\n\\toprule\n"
+    text += line(["model", "encoding", "metric", *map(escaped, content.columns)]) + "\\midrule\n"
+    text += "".join(line([*map(escaped, names), *map(drawn, cells)]) for names, cells in content.lines)
+    return text + "\\bottomrule\n\\end{tabular}\n"
