@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+Ids = Sequence[int] | np.ndarray
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -19,8 +23,8 @@ class Sample:
     meta:         what results are sliced by: document, position, depth, distance…
     """
 
-    context: Sequence[int]
-    target: Sequence[int]
+    context: Ids
+    target: Ids
     unread: int = 0
     meta: Mapping[str, object] = field(default_factory=dict)
 

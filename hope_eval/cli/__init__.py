@@ -24,7 +24,7 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(hope_eval.__version__, prog_name="hope-eval")
 def main() -> None:
-    r"""How far past its training window does a language model work, and how do position encodings compare?
+    """How far past its training window does a language model work, and how do position encodings compare?
 
     \b
     hope-eval ppl --model path/to/checkpoint --lengths 2k,8k,32k

@@ -2,17 +2,19 @@
 
 import click
 
-from hope_eval.cli.options import Length
+from hope_eval.cli.options import read_length
 
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--length", type=Length(), default="2k", show_default=True, metavar="LENGTH", help="Training length.")
+@click.option(
+    "--length", callback=read_length, default="2k", show_default=True, metavar="LENGTH", help="Training length."
+)
 @click.option("--head-dim", type=click.IntRange(2), default=64, show_default=True, help="Dimensions of a head.")
 @click.option("--heads", type=click.IntRange(1), default=8, show_default=True, help="Heads of a layer.")
 @click.option("--theta", type=float, default=10_000.0, show_default=True, help="Base of the rotary frequencies.")
 def encodings(name: str | None, length: int, head_dim: int, heads: int, theta: float) -> None:
-    r"""List the position encodings, or show what NAME does to a model.
+    """List the position encodings, or show what NAME does to a model.
 
     \b
     hope-eval encodings

@@ -8,31 +8,20 @@ from typing import Any, TypeVar
 
 import click
 
-from hope_eval.lengths import parse_lengths
+from hope_eval.lengths import parse_length, parse_lengths
 from hope_eval.results.tables import FORMATS
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class Lengths(click.ParamType):
-    """`2k,8k,32k`: ascending lengths in tokens."""
-
-    name = "lengths"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
-        """Return the lengths; LengthError passes through to the group."""
-        return value if isinstance(value, tuple) else parse_lengths(value)
+def read_lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Read `2k,8k,32k`: the callback of an option that takes several lengths."""
+    return None if value is None else parse_lengths(value)
 
 
-class Length(Lengths):
-    """`8k`: one length."""
-
-    name = "length"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """Return the length, or let click say that it takes one."""
-        lengths = parse_lengths(str(value))
-        return lengths[0] if len(lengths) == 1 else self.fail(f"one length is needed, got {value}", param, ctx)
+def read_length(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    """Read `8k`: the callback of an option that takes one length."""
+    return None if value is None else parse_length(value)
 
 
 def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -77,7 +66,7 @@ checkpoint = _stack(
     click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with a checkpoint."),
     click.option(
         "--train-length",
-        type=Length(),
+        callback=read_length,
         metavar="LENGTH",
         help="Length the model was trained at.  [default: what its config says]",
     ),
@@ -91,7 +80,7 @@ checkpoint = _stack(
 evaluation = _stack(
     click.option(
         "--lengths",
-        type=Lengths(),
+        callback=read_lengths,
         metavar="LENGTHS",
         help="Context lengths in the model's own tokens, e.g. 2k,8k,32k.  [default: 1/2, 1, 2 and 4 times the training "
         "length]",

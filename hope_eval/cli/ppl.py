@@ -47,6 +47,7 @@ _PROTOCOL_HELP = "\n\n".join(f"{name}: {cls.one_line}" for name, cls in PROTOCOL
 @click.pass_context
 def ppl(
     ctx: click.Context,
+    /,
     models: tuple[str, ...],
     encodings: tuple[str, ...],
     lengths: tuple[int, ...] | None,
@@ -66,7 +67,7 @@ def ppl(
     run: Path | None,
     **checkpoint: Any,
 ) -> None:
-    r"""Perplexity at growing context lengths, beyond the training length too.
+    """Perplexity at growing context lengths, beyond the training length too.
 
     \b
     hope-eval ppl --model path/to/checkpoint --lengths 2k,8k,32k

@@ -101,9 +101,9 @@ def _rebuilt(module: nn.Module, config: Any) -> nn.Module:
 def _check(model: nn.Module, spec: EncodingSpec, config: Any, layer_types: list[str]) -> None:
     expected = {
         f"{layer_type}_inv_freq" if layer_type else "inv_freq": spec.build(
-            geometry_of(config, layer_type)
+            geometry_of(config, layer_type or None)
         ).inverse_frequencies()
-        for layer_type in layer_types or [None]
+        for layer_type in (layer_types or [""])
     }
     found = effective_inverse_frequencies(model)
     for path, frequencies in found.items():
@@ -118,12 +118,13 @@ def _check(model: nn.Module, spec: EncodingSpec, config: Any, layer_types: list[
 def text_config(model: nn.Module) -> Any:
     """Return the config of the text decoder; None for a model that is not of transformers."""
     config = getattr(model, "config", None)
-    return config.get_text_config() if hasattr(config, "get_text_config") else config
+    return config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
 
 
 def rotary_modules(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     """Return (parent, attribute, module) for every module of the decoder that holds inverse frequencies."""
-    decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
+    get_decoder: Any = getattr(model, "get_decoder", None)
+    decoder = get_decoder() if get_decoder else model
     return [
         (parent, name, child)
         for parent in (decoder or model).modules()

@@ -82,7 +82,7 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         self._own_frequencies = effective_inverse_frequencies(self.module)
-        self._own_rope = copy.deepcopy(getattr(text_config(self.module), "rope_parameters", None))
+        self._own_rope: Any = copy.deepcopy(getattr(text_config(self.module), "rope_parameters", None))
         self._own_encoding = encoding_label(self.module)
         self._encoding = NATIVE
 

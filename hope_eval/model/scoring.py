@@ -20,7 +20,13 @@ import torch
 from torch import Tensor, nn
 
 from hope_eval.errors import LengthError, OptionError
-from hope_eval.model.attach import effective_inverse_frequencies, is_nested_safe, position_table, text_config
+from hope_eval.model.attach import (
+    effective_inverse_frequencies,
+    is_nested_safe,
+    position_table,
+    rotary_modules,
+    text_config,
+)
 from hope_eval.task import Sample
 
 PrefixPolicy = Literal["auto", "bos", "eos", "none"]
@@ -86,6 +92,12 @@ class LanguageModel:
         self.module.eval()
         self.nested_safe = is_nested_safe(self.module)
         self.max_length = position_table(self.module)
+        # transformers' dynamic rope types remember the longest input so far, and go on with its frequencies.
+        self._pristine = [
+            (parent, name, copy.deepcopy(rotary))
+            for parent, name, rotary in rotary_modules(self.module)
+            if not self.nested_safe
+        ]
         self._choose_head()
 
     @property
@@ -172,6 +184,8 @@ class LanguageModel:
         raise OutOfMemory(samples[0].n_read, figures, message)
 
     def _scored(self, samples: Sequence[Sample]) -> list[Score]:
+        for parent, name, rotary in self._pristine:
+            setattr(parent, name, copy.deepcopy(rotary))
         ids_BL = torch.stack([_read(sample) for sample in samples]).to(self.device)
         rows = [slice(len(s.context) - 1, len(s.context) - 1 + len(s.target)) for s in samples]
         targets = [torch.as_tensor(np.asarray(s.target), dtype=torch.long, device=self.device) for s in samples]

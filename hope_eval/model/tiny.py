@@ -18,7 +18,7 @@ from hope_eval.model.checkpoint import quiet
 _RECIPE = 1
 
 TRAIN_LENGTH = 128
-_TEXTS = "python:click,rich"
+_TEXTS = "python:accelerate,click"
 _STEPS, _BATCH, _LEARNING_RATE = 400, 16, 1e-2
 
 

@@ -1,0 +1,81 @@
+"""What tests share: tiny checkpoints made from configs, and models whose scores are known beforehand."""
+
+import os
+
+# Nothing here may reach for a network, whatever the machine allows.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from hope_eval.model.scoring import LanguageModel
+from hope_eval.model.tiny import byte_tokenizer
+
+torch.set_num_threads(1)
+
+VOCAB_SIZE = 257
+
+_TEXT = "The {0} of chapter {0} went to the sea, saw {0} ships … and ate 1{0} figs.\n"
+
+
+def tiny_config(kind: str = "llama", **changes):
+    """Return the config of a decoder of two layers that scores the bytes of `byte_tokenizer`."""
+    options = {
+        "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 64, "head_dim": 16,
+        "bos_token_id": 0, "eos_token_id": 0, "pad_token_id": None, "initializer_range": 0.3, **changes,
+    }  # fmt: skip
+    return transformers.CONFIG_MAPPING[kind](**options)
+
+
+def tiny_module(kind: str = "llama", seed: int = 0, **changes):
+    """Return a model of that kind with random weights, large enough for its predictions to differ by position."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return transformers.AutoModelForCausalLM.from_config(tiny_config(kind, **changes)).eval()
+
+
+def tiny_model(kind: str = "llama", **changes) -> LanguageModel:
+    """Return a tiny language model with a byte tokenizer."""
+    module = tiny_module(kind, **changes)
+    return LanguageModel(f"tiny-{kind}", module, byte_tokenizer(), module.config.max_position_embeddings, "config")
+
+
+class Uniform(torch.nn.Module):
+    """Gives every token of the vocabulary the same probability."""
+
+    def __init__(self, vocab_size: int = VOCAB_SIZE) -> None:
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.calls: list[tuple[int, int]] = []
+
+    def forward(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        self.calls.append(tuple(ids_BL.shape))
+        return torch.zeros(*ids_BL.shape, self.vocab_size)
+
+
+def story(n_sentences: int, start: int = 0) -> str:
+    """Return a text with characters of one and of three bytes."""
+    return "".join(_TEXT.format(start + number) for number in range(n_sentences))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """The folder of a tiny Llama in transformers format."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny-llama"
+    tiny_module().save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def stories(tmp_path_factory) -> Path:
+    """A corpus of three documents of about 3,000 bytes and one of 70."""
+    path = tmp_path_factory.mktemp("stories") / "stories.jsonl"
+    texts = [story(40, 100 * number) for number in range(3)] + [story(1)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path

@@ -1,0 +1,142 @@
+import bz2
+import gzip
+import json
+import lzma
+
+import pytest
+
+from hope_eval import corpora
+from hope_eval.corpora import load_corpus
+from hope_eval.errors import CorpusError, MissingPackageError
+
+TEXTS = ["first text", "zweiter Text …", "third"]
+
+
+def lines(field: str = "text") -> bytes:
+    return "".join(json.dumps({field: text, "id": 3}) + "\n" for text in TEXTS).encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "packed"),
+    [("a.jsonl", bytes), ("a.jsonl.bz2", bz2.compress), ("a.jsonl.gz", gzip.compress), ("a.jsonl.xz", lzma.compress)],
+)
+def test_json_lines_plain_and_compressed(name, packed, tmp_path):
+    (tmp_path / name).write_bytes(packed(lines()))
+    assert [document.text for document in load_corpus(str(tmp_path / name)).documents] == TEXTS
+
+
+def test_parquet(tmp_path):
+    import pandas
+
+    pandas.DataFrame({"body": TEXTS}).to_parquet(tmp_path / "a.parquet")
+    assert [document.text for document in load_corpus(str(tmp_path / "a.parquet"), "body").documents] == TEXTS
+    with pytest.raises(CorpusError, match=r"no text in `text` \(it has: body\)"):
+        load_corpus(str(tmp_path / "a.parquet"))
+
+
+def test_a_folder_is_read_in_order_of_path(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "z.txt").write_text("last")
+    (tmp_path / "a.md").write_text("first")
+    (tmp_path / "b" / "a.jsonl").write_bytes(lines())
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG")
+    documents = load_corpus(str(tmp_path)).documents
+    assert [document.text for document in documents] == ["first", *TEXTS, "last"]
+    assert documents[1].id == "b/a.jsonl:1"
+
+
+def test_the_fingerprint_is_that_of_ids_and_texts(tmp_path):
+    (tmp_path / "a.txt").write_text("one")
+    first = load_corpus(str(tmp_path / "a.txt")).fingerprint
+    assert load_corpus(str(tmp_path / "a.txt")).fingerprint == first
+    (tmp_path / "a.txt").write_text("two")
+    assert load_corpus(str(tmp_path / "a.txt")).fingerprint != first
+
+
+def test_line_ends_are_part_of_a_text(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"one\r\ntwo")
+    assert load_corpus(str(tmp_path / "a.txt")).documents[0].text == "one\r\ntwo"
+
+
+def test_the_standard_library_makes_long_documents_in_a_fixed_order():
+    corpus = load_corpus("python")
+    assert corpus.fingerprint == load_corpus("python").fingerprint
+    assert len(corpus.documents) > 20
+    assert sum(len(document.text) >= 200_000 for document in corpus.documents) > 0.9 * len(corpus.documents)
+    ids = [document.id for document in corpus.documents]
+    assert len(set(ids)) == len(ids)
+    text = "".join(document.text for document in corpus.documents)
+    assert "# json/decoder.py\n" in text
+    assert "# test/" not in text
+    assert "site-packages" not in {part for name in ids for part in name.split("/")}
+
+
+def test_installed_packages():
+    corpus = load_corpus("python:click,rich")
+    assert {document.id.split("/")[0] for document in corpus.documents} == {"click", "rich"}
+    assert any("# click/core.py" in d.text or "# core.py" in d.text for d in corpus.documents)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", b"caf\xe9", "is not UTF-8: byte 3 is 0xe9"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": oops}\n', "line 2, is no JSON"),
+        ("a.jsonl", b'{"text": "fine"}\n{"txt": "no"}\n', r"line 2, has no text in `text` \(it has: txt\)"),
+        ("a.jsonl", b'{"text": 5}\n', "has no text in `text`"),
+        ("a.jsonl", b'{"text": "\xff"}\n', "line 1 is not UTF-8"),
+        ("a.jsonl", b"[1]\n", "has no text"),
+        ("a.jsonl.bz2", b"not bz2", "cannot read"),
+        ("a.jsonl.gz", b"not gz", "cannot read"),
+        ("a.jsonl.xz", b"not xz", "cannot read"),
+        ("a.jsonl.xz", lzma.compress(lines())[:-20], "cannot read"),
+        ("a.parquet", b"not parquet", "cannot read"),
+        ("a.pdf", b"%PDF", "of a kind that cannot be read"),
+        ("a.txt", b"", "holds no text"),
+    ],
+)
+def test_what_cannot_be_read_is_an_error(name, content, message, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CorpusError, match=message) as caught:
+        load_corpus(str(tmp_path / name))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere.txt", "no text at `nowhere.txt`"),
+        ("pyhton", "no text at `pyhton`"),
+        ("python:no_such_package", "no package called `no_such_package`"),
+        ("hf:org/data", "names no revision"),
+    ],
+)
+def test_what_is_not_there_is_an_error(name, message):
+    with pytest.raises(CorpusError, match=message):
+        load_corpus(name)
+
+
+def test_an_absent_optional_package_is_an_error_with_its_command(monkeypatch):
+    def absent(name):
+        raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    monkeypatch.setattr("hope_eval.errors.importlib.import_module", absent)
+    with pytest.raises(MissingPackageError, match="needs the package `datasets`") as caught:
+        load_corpus("hf:org/data@main")
+    assert caught.value.hint == "pip install datasets"
+
+
+def test_a_dataset_is_read_through_datasets(monkeypatch):
+    class Fake:
+        @staticmethod
+        def load_dataset(name, config, revision):
+            assert (name, config, revision) == ("org/data", "en", "abc")
+            return {"train": [{"text": "no"}], "test": [{"text": text} for text in TEXTS]}
+
+    monkeypatch.setattr(corpora, "require", lambda *names: Fake)
+    assert [document.text for document in load_corpus("hf:org/data:en@abc").documents] == TEXTS
+
+
+def test_a_folder_without_text_is_an_error(tmp_path):
+    with pytest.raises(CorpusError, match="holds no text"):
+        load_corpus(str(tmp_path))

@@ -1,0 +1,231 @@
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from conftest import VOCAB_SIZE, tiny_config, tiny_module
+from references import hope_logit, nope_logit, rope_logit
+
+import hope_eval
+from hope_eval.encoding import (
+    Geometry,
+    encoding_class,
+    encoding_names,
+    geometry_of,
+    hyper_parameters,
+    parse_encoding,
+    training_length,
+)
+from hope_eval.errors import EncodingError
+from hope_eval.model.attach import attach, effective_inverse_frequencies, encoding_label, is_nested_safe
+
+# Before the training length of 64, across it, far past it.
+PLACES = [(5, 3), (63, 0), (64, 1), (70, 60), (1000, 17), (100_000, 3), (100_000, 99_999)]
+
+REFERENCES = {
+    "rope": lambda q, k, m, n: rope_logit(q, k, m, n),
+    "hope": lambda q, k, m, n: hope_logit(q, k, m, n, 64),
+    "hope:multiplier=2": lambda q, k, m, n: hope_logit(q, k, m, n, 64, 2.0),
+    "hope:train_length=512": lambda q, k, m, n: hope_logit(q, k, m, n, 512),
+    "nope": lambda q, k, m, n: nope_logit(q, k, m, n),
+}
+
+
+def logit_of_model(spec: str, q, k, query_position: int, key_position: int) -> float:
+    """q . k as transformers' Llama computes it with that encoding attached."""
+    model = attach(tiny_module(), spec)
+    rotary = model.model.rotary_emb
+    positions = torch.tensor([[key_position, query_position]])
+    cos, sin = rotary(torch.zeros(1, 2, 16), positions)
+    rotate = transformers.models.llama.modeling_llama.apply_rotary_pos_emb
+    q_BHLE, k_BHLE = (torch.tensor(v, dtype=torch.float32).expand(1, 1, 2, 16) for v in (q, k))
+    q_turned, k_turned = rotate(q_BHLE, k_BHLE, cos, sin)
+    return float((q_turned[0, 0, 1].double() * k_turned[0, 0, 0].double()).sum())
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("spec", REFERENCES)
+def test_logits_are_those_of_the_paper(spec, place):
+    generator = torch.Generator().manual_seed(1)
+    q, k = torch.randn(2, 16, generator=generator).tolist()
+    # Angles are in float32: position 100,000 times theta is exact to about 0.01 radians.
+    tolerance = 1e-4 if max(place) < 2000 else 0.15
+    assert logit_of_model(spec, q, k, *place) == pytest.approx(REFERENCES[spec](q, k, *place), abs=tolerance)
+
+
+@pytest.mark.parametrize(("train_length", "kept"), [(256, 13), (512, 16), (2048, 21)])
+def test_hope_keeps_the_pairs_that_turn_once_within_the_training_length(train_length, kept):
+    frequencies = encoding_class("hope")(Geometry(64, 1, train_length)).inverse_frequencies()
+    assert int((frequencies > 0).sum()) == kept
+    assert bool((frequencies[:kept] > 0).all()), "the fast pairs are kept"
+
+
+def test_rope_is_transformers_own_to_the_last_bit():
+    for head_dim, theta in ((16, 10_000.0), (64, 500_000.0), (128, 1e6)):
+        config = tiny_config(head_dim=head_dim, rope_parameters={"rope_type": "default", "rope_theta": theta})
+        own = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config).inv_freq
+        assert torch.equal(encoding_class("rope")(geometry_of(config)).inverse_frequencies(), own)
+
+
+def test_attached_rope_leaves_the_logits_of_llama_as_they_were():
+    ids = torch.arange(100)[None] % VOCAB_SIZE
+    before = tiny_module()(ids).logits
+    assert torch.equal(attach(tiny_module(), "rope")(ids).logits, before)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "olmo2"])
+def test_attach_changes_the_logits_of_every_family(kind):
+    ids = torch.arange(50)[None] % VOCAB_SIZE
+    logits = {spec: attach(tiny_module(kind), spec)(ids).logits for spec in ("rope", "hope", "nope")}
+    assert not torch.allclose(logits["rope"], logits["hope"], atol=1e-4)
+    assert not torch.allclose(logits["hope"], logits["nope"], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
+def test_effective_frequencies_are_those_that_were_asked_for(kind):
+    model = attach(tiny_module(kind), "hope:multiplier=2")
+    for path, frequencies in effective_inverse_frequencies(model).items():
+        layer_type = path.rpartition(".")[2].removesuffix("inv_freq").rstrip("_") or None
+        wanted = parse_encoding("hope:multiplier=2").build(geometry_of(model.config, layer_type))
+        assert torch.equal(frequencies, wanted.inverse_frequencies())
+        assert 0 < int((frequencies > 0).sum()) < len(frequencies)
+
+
+def test_a_partly_rotated_head_stays_partly_rotated():
+    model = tiny_module("phi", num_key_value_heads=2)
+    half = model.config.rope_parameters["partial_rotary_factor"]
+    assert half == 0.5
+    attach(model, "hope")
+    (frequencies,) = effective_inverse_frequencies(model).values()
+    assert len(frequencies) == 16 * half / 2
+
+
+def test_an_architecture_that_ignores_rope_parameters_is_an_error(monkeypatch):
+    rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding
+    plain = tiny_config()
+    own = rotary.__init__
+    monkeypatch.setattr(rotary, "__init__", lambda self, config, **rest: own(self, plain, **rest))
+    with pytest.raises(EncodingError, match="does not hold its frequencies"):
+        attach(tiny_module(), "hope")
+
+
+def test_gpt2_has_nothing_to_replace():
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=11))
+    with pytest.raises(EncodingError, match="has no rotary encoding"):
+        attach(model, "hope")
+
+
+def test_saved_encoding_comes_back_with_plain_transformers_in_another_process(tmp_path):
+    model = attach(tiny_module(), "hope:multiplier=2")
+    model.save_pretrained(tmp_path)
+    ids = torch.arange(200)[None] % VOCAB_SIZE
+    torch.save(model(ids).logits, tmp_path / "logits.pt")
+    code = f"""
+import hope_eval, sys
+assert "torch" not in sys.modules, "importing hope_eval is cheap"
+import torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained({str(tmp_path)!r}).eval()
+assert model.config.rope_parameters["rope_type"] == "hope"
+assert int((model.model.rotary_emb.inv_freq > 0).sum()) == {int((model.model.rotary_emb.inv_freq > 0).sum())}
+assert torch.equal(model(torch.arange(200)[None] % {VOCAB_SIZE}).logits, torch.load({str(tmp_path / "logits.pt")!r}))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_hope_import_after_transformers_registers_too():
+    code = "import transformers.modeling_rope_utils as r; import hope_eval; assert 'hope' in r.ROPE_INIT_FUNCTIONS"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_training_length_and_not_the_evaluated_one_decides():
+    config = tiny_config(
+        max_position_embeddings=4096,
+        rope_parameters={"rope_type": "hope", "rope_theta": 1e4, "original_max_position_embeddings": 64},
+    )
+    assert training_length(config) == (64, "rope_parameters.original_max_position_embeddings")
+    rotary = transformers.models.llama.modeling_llama.LlamaRotaryEmbedding(config)
+    kept = int((rotary.inv_freq > 0).sum())
+    assert kept == int((encoding_class("hope")(Geometry(16, 1, 64)).inverse_frequencies() > 0).sum())
+    rotary(torch.zeros(1, 4000, 8), torch.arange(4000)[None])
+    assert int((rotary.inv_freq > 0).sum()) == kept
+
+
+@pytest.mark.parametrize(
+    ("rope", "safe", "label"),
+    [
+        ({"rope_type": "default"}, True, "rope"),
+        ({"rope_type": "linear", "factor": 4.0}, True, "pi"),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, True, "yarn"),
+        ({"rope_type": "dynamic", "factor": 4.0}, False, "dynamic_ntk"),
+        (
+            {
+                "rope_type": "longrope",
+                "factor": 4.0,
+                "short_factor": [1.0] * 8,
+                "long_factor": [2.0] * 8,
+                "original_max_position_embeddings": 64,
+            },
+            False,
+            "longrope",
+        ),
+    ],
+)
+def test_encodings_that_change_with_the_length_read_are_found(rope, safe, label):
+    model = tiny_module(rope_parameters={"rope_theta": 1e4, **rope})
+    assert is_nested_safe(model) is safe
+    assert encoding_label(model) == label
+
+
+@pytest.mark.parametrize("name", encoding_names())
+def test_every_hyper_parameter_changes_the_frequencies(name):
+    cls = encoding_class(name)
+    plain = cls(Geometry(64, 2, 512)).inverse_frequencies()
+    for key, value in hyper_parameters(cls).items():
+        changed = cls(Geometry(64, 2, 512), **{key: 3 * value or 64}).inverse_frequencies()
+        assert not torch.equal(plain, changed), key
+
+
+def test_hope_without_a_pair_to_rotate_is_an_error():
+    with pytest.raises(EncodingError, match="at least 13"):
+        parse_encoding("hope:multiplier=2").build(Geometry(64, 1, 12))
+    assert math.isclose(encoding_class("hope")(Geometry(64, 1, 512)).threshold, 2 * math.pi / 512)
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "hint"),
+    [
+        ("hoep", "no position encoding is called `hoep`", "did you mean `hope`"),
+        ("hope:multipler=2", "no parameter `multipler`", "did you mean `multiplier`"),
+        ("hope:multiplier=two", "must be a number", "hope:multiplier=2"),
+        ("nope:multiplier=2", "no parameter", "it has none"),
+        ("nowhere.py", "no file", "path"),
+    ],
+)
+def test_what_is_misspelt_gets_a_hint(text, message, hint):
+    with pytest.raises(EncodingError, match=message) as caught:
+        parse_encoding(text)
+    assert hint in caught.value.hint
+
+
+def test_an_encoding_of_ones_own_is_one_file(tmp_path):
+    file = tmp_path / "halved.py"
+    file.write_text(
+        "from hope_eval.encodings import rope\n"
+        "class Halved(rope.Rope):\n"
+        "    formula = 'half the speed'\n"
+        "    def inverse_frequencies(self):\n"
+        "        return super().inverse_frequencies() / 2\n"
+    )
+    model = attach(tiny_module(), str(file))
+    plain = encoding_class("rope")(Geometry(16, 2, 64)).inverse_frequencies()
+    assert torch.equal(model.model.rotary_emb.inv_freq, plain / 2)
+
+
+def test_public_names_are_there():
+    for name in hope_eval.__all__:
+        assert getattr(hope_eval, name) is not None
+    with pytest.raises(AttributeError):
+        _ = hope_eval.nothing

@@ -1,0 +1,385 @@
+"""Every protocol against a computation that follows its definition one token at a time, in float64."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import VOCAB_SIZE, Uniform, story, tiny_model, tiny_module
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hope_eval.corpora import Corpus, Document, load_corpus
+from hope_eval.errors import CorpusError, LengthError, OptionError, StoreError
+from hope_eval.evaluate import choose, perplexity
+from hope_eval.model.scoring import LanguageModel
+from hope_eval.model.tiny import byte_tokenizer
+from hope_eval.perplexity import derived, table
+from hope_eval.protocols import PROTOCOLS, Window, merge, protocol_named
+
+TEXTS = [story(8, 100 * number) for number in range(3)]
+CORPUS = Corpus("stories", tuple(Document(f"d{i}", text) for i, text in enumerate(TEXTS)), "f" * 16)
+
+
+def ids_of(text: str) -> list[int]:
+    return list(byte_tokenizer()(text)["input_ids"])
+
+
+def slow_nll(module, context: list[int], target: int) -> float:
+    """Return the nll of one token given exactly `context`, from one forward of its own, in float64."""
+    with torch.no_grad():
+        logits = module(torch.tensor([context])).logits[0, -1].double()
+    return float(-torch.log_softmax(logits, -1)[target])
+
+
+def measured(protocol, lengths, tmp_path, model=None, **options):
+    tokens, n = perplexity(model or tiny_model(), CORPUS, protocol, lengths, tmp_path, **options)
+    return {(row["length"], row["metric"]): row for row in table(tokens, n_documents=n).rows}, tokens
+
+
+def test_prefix_is_the_definition(tmp_path):
+    """YaRN: read B, x_1..x_{L-1}, score all of them, mean over documents of document means."""
+    lengths = [16, 40, 100]
+    model = tiny_model()
+    slow = model.module.double()
+    wanted = {}
+    for length in lengths:
+        means = []
+        for text in TEXTS:
+            ids = [0, *ids_of(text)][:length]
+            means.append(np.mean([slow_nll(slow, ids[:t], ids[t]) for t in range(1, length)]))
+        wanted[length] = np.mean(means)
+    rows, _ = measured(protocol_named("prefix"), lengths, tmp_path)
+    for length in lengths:
+        assert rows[length, "nll"]["value"] == pytest.approx(wanted[length], rel=1e-5)
+        assert rows[length, "perplexity"]["value"] == pytest.approx(math.exp(wanted[length]), rel=1e-5)
+        assert rows[length, "nll"]["n_tokens"] == 3 * (length - 1)
+
+
+def test_sliding_with_stride_one_is_the_definition(tmp_path):
+    """ALiBi: every token but those of the first window is predicted from exactly L - 1 tokens before it."""
+    slow = tiny_model().module.double()
+    length, span = 20, 60
+    values = []
+    for text in TEXTS:
+        ids = ids_of(text)[:span]
+        for t in range(span):
+            # The window [B, x_{t-L+3} .. x_t]: L tokens with x_t itself, which is read but not needed.
+            start = max(0, t - (length - 1) + 1)
+            values.append(slow_nll(slow, [0, *ids[start:t]], ids[t]))
+    rows, _ = measured(protocol_named("sliding", stride=1, tokens=span), [length], tmp_path)
+    assert rows[length, "nll"]["value"] == pytest.approx(np.mean(values), rel=1e-5)
+    assert rows[length, "nll"]["n_tokens"] == 3 * span
+
+
+@pytest.mark.parametrize("weighting", ["token", "window"])
+def test_sliding_with_a_longer_stride_is_the_definition(weighting, tmp_path):
+    slow = tiny_model().module.double()
+    length, stride, span = 30, 11, 90
+    tokens, windows = [], []
+    for text in TEXTS:
+        ids = ids_of(text)[:span]
+        done, start = 0, 0
+        while done < span:
+            stop = min(start + length - 1, span)
+            window = [slow_nll(slow, [0, *ids[start:t]], ids[t]) for t in range(done, stop)]
+            tokens += window
+            windows.append(np.mean(window))
+            done, start = stop, start + stride
+    rows, _ = measured(protocol_named("sliding", stride=stride, tokens=span, weighting=weighting), [length], tmp_path)
+    wanted = np.mean(tokens) if weighting == "token" else np.mean(windows)
+    assert rows[length, "nll"]["value"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_windows_score_the_same_tokens_at_every_length(tmp_path):
+    slow = tiny_model().module.double()
+    rows, _ = measured(protocol_named("windows"), [16, 64], tmp_path)
+    for length in (16, 64):
+        values = []
+        for text in TEXTS:
+            ids = ids_of(text)[:63]
+            values += [slow_nll(slow, [0, *ids[t // (length - 1) * (length - 1) : t]], ids[t]) for t in range(63)]
+        assert rows[length, "nll"]["value"] == pytest.approx(np.mean(values), rel=1e-5)
+        assert rows[length, "nll"]["n_tokens"] == 3 * 63
+
+
+def test_bucket_and_last_k_are_slices_of_one_read(tmp_path):
+    slow = tiny_model().module.double()
+    nll = [[slow_nll(slow, [0, *ids[:t]], ids[t]) for t in range(127)] for ids in map(ids_of, TEXTS)]
+    rows, _ = measured(protocol_named("bucket"), [128], tmp_path)
+    # x_t with 32 <= t < 64 and 64 <= t < 128; t counts from 1.
+    for low, high in ((32, 64), (64, 128)):
+        wanted = np.mean([np.mean(values[low - 1 : high - 1]) for values in nll])
+        assert rows[high, "nll"]["value"] == pytest.approx(wanted, rel=1e-5)
+    rows, _ = measured(protocol_named("last-k", k=10), [32, 128], tmp_path)
+    for length in (32, 128):
+        wanted = np.mean([np.mean(values[length - 11 : length - 1]) for values in nll])
+        assert rows[length, "nll"]["value"] == pytest.approx(wanted, rel=1e-5)
+
+
+def test_paired_scores_the_same_tokens_with_more_and_more_context(tmp_path):
+    slow = tiny_model().module.double()
+    lengths, k, longest = [300], 8, 300 - 8 - 1
+    rows, _ = measured(protocol_named("paired", k=k), lengths, tmp_path)
+    gains = {}
+    for context in (64, 128, 256, longest):
+        means = []
+        for text in TEXTS:
+            ids = ids_of(text)
+            means.append(
+                np.mean([slow_nll(slow, [0, *ids[longest - context : t]], ids[t]) for t in range(longest, longest + k)])
+            )
+        row = rows[context + k + 1, "nll"]
+        assert row["value"] == pytest.approx(np.mean(means), rel=1e-5)
+        gains[context] = rows[64 + k + 1, "nll"]["value"] - row["value"]
+        assert rows[context + k + 1, "context_gain"]["value"] == pytest.approx(gains[context], abs=1e-9)
+
+
+def test_without_a_prefix_the_first_token_is_not_scored(tmp_path):
+    slow = tiny_model().module.double()
+    values = []
+    for text in TEXTS:
+        ids = ids_of(text)[:32]
+        values.append(np.mean([slow_nll(slow, ids[:t], ids[t]) for t in range(1, 32)]))
+    rows, _ = measured(protocol_named("prefix"), [32], tmp_path, prefix="none")
+    assert rows[32, "nll"]["value"] == pytest.approx(np.mean(values), rel=1e-5)
+    assert rows[32, "nll"]["n_tokens"] == 3 * 31
+    assert rows[32, "nll"]["prefix_token"] is None
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("length", [16, 50, 4096])
+def test_rolling_agrees_with_lm_eval(length, tmp_path):
+    from lm_eval.api.instance import Instance
+    from lm_eval.models.huggingface import HFLM
+
+    model = tiny_model()
+    peer = HFLM(pretrained=model.module, tokenizer=byte_tokenizer(), max_length=length, batch_size=1, device="cpu")
+    requests = [Instance("loglikelihood_rolling", {}, (text,), i) for i, text in enumerate(TEXTS)]
+    peers = peer.loglikelihood_rolling(requests, disable_tqdm=True)
+    rows, _ = measured(protocol_named("rolling"), [length], tmp_path, prefix="eos")
+    words = sum(len(__import__("re").split(r"\s+", text)) for text in TEXTS)
+    n_bytes = sum(len(text.encode()) for text in TEXTS)
+    assert rows[length, "word_perplexity"]["value"] == pytest.approx(math.exp(-sum(peers) / words), rel=1e-4)
+    assert rows[length, "byte_perplexity"]["value"] == pytest.approx(math.exp(-sum(peers) / n_bytes), rel=1e-4)
+    assert rows[length, "bits_per_byte"]["value"] == pytest.approx(-sum(peers) / n_bytes / math.log(2), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_a_uniform_model_has_the_vocabulary_as_perplexity(name, tmp_path):
+    model = LanguageModel("uniform", Uniform(), byte_tokenizer(), 64)
+    parameters = {"k": 8} if name in ("last-k", "paired") else {"stride": 7} if name == "sliding" else {}
+    rows, _ = measured(protocol_named(name, **parameters), [40, 128], tmp_path, model)
+    assert rows
+    for (_, metric), row in rows.items():
+        assert row["status"] == "ok"
+        if metric == "perplexity":
+            assert row["value"] == pytest.approx(VOCAB_SIZE, rel=1e-5)
+            assert row["low"] == pytest.approx(row["high"], rel=1e-9), "nothing varies"
+    # log2(V) x tokens / bytes; a byte tokenizer has as many tokens as bytes, up to characters cut by the end.
+    bits = [row["value"] for (_, metric), row in rows.items() if metric == "bits_per_byte"]
+    assert bits == pytest.approx([math.log2(VOCAB_SIZE)] * len(bits), rel=0.15)
+
+
+def test_bits_per_byte_is_bits_of_scored_tokens_over_their_bytes(tmp_path):
+    model = LanguageModel("uniform", Uniform(), byte_tokenizer(), 64)
+    rows, _ = measured(protocol_named("windows", tokens=0), [64], tmp_path, model)
+    n_tokens = sum(len(ids_of(text)) for text in TEXTS)
+    n_bytes = sum(len(text.encode()) for text in TEXTS)
+    assert rows[64, "bits_per_byte"]["value"] == pytest.approx(math.log2(VOCAB_SIZE) * n_tokens / n_bytes, rel=1e-6)
+
+
+@pytest.mark.parametrize(("name", "n_forwards"), [("prefix", 1), ("bucket", 1), ("last-k", 1)])
+def test_one_forward_a_document_serves_all_lengths_of_a_nested_safe_model(name, n_forwards, tmp_path):
+    model = LanguageModel("uniform", Uniform(), byte_tokenizer(), 64)
+    model.module.calls.clear()
+    measured(protocol_named(name, **({"k": 8} if name == "last-k" else {})), [40, 64, 128], tmp_path, model)
+    assert model.module.calls == [(1, 128)] * 3 * n_forwards
+
+
+@pytest.mark.parametrize("name", ["prefix", "last-k"])
+def test_a_model_that_changes_with_the_length_gets_a_forward_for_each(name, tmp_path):
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0}
+    model = tiny_model(rope_parameters=rope)
+    lengths = [32, 64, 128, 256]
+    rows, _ = measured(protocol_named(name, **({"k": 8} if name == "last-k" else {})), lengths, tmp_path, model)
+    for length in lengths:
+        values = []
+        for text in TEXTS:
+            ids = [0, *ids_of(text)][:length]
+            # Dynamic NTK remembers longer inputs; a fresh model does not.
+            with torch.no_grad():
+                logits = tiny_module(rope_parameters=rope)(torch.tensor([ids])).logits[0].double()
+            nll = -torch.log_softmax(logits, -1)[:-1].gather(-1, torch.tensor(ids)[1:, None])[:, 0].numpy()
+            values.append(nll.mean() if name == "prefix" else nll[-8:].mean())
+        assert rows[length, "nll"]["value"] == pytest.approx(np.mean(values), rel=1e-5)
+
+
+def test_one_forward_equals_one_for_each_length(tmp_path):
+    together, _ = measured(protocol_named("prefix"), [16, 64, 256], tmp_path)
+    for length in (16, 64, 256):
+        alone, _ = measured(protocol_named("prefix"), [length], tmp_path)
+        assert together[length, "nll"]["value"] == pytest.approx(alone[length, "nll"]["value"], rel=1e-6)
+
+
+@pytest.mark.parametrize("name", ["bucket", "last-k"])
+def test_another_protocol_is_filled_from_stored_tokens(name, tmp_path):
+    _, tokens = measured(protocol_named("prefix"), [128, 256], tmp_path / "one")
+    parameters = {"k": 8} if name == "last-k" else {}
+    wanted, _ = measured(protocol_named(name, **parameters), [128, 256], tmp_path / "two")
+    found = {(r["length"], r["metric"]): r for r in derived(tokens.store.path, name, parameters, None, None).rows}
+    assert found.keys() == wanted.keys()
+    for key, row in found.items():
+        assert row["value"] == pytest.approx(wanted[key]["value"], rel=1e-6)
+        assert row["protocol"] == wanted[key]["protocol"]
+
+
+def test_what_a_run_does_not_hold_is_not_derived(tmp_path):
+    _, tokens = measured(protocol_named("prefix"), [128], tmp_path)
+    for name, parameters, lengths in (
+        ("sliding", {"stride": 50, "tokens": 200}, None),
+        ("prefix", {}, [256]),
+        ("rolling", {"tokens": 200}, None),
+    ):
+        with pytest.raises(StoreError, match="does not hold"):
+            derived(tokens.store.path, name, parameters, lengths, None)
+    rows = {r["length"] for r in derived(tokens.store.path, None, {}, [32, 64], None).rows}
+    assert rows == {32, 64}, "shorter lengths of a nested-safe model are there"
+
+
+def test_shorter_lengths_of_a_model_that_changes_with_the_length_are_not_derived(tmp_path):
+    model = tiny_model(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0})
+    _, tokens = measured(protocol_named("prefix"), [128], tmp_path, model)
+    with pytest.raises(StoreError, match="does not hold"):
+        derived(tokens.store.path, None, {}, [64], None)
+
+
+def test_the_first_documents_do_not_depend_on_how_many_are_drawn(tmp_path):
+    model = tiny_model()
+    all_three = [document.id for document in choose(model, CORPUS, 10, None).documents]
+    assert [document.id for document in choose(model, CORPUS, 10, 2).documents] == all_three[:2]
+    orders = {tuple(d.id for d in choose(model, CORPUS, 10, None, seed=seed).documents) for seed in range(10)}
+    assert len(orders) > 1
+
+
+def test_short_documents_are_counted_and_left_out(stories, tmp_path):
+    model = tiny_model()
+    corpus = load_corpus(str(stories))
+    chosen = choose(model, corpus, 100, None)
+    assert (len(chosen.documents), chosen.n_short) == (3, 1)
+    with pytest.raises(CorpusError, match=r"0 of the 4 documents .* have 99,999 tokens, .* the longest has 3,\d\d\d"):
+        choose(model, corpus, 99_999, None)
+    with pytest.raises(CorpusError, match="and 4 must"):
+        choose(model, corpus, 100, None, minimum=4)
+
+
+def test_nan_marks_the_cells_that_contain_it_and_no_other(tmp_path):
+    class Broken(Uniform):
+        def forward(self, ids_BL):
+            logits = super().forward(ids_BL)
+            logits[:, 50:] = float("nan")
+            return logits
+
+    model = LanguageModel("broken", Broken(), byte_tokenizer(), 64)
+    rows, _ = measured(protocol_named("prefix"), [32, 50, 64], tmp_path, model)
+    assert [rows[length, "perplexity"]["status"] for length in (32, 50, 64)] == ["ok", "ok", "nan"]
+    assert math.isnan(rows[64, "perplexity"]["value"])
+
+
+def test_what_does_not_fit_into_memory_is_marked_and_the_rest_goes_on(tmp_path):
+    class Narrow(Uniform):
+        limit = 100
+
+        def forward(self, ids_BL):
+            if ids_BL.shape[1] > self.limit:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 62 GiB.")
+            return super().forward(ids_BL)
+
+    model = LanguageModel("narrow", Narrow(), byte_tokenizer(), 64)
+    rows, tokens = measured(protocol_named("prefix"), [32, 64, 128, 256], tmp_path, model)
+    assert [rows[n, "perplexity"]["status"] for n in (32, 64, 128, 256)] == ["ok", "ok", "oom", "oom"]
+    assert any("could not read" in note for note in table(tokens).notes)
+    # With more memory, the same run is completed.
+    Narrow.limit = 1000
+    rows, _ = measured(protocol_named("prefix"), [32, 64, 128, 256], tmp_path, model)
+    assert [rows[n, "perplexity"]["status"] for n in (32, 64, 128, 256)] == ["ok"] * 4
+
+
+def test_a_length_beyond_a_learned_table_is_an_error_before_anything_is_written(tmp_path):
+    model = tiny_model()
+    model.max_length = 64
+    with pytest.raises(LengthError, match="learned position table"):
+        measured(protocol_named("prefix"), [32, 65], tmp_path, model)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("sliding", {"stride": 0}, "at least 1"),
+        ("prefix", {"stride": 3}, "has no parameter `stride`"),
+        ("prefixx", {}, "no protocol is called"),
+    ],
+)
+def test_bad_protocols_are_errors(name, parameters, message):
+    with pytest.raises(OptionError, match=message):
+        protocol_named(name, **parameters).cells([64])
+
+
+@pytest.mark.parametrize(("name", "shortest"), [("last-k", 256), ("sliding", 256), ("bucket", 33), ("paired", 300)])
+def test_lengths_too_short_for_a_protocol_are_errors(name, shortest):
+    with pytest.raises(LengthError, match=f"`{name}` needs lengths of at least"):
+        protocol_named(name).cells([shortest])
+
+
+def windows_of(name, length, n_tokens, prefixed, stride):
+    parameters = {"stride": stride} if name == "sliding" else {}
+    (cell,) = protocol_named(name, prefixed=prefixed, tokens=0, **parameters).cells([length])
+    return cell.windows(n_tokens)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_windows_score_each_token_once_and_never_overflow(data):
+    name = data.draw(st.sampled_from(["windows", "sliding", "rolling"]))
+    prefixed = True if name == "rolling" else data.draw(st.booleans())
+    stride = data.draw(st.integers(1, 40))
+    length = data.draw(st.integers(stride + 1, 64)) if name == "sliding" else data.draw(st.integers(2, 64))
+    n_tokens = data.draw(st.integers(2, 300))
+    windows = windows_of(name, length, n_tokens, prefixed, stride)
+    scored = [t for window in windows for t in range(window.scored_start, window.scored_stop)]
+    assert scored == list(range(0 if prefixed else 1, n_tokens))
+    # lm-eval's later windows read one token of the window before beside the full length.
+    assert all(window.n_read <= length for window in windows)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 3), st.integers(1, 40), st.integers(0, 40), st.integers(1, 40), st.booleans()),
+        min_size=1,
+        max_size=12,
+    ),
+    st.booleans(),
+)
+def test_merged_windows_cover_all_windows(values, nested_safe):
+    windows = []
+    for start, n_read, skipped, n_scored, prefixed in values:
+        stop = start + n_read
+        first = start + (not prefixed)
+        scored_start = min(first + skipped, stop)
+        windows.append(Window(start, stop, scored_start, min(scored_start + n_scored, stop + 1), prefixed))
+    merged = merge(windows, nested_safe)
+    assert len(merged) <= len(windows)
+    for window in windows:
+        assert any(read.covers(window, nested_safe) for read in merged)
+
+
+def test_rows_are_json(tmp_path):
+    rows, _ = measured(protocol_named("prefix"), [32], tmp_path)
+    for row in rows.values():
+        json.dumps(row)
+        assert row["low"] <= row["value"] <= row["high"]
+        assert row["protocol"] == "ppl@prefix:L=32"
+        assert row["extrapolation"] == 0.5
