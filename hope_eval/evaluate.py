@@ -17,6 +17,7 @@ import numpy as np
 
 from hope_eval.corpora import Corpus, Document
 from hope_eval.errors import CorpusError
+from hope_eval.model.nll import choose as choose_nll
 from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy
 from hope_eval.perplexity import VERSION
 from hope_eval.protocols import Cell, Protocol, Window, merge
@@ -133,6 +134,7 @@ def perplexity(
         "device": model.device.type,
         "kernel": model.kernel,
         "head": model.head,
+        "nll": choose_nll(model.device.type).__name__,
     }
     provenance = {
         "corpus": corpus.name,

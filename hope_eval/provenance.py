@@ -62,6 +62,7 @@ def _commit() -> dict[str, Any] | None:
         return done.stdout.strip()
 
     try:
-        return {"id": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+        head = git("rev-parse", "--quiet", "--verify", "HEAD")
     except FileNotFoundError:
         return None
+    return {"id": head, "dirty": bool(git("status", "--porcelain"))} if head else None

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import VOCAB_SIZE, tiny_model, tiny_module
+from test_cli import hope_eval
 
+from hope_eval.model import nll
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Sample
-from test_cli import hope_eval
 
 pytestmark = pytest.mark.gpu
 
@@ -28,8 +29,30 @@ def test_the_gpu_agrees_with_the_cpu_and_uses_the_chunked_head(kind, dtype):
     assert abs(gap.mean()) < (2e-4 if dtype == torch.float32 else 0.05)
 
 
+def test_the_fused_nll_is_in_use_and_agrees_with_the_plain_one():
+    fused = nll.choose("cuda")
+    assert fused is not nll.plain
+    generator = torch.Generator("cuda").manual_seed(0)
+    for vocab_size in (3, 4096, 4097, 128_256):
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            logits = (5 * torch.randn(70, vocab_size, generator=generator, device="cuda")).to(dtype)
+            logits[0, 1:] = float("-inf")
+            logits[1] = 0.0
+            logits[2, 1] = float("nan")
+            target = torch.randint(vocab_size, (70,), generator=generator, device="cuda")
+            target[:2] = 0
+            target[10:] = logits[10:].argmax(-1)
+            wanted, found = nll.plain(logits, target), fused(logits, target)
+            torch.testing.assert_close(found[0], wanted[0], atol=2e-5, rtol=1e-5, equal_nan=True)
+            keep = torch.arange(70, device="cuda") != 2
+            assert torch.equal(found[1][keep], wanted[1][keep])
+            assert bool(found[1][1]), "among equals the first"
+
+
 def test_memory_of_a_large_vocabulary_stays_small():
-    model = LanguageModel("wide", tiny_module(vocab_size=128_256, max_position_embeddings=65_536).to("cuda"), None)
+    model = LanguageModel(
+        "wide", tiny_module(vocab_size=128_256, max_position_embeddings=65_536).to("cuda", torch.bfloat16), None
+    )
     ids = np.random.default_rng(0).integers(0, 128_256, 16_384)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -7,7 +7,7 @@ import transformers
 from conftest import VOCAB_SIZE, Uniform, story, tiny_model, tiny_module
 
 from hope_eval.errors import LengthError, OptionError
-from hope_eval.model import scoring
+from hope_eval.model import nll, scoring
 from hope_eval.model.scoring import LanguageModel, OutOfMemory
 from hope_eval.model.tiny import byte_tokenizer
 from hope_eval.task import Sample
@@ -61,15 +61,14 @@ def test_soft_capping_and_scaling_matter_here():
         assert np.abs(full_logits_nll(plain, IDS) - full_logits_nll(family(name), IDS)).max() > 0.05
 
 
-def test_no_logits_of_the_whole_length_are_made():
+def test_no_logits_of_the_whole_length_are_made(monkeypatch):
+    # A chunk of 64 tokens of float32 logits.
+    monkeypatch.setattr(scoring, "_CHUNK_BYTES", {"cpu": 64 * 4 * VOCAB_SIZE})
     model = tiny_model()
     rows = []
     model.module.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[1]))
-    chunk = model._chunk_size()
-    ids = np.resize(IDS, 3 * chunk)
-    # A chunk of float32 logits is 32 MiB on a CPU; make it smaller than the input.
-    model.score([Sample(ids[:1], ids[1:])])
-    assert max(rows) <= chunk < len(ids)
+    model.score([Sample(IDS[:1], IDS[1:])])
+    assert rows == [64, 64, 21]
 
 
 def test_only_the_target_is_scored_and_the_context_is_read():
@@ -121,12 +120,12 @@ def test_a_head_that_cannot_be_chunked_is_scored_with_full_logits_and_says_so(mo
 
 def test_bfloat16_logits_are_summed_in_float32():
     model = LanguageModel("tiny", tiny_module().bfloat16(), None)
-    nll = model.score([Sample(IDS[:1], IDS[1:])])[0].nll
+    found = model.score([Sample(IDS[:1], IDS[1:])])[0].nll
     with torch.no_grad():
         logits = model.module(torch.as_tensor(IDS)[None]).logits[0]
     exact = -torch.log_softmax(logits.double(), -1)[:-1].gather(-1, torch.as_tensor(IDS)[1:, None])[:, 0].numpy()
     # A sum in bfloat16 would be off by up to 0.4 %.
-    np.testing.assert_allclose(nll, exact, atol=1e-4)
+    np.testing.assert_allclose(found, exact, atol=1e-4)
 
 
 def test_a_module_of_ones_own_is_scored_with_full_logits():
@@ -146,7 +145,7 @@ def test_out_of_memory_halves_the_chunk_then_the_batch_then_gives_up(monkeypatch
     samples = [Sample(IDS[i : i + 1], IDS[i + 1 : i + 41]) for i in range(4)]
     wanted = [score.nll for score in model.score(samples)]
     tried: list[tuple[int, ...]] = []
-    own = scoring._nll_and_hits
+    own = nll.plain
 
     def small_head(logits, target):
         if len(target) > 20:
@@ -154,10 +153,10 @@ def test_out_of_memory_halves_the_chunk_then_the_batch_then_gives_up(monkeypatch
         tried.append(tuple(logits.shape))
         return own(logits, target)
 
-    monkeypatch.setattr(scoring, "_nll_and_hits", small_head)
+    monkeypatch.setattr(scoring, "choose", lambda device: small_head)
     monkeypatch.setattr(LanguageModel, "_chunk_size", lambda self: 64)
-    for score, nll in zip(model.score(samples), wanted, strict=True):
-        np.testing.assert_allclose(score.nll, nll, atol=1e-5)
+    for score, values in zip(model.score(samples), wanted, strict=True):
+        np.testing.assert_allclose(score.nll, values, atol=1e-5)
     assert all(rows <= 20 for rows, _ in tried)
 
     decoder = model.module.model.forward
@@ -170,8 +169,8 @@ def test_out_of_memory_halves_the_chunk_then_the_batch_then_gives_up(monkeypatch
         return decoder(input_ids=input_ids, **rest)
 
     model.module.model.forward = narrow
-    for score, nll in zip(model.score(samples), wanted, strict=True):
-        np.testing.assert_allclose(score.nll, nll, atol=1e-5)
+    for score, values in zip(model.score(samples), wanted, strict=True):
+        np.testing.assert_allclose(score.nll, values, atol=1e-5)
     assert batches == [4, 2, 1, 1, 2, 1, 1]
 
     def none(input_ids, **rest):

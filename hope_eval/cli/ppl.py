@@ -130,7 +130,7 @@ def _measured(
             parse_encoding(encoding)
     corpus = corpora.load_corpus(*data)
     if not names and not how["loader"]:
-        with progress("training the tiny default model") as report:
+        with progress("training the tiny default model, once") as report:
             names = (str(tiny.default(report)),)
     names = names or ("",)
     if not how["loader"]:

@@ -65,7 +65,10 @@ def _lines(console: Console, title: str, unit: str) -> Iterator[Report]:
 
     def report(done: int, total: int) -> None:
         nonlocal said, first
-        first = done if first is None else first
+        if first is None:
+            first = done
+            if done < total:
+                console.print(f"{title}: {total - done:,} {unit} to go", soft_wrap=True)
         now = time.monotonic()
         if now - said < _EVERY or done <= first:
             return

@@ -27,6 +27,7 @@ from hope_eval.model.attach import (
     rotary_modules,
     text_config,
 )
+from hope_eval.model.nll import choose
 from hope_eval.task import Sample
 
 PrefixPolicy = Literal["auto", "bos", "eos", "none"]
@@ -208,13 +209,15 @@ class LanguageModel:
 
     def _in_chunks(self, logits_of: Any, row: int, scored: slice, target_T: Tensor) -> Score:
         nll, hits = [], []
+        nll_and_hits = choose(self.device.type)
         chunk = self._chunk_size()
         done = 0
         while done < len(target_T):
             target_N = target_T[done : done + chunk]
             start = scored.start + done
             try:
-                nll_N, hits_N = _nll_and_hits(logits_of(row, start, start + len(target_N)), target_N)
+                logits_NV = logits_of(row, start, start + len(target_N))
+                nll_N, hits_N = nll_and_hits(logits_NV, target_N.to(logits_NV.device))
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not _is_out_of_memory(error) or chunk <= 16:
                     raise
@@ -298,14 +301,6 @@ def _logits(output: Any) -> Tensor:
         return output
     logits: Tensor = output.logits if hasattr(output, "logits") else output[0]
     return logits
-
-
-def _nll_and_hits(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Return nll [nats, float32] and greedy hits of the targets; sums are made in float32 whatever the logits are."""
-    target_N = target_N.to(logits_NV.device)
-    log_p_NV = torch.log_softmax(logits_NV, dim=-1, dtype=torch.float32)
-    nll_N = -log_p_NV.gather(-1, target_N[:, None])[:, 0]
-    return nll_N, logits_NV.argmax(-1) == target_N
 
 
 @contextlib.contextmanager

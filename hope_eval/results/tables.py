@@ -8,8 +8,6 @@ give all rows as they are; table, markdown and latex put lengths side by side, o
                                       [11.9, 12.8] …
 """
 
-import csv
-import io
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -183,12 +181,9 @@ def _rich_cell(cell: Cell) -> Text:
 
 
 def _csv(rows: Sequence[Row]) -> str:
-    stream = io.StringIO()
-    # Rows of different protocols may have different keys; all appear, in order of first sight.
-    writer = csv.DictWriter(stream, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
+    import pandas
+
+    return pandas.DataFrame(list(rows)).to_csv(index=False)
 
 
 def _json(rows: Sequence[Row]) -> str:

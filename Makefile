@@ -1,0 +1,34 @@
+# `make demo` and `make test` do everything, set-up included. Elsewhere: make test VENV=/tmp/venv PYTHON=python3.12
+
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+TORCH := $(shell grep '^torch==' constraints.txt)
+
+.PHONY: demo test check clean
+
+demo: $(VENV)/.installed  ## perplexity of the default model, within and beyond its training length
+	$(BIN)/hope-eval ppl
+
+test: $(VENV)/.installed  ## the tests that need no GPU, no network and no patience
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV)
+
+# torch first: a machine without an NVIDIA GPU gets the CPU build and not gigabytes of CUDA.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Error: $(PYTHON) is older than Python 3.11"; echo "hint: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	@if command -v nvidia-smi >/dev/null || ! $(PIP) install --quiet --dry-run --report - $(TORCH) | grep -q 'nvidia-'; \
+	  then index=; else index="--index-url https://download.pytorch.org/whl/cpu"; fi; \
+	  echo "installing $(TORCH) $$index"; $(PIP) install --quiet $$index $(TORCH)
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,80 @@
+"""What the documents say is so: their commands run, their examples work, their lists are complete."""
+
+import glob
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import story, tiny_module
+from test_cli import hope_eval
+
+import hope_eval as package
+from hope_eval.encoding import encoding_names
+from hope_eval.model.attach import attach
+from hope_eval.protocols import PROTOCOLS
+
+ROOT = Path(package.__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
+
+COMMANDS = re.findall(r"^\$ (hope-eval .*?)(?:  +#.*)?$", README, re.MULTILINE)
+
+
+@pytest.fixture(scope="module")
+def folder(checkpoint, tmp_path_factory):
+    """Where the README's `ckpt`, `other-ckpt` and `books.jsonl` are."""
+    folder = tmp_path_factory.mktemp("readme")
+    shutil.copytree(checkpoint, folder / "ckpt")
+    shutil.copytree(checkpoint, folder / "other-ckpt")
+    (folder / "books.jsonl").write_text(json.dumps({"text": story(40)}) + "\n")
+    return folder
+
+
+def test_the_readme_has_commands():
+    assert len(COMMANDS) >= 6
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_of_the_readme_runs(command, folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    words = [word for part in shlex.split(command)[1:] for word in (sorted(glob.glob(part))[:1] or [part])]  # noqa: PTH207
+    if "--model" in words:
+        # What it costs is not what is tested.
+        words += ["--samples", "1", "--device", "cpu"]
+        words = [word.replace("2k,8k,32k", "128,256,512") for word in words]
+    hope_eval(*words)
+
+
+def test_the_readme_lists_exactly_the_encodings_there_are():
+    table = README.split("## Position encodings")[1].split("They are registered")[0]
+    assert sorted(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == encoding_names()
+
+
+def test_the_readme_names_every_protocol():
+    for name in PROTOCOLS:
+        assert f"`{name}`" in README
+
+
+def test_the_readme_names_every_module():
+    tree = README.split("## Where everything is")[1]
+    for path in (ROOT / "hope_eval").glob("*"):
+        if path.name not in ("__init__.py", "__main__.py", "py.typed", "__pycache__"):
+            assert path.name in tree, path
+    for path in (ROOT / "hope_eval" / "model").glob("[a-z]*.py"):
+        assert path.name in tree, path
+
+
+def test_the_readme_is_short_enough_to_be_read():
+    assert len(README.splitlines()) <= 150
+
+
+def test_the_example_of_an_encoding_works(tmp_path):
+    (example,) = re.findall(r'```python\n(""".*?)```', CONTRIBUTING, re.DOTALL)
+    file = tmp_path / "prope.py"
+    file.write_text(example)
+    model = attach(tiny_module(), f"{file}:fraction=0.5")
+    assert torch.count_nonzero(model.model.rotary_emb.inv_freq) == 4
