@@ -141,7 +141,7 @@ def perplexity(
         "documents": len(corpus.documents),
         "documents_too_short": chosen.n_short,
         "tokens_needed": needed,
-        "prefix": None if token is None else str(model.tokenizer.decode([token])),
+        "prefix": None if token is None else model.token_text(token),
         "train_length_source": model.train_length_source,
         "head_reason": model.head_reason,
         **origin(model.device, command),

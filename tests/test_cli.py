@@ -68,7 +68,7 @@ def test_more_samples_go_on_with_the_run_of_fewer(ppl, tmp_path):
 def test_models_and_encodings_make_one_table(ppl, checkpoint):
     result = ppl("--lengths", "32,256", "--encoding", "native", "--encoding", "hope", "--format", "markdown")
     lines = [line for line in result.stdout.splitlines() if line.startswith("|")]
-    assert lines[0] == "| model | encoding | metric | 32 | 256 |"
+    assert lines[0] == "| model | encoding | trained at | metric | 32 | 256 |"
     assert [line.split("|")[2].strip() for line in lines[2:]] == ["rope", "hope(swap)"] * 2
 
 
@@ -80,7 +80,7 @@ def test_formats(ppl):
     table = list(csv.DictReader(io.StringIO(ppl("--lengths", "32,256", "--format", "csv").stdout)))
     assert [float(row["value"]) for row in table] == [row["value"] for row in rows]
     latex = ppl("--lengths", "32,256", "--format", "latex").stdout
-    assert r"\begin{tabular}{lllrr}" in latex
+    assert r"\begin{tabular}{llrlrr}" in latex
     assert latex.count(r"\\") == 3
     assert "$^{*}$" in latex
 

@@ -42,8 +42,8 @@ _PROTOCOL_HELP = "\n\n".join(f"{name}: {cls.one_line}" for name, cls in PROTOCOL
 @click.option("--weighting", type=click.Choice(["token", "window"]), help="sliding: mean over tokens or window means.")
 @click.option("--tokens", type=click.IntRange(0), metavar="T",
               help="windows, sliding, rolling: tokens scored of each document, 0 for all.")  # fmt: skip
-@click.option("--from", "run", type=click.Path(path_type=Path), metavar="RUN",
-              help="Fill the table from the tokens of a run, without a model.")  # fmt: skip
+@click.option("--from", "runs", type=click.Path(path_type=Path), metavar="RUN", multiple=True,
+              help="Fill the table from the tokens of a run, without a model. Repeatable.")  # fmt: skip
 @click.pass_context
 def ppl(
     ctx: click.Context,
@@ -64,7 +64,7 @@ def ppl(
     k: int | None,
     weighting: str | None,
     tokens: int | None,
-    run: Path | None,
+    runs: tuple[Path, ...],
     **checkpoint: Any,
 ) -> None:
     """Perplexity at growing context lengths, beyond the training length too.
@@ -80,10 +80,10 @@ def ppl(
     from hope_eval import perplexity
 
     parameters = {"stride": stride, "k": k, "weighting": weighting, "tokens": tokens}
-    if run:
+    if runs:
         if models or encodings:
-            raise OptionError("--from reads a run that is there, and takes no --model or --encoding", "leave one out")
-        tables = [perplexity.derived(run, protocol, parameters, lengths, samples)]
+            raise OptionError("--from reads runs that are there, and takes no --model or --encoding", "leave one out")
+        tables = [perplexity.derived(run, protocol, parameters, lengths, samples) for run in runs]
     else:
         tables = list(
             _measured(

@@ -137,6 +137,11 @@ class LanguageModel:
             raise OptionError(f"the tokenizer of {self.name} has no {policy.upper()} token", "--prefix auto")
         return tokens[policy]
 
+    def token_text(self, token: int) -> str:
+        """Return how a token is written, for people; its number if the tokenizer does not tell."""
+        convert = getattr(self.tokenizer, "convert_ids_to_tokens", None)
+        return str(convert([token])[0] if convert else token)
+
     def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Return the ids [T] of each text, without special tokens, and the UTF-8 bytes of each token [T].
 

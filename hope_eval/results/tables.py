@@ -3,9 +3,9 @@
 A row is one number: `{model, encoding, task, protocol, length, label, metric, value, low, high, n, …}`. csv and json
 give all rows as they are; table, markdown and latex put lengths side by side, one line per model and metric:
 
-    model        encoding   metric              512        1k       2k*
-    SmolLM2      rope       perplexity        12.34     11.90     11.60      * beyond the training length
-                                      [11.9, 12.8] …
+    model     encoding   trained at   metric               1k              2k              4k
+    tiny      rope               2k   perplexity        12.34           11.90          19.60*   * beyond the training
+                                                 [11.91, 12.80]  [11.50, 12.31]  [18.75, 20.49]    length
 """
 
 import json
@@ -38,6 +38,8 @@ _LATEX = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"} | {c: rf"\{c}" for c in "&%$#_{}"}
 )
 
+_HEADINGS = ("model", "encoding", "trained at", "metric")
+
 # Marks a number that was measured beyond the training length of its model.
 BEYOND = "*"
 
@@ -56,10 +58,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table before it is drawn: columns of lengths, and lines of (model, encoding, metric) with a cell a column."""
+    """A table before it is drawn: a cell for every column, in lines of (model, encoding, training length, metric)."""
 
     columns: list[str]
-    lines: list[tuple[tuple[str, str, str], list[Cell]]]
+    lines: list[tuple[tuple[str, str, str, str], list[Cell]]]
 
     @property
     def any_beyond(self) -> bool:
@@ -108,27 +110,26 @@ def _console() -> Console:
 def grid(rows: Iterable[Row]) -> Grid:
     """Return the rows with lengths as columns, in ascending order; what a model lacks is left empty."""
     columns: dict[str, int] = {}
-    lines: dict[tuple[str, str, str, str], dict[str, Cell]] = {}
+    lines: dict[tuple[str, ...], dict[str, Cell]] = {}
     for row in rows:
         if row["metric"] not in _SHOWN:
             continue
         heading = row["label"] or short_length(row["length"])
         columns[heading] = row["length"]
-        line = lines.setdefault((row["model"], row["encoding"], _SHOWN[row["metric"]], row["run"]), {})
+        trained = short_length(row["train_length"]) if row["train_length"] else "?"
+        line = lines.setdefault((row["model"], row["encoding"], trained, _SHOWN[row["metric"]], row["run"]), {})
         line[heading] = _cell(row)
     ordered = sorted(columns, key=lambda heading: columns[heading])
+    # All perplexities first, then the other metrics: what is compared stands one below the other.
+    metrics = list(_SHOWN.values())
+    together = sorted(lines.items(), key=lambda item: metrics.index(item[0][3]))
     return Grid(
         ordered,
-        [(key[:3], [line.get(column, Cell("")) for column in ordered]) for key, line in _together(lines)],
+        [
+            ((model, encoding, trained, metric), [line.get(column, Cell("")) for column in ordered])
+            for (model, encoding, trained, metric, _), line in together
+        ],
     )
-
-
-def _together(
-    lines: dict[tuple[str, str, str, str], dict[str, Cell]],
-) -> list[tuple[tuple[str, str, str, str], dict[str, Cell]]]:
-    """Return all perplexities first, then the other metrics: what is compared stands one below the other."""
-    order = list(_SHOWN.values())
-    return sorted(lines.items(), key=lambda item: order.index(item[0][2]))
 
 
 def _cell(row: Row) -> Cell:
@@ -157,17 +158,18 @@ def _with_legend(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
 
 def _rich_table(content: Grid) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for heading in ("model", "encoding", "metric"):
-        table.add_column(heading, overflow="fold")
+    for heading in _HEADINGS:
+        table.add_column(heading, overflow="fold", justify="right" if heading == "trained at" else "left")
     for column in content.columns:
         table.add_column(column, justify="right")
-    before = ("", "", "")
+    before = ("", "", "", "")
     for number, (names, cells) in enumerate(content.lines):
         table.add_row(
-            *(name if name != old else "" for name, old in zip(names[:2], before[:2], strict=True)),
-            names[2],
+            names[0] if names[0] != before[0] else "",
+            *(names[1:3] if names[:3] != before[:3] else ("", "")),
+            names[3],
             *(_rich_cell(cell) for cell in cells),
-            end_section=number + 1 < len(content.lines) and content.lines[number + 1][0][2] != names[2],
+            end_section=number + 1 < len(content.lines) and content.lines[number + 1][0][3] != names[3],
         )
         before = names
     return table
@@ -199,8 +201,8 @@ def _markdown(content: Grid, notes: Sequence[str]) -> str:
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", r"\|").replace("*", r"\*") for cell in cells) + " |\n"
 
-    text = line(["model", "encoding", "metric", *content.columns])
-    text += "|---|---|---|" + "---:|" * len(content.columns) + "\n"
+    text = line([*_HEADINGS, *content.columns])
+    text += "|---|---|---:|---|" + "---:|" * len(content.columns) + "\n"
     text += "".join(line([*names, *map(str, cells)]) for names, cells in content.lines)
     return text + "".join(f"\n{note.replace('*', chr(92) + '*')}\n" for note in notes)
 
@@ -221,7 +223,7 @@ def _latex(content: Grid, notes: Sequence[str]) -> str:
         return f"{escaped(cell.value)}{mark}{interval}"
 
     text = "".join(f"% {note}\n" for note in notes)
-    text += rf"\begin{{tabular}}{{lll{'r' * len(content.columns)}}}" + "\n\\toprule\n"
-    text += line(["model", "encoding", "metric", *map(escaped, content.columns)]) + "\\midrule\n"
+    text += rf"\begin{{tabular}}{{llrl{'r' * len(content.columns)}}}" + "\n\\toprule\n"
+    text += line([*_HEADINGS, *map(escaped, content.columns)]) + "\\midrule\n"
     text += "".join(line([*map(escaped, names), *map(drawn, cells)]) for names, cells in content.lines)
     return text + "\\bottomrule\n\\end{tabular}\n"
