@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -8,9 +9,12 @@ import time
 import pytest
 import torch
 from click.testing import CliRunner
+from conftest import tiny_module
+from rich.console import Console
 
 from hope_eval.cli import main
 from hope_eval.model.scoring import LanguageModel
+from hope_eval.results.tables import render
 
 
 def hope_eval(*arguments, code: int = 0):
@@ -63,6 +67,47 @@ def test_more_samples_go_on_with_the_run_of_fewer(ppl, tmp_path):
     fewer = json.loads(ppl("--lengths", "32,64", "--samples", "1", "--format", "json").stdout)
     assert {row["n"] for row in fewer} == {1}
     assert {row["low"] for row in fewer} == {None}, "one document allows no interval"
+
+
+def test_a_change_is_another_run_and_never_a_stale_hit(checkpoint, stories, tmp_path):
+    changed = shutil.copytree(checkpoint, tmp_path / "b" / checkpoint.name)
+    tiny_module(seed=1).save_pretrained(changed)
+    fixed = ("--data", stories, "--device", "cpu", "--lengths", "32", "--format", "csv", "--out", tmp_path / "runs")
+    other_text = tmp_path / stories.name
+    other_text.write_text(stories.read_text().replace("ships", "boats"))
+    tables = {
+        hope_eval("ppl", "--model", model, *fixed, *more).stdout
+        for model, more in [
+            (checkpoint, ()),
+            (changed, ()),
+            (checkpoint, ("--dtype", "bfloat16")),
+            (checkpoint, ("--encoding", "hope")),
+            (checkpoint, ("--encoding", "hope:multiplier=2")),
+            (checkpoint, ("--prefix", "none")),
+            (checkpoint, ("--protocol", "windows")),
+            (checkpoint, ("--protocol", "windows", "--tokens", "100")),
+            (checkpoint, ("--train-length", "32")),
+            (checkpoint, ("--data", other_text)),
+            (checkpoint, ("--seed", "1", "--samples", "1")),
+        ]
+    }
+    assert len(tables) == 11
+    assert len(list((tmp_path / "runs").iterdir())) == 11
+
+
+def test_a_narrow_terminal_gets_lengths_one_below_the_other():
+    rows = [
+        {"model": "m", "encoding": "rope", "train_length": 64, "metric": "perplexity", "status": "ok", "run": "r",
+         "length": length, "label": "", "value": 12.345, "low": 11.0, "high": 13.0}
+        for length in (32, 64, 128, 256)
+    ]  # fmt: skip
+    for width, n_lines in ((200, 1), (80, 4)):
+        stream = io.StringIO()
+        render(rows, "table", console=Console(file=stream, width=width, highlight=False))
+        text = stream.getvalue()
+        assert sum("12.3" in line for line in text.splitlines()) == n_lines
+        assert text.count("[11.00, 13.00]") == 4
+        assert all(len(line) <= width for line in text.splitlines())
 
 
 def test_models_and_encodings_make_one_table(ppl, checkpoint):

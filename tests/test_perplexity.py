@@ -190,6 +190,15 @@ def test_bits_per_byte_is_bits_of_scored_tokens_over_their_bytes(tmp_path):
     assert rows[64, "bits_per_byte"]["value"] == pytest.approx(math.log2(VOCAB_SIZE) * n_tokens / n_bytes, rel=1e-6)
 
 
+def test_rolling_reads_as_many_tokens_as_lm_eval(tmp_path):
+    model = LanguageModel("uniform", Uniform(), byte_tokenizer(), 64)
+    model.module.calls.clear()
+    measured(protocol_named("rolling"), [50], tmp_path, model)
+    # The last token of a window is scored and not read, so every read is of exactly the length.
+    n_windows = sum(-(-len(ids_of(text)) // 50) for text in TEXTS)
+    assert model.module.calls == [(1, 50)] * n_windows
+
+
 @pytest.mark.parametrize(("name", "n_forwards"), [("prefix", 1), ("bucket", 1), ("last-k", 1)])
 def test_one_forward_a_document_serves_all_lengths_of_a_nested_safe_model(name, n_forwards, tmp_path):
     model = LanguageModel("uniform", Uniform(), byte_tokenizer(), 64)

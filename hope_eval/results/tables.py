@@ -16,6 +16,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -73,7 +74,10 @@ def render(rows: Sequence[Row], form: str, notes: Sequence[str] = (), console: C
     """Print rows in one of FORMATS; `notes` below the table, on standard error where they would spoil the data."""
     console = console or _console()
     if form == "table":
-        console.print(_rich_table(grid(rows)))
+        content = grid(rows)
+        table = _wide_table(content)
+        fits = Measurement.get(console, console.options.update(width=1000), table).minimum <= console.width
+        console.print(table if fits else _long_table(content))
         for note in _with_legend(rows, notes):
             console.print(Text(note, style="dim"), soft_wrap=True)
         return
@@ -156,12 +160,21 @@ def _with_legend(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
     return [*legend, *notes]
 
 
-def _rich_table(content: Grid) -> Table:
+def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for heading in _HEADINGS:
-        table.add_column(heading, overflow="fold", justify="right" if heading == "trained at" else "left")
+    for heading in headings:
+        right = heading in ("trained at", "length", "value")
+        table.add_column(heading, overflow="fold", no_wrap=heading != "model", justify="right" if right else "left")
+    # A long name may be folded, a number may not.
+    table.columns[0].min_width = 12
+    return table
+
+
+def _wide_table(content: Grid) -> Table:
+    """Return the table with lengths side by side, intervals below their values."""
+    table = _table(*_HEADINGS)
     for column in content.columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", no_wrap=True)
     before = ("", "", "", "")
     for number, (names, cells) in enumerate(content.lines):
         table.add_row(
@@ -172,6 +185,18 @@ def _rich_table(content: Grid) -> Table:
             end_section=number + 1 < len(content.lines) and content.lines[number + 1][0][3] != names[3],
         )
         before = names
+    return table
+
+
+def _long_table(content: Grid) -> Table:
+    """Return the table with lengths one below the other, for terminals that are too narrow for the wide one."""
+    table = _table("model", "encoding", "metric", "length", "value", "interval")
+    for (model, encoding, _, metric), cells in content.lines:
+        for number, (column, cell) in enumerate(zip(content.columns, cells, strict=True)):
+            if cell.value:
+                value = Text(cell.value + BEYOND * cell.beyond, style="yellow" if cell.beyond else "")
+                shown = (model, encoding, metric) if number == 0 else ("", "", "")
+                table.add_row(*shown, column, value, cell.interval, end_section=number + 1 == len(cells))
     return table
 
 
