@@ -43,7 +43,7 @@ def test_the_dtype_is_what_was_asked_for(checkpoint, name, dtype):
 def test_one_checkpoint_takes_one_encoding_after_the_other(checkpoint):
     loaded = load_checkpoint(str(checkpoint), device="cpu")
     scores, labels = [], []
-    for encoding in ("native", "hope", "nope", "rope", "native"):
+    for encoding in ("native", "hope", "nope", "native", "rope"):
         model = loaded.with_encoding(encoding)
         labels.append(model.encoding)
         scores.append(model.score([SAMPLE])[0].nll)

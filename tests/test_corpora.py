@@ -3,6 +3,7 @@ import gzip
 import json
 import lzma
 
+import numpy as np
 import pytest
 
 from hope_eval import corpora
@@ -43,6 +44,13 @@ def test_a_folder_is_read_in_order_of_path(tmp_path):
     documents = load_corpus(str(tmp_path)).documents
     assert [document.text for document in documents] == ["first", *TEXTS, "last"]
     assert documents[1].id == "b/a.jsonl:1"
+
+
+def test_the_order_is_not_that_of_the_disk(tmp_path):
+    names = [f"{number:02}.txt" for number in range(40)]
+    for name in np.random.default_rng(0).permutation(names):
+        (tmp_path / name).write_text(name)
+    assert [document.id for document in load_corpus(str(tmp_path)).documents] == names
 
 
 def test_the_fingerprint_is_that_of_ids_and_texts(tmp_path):
