@@ -4,13 +4,15 @@ An encoding is a torch module built for one model (`Geometry`), with its hyper-p
 overrides the hooks it needs; the base class overrides none and so is NoPE, no position information:
 
     inverse_frequencies   rotary: pair i of a query or key at position m is turned by m * inverse_frequencies[i]
-    embed                 absolute: what is added to the token embeddings
+    log_scales            pair i of a query at m is multiplied by exp(log_scales[m, i]), of a key divided by it
+    embed                 absolute: what becomes of the token embeddings
     distance_bias         relative: what is added to the attention logits, as a table over distance per head
+    bias                  the same for encodings that look at more than the distance
 
 Rotary encodings are registered with transformers as rope types, so that a checkpoint whose config says
 `rope_parameters: {rope_type: hope, …}` is one for every library that loads it through transformers.
 
-Shape letters: B batch, L length, D model width, E head_dim, H heads, N distances.
+Shape letters: B batch, L length, D model width, E head_dim, H heads, N distances, Q queries, K keys.
 """
 
 import functools
@@ -40,12 +42,14 @@ class Geometry:
     n_heads:      query heads.
     train_length: the length in tokens that the model was trained at; never the length it is evaluated at.
     rope_theta:   the base of the rotary frequencies.
+    d_model:      width of the token embeddings; 0 where nobody asks.
     """
 
     head_dim: int
     n_heads: int
     train_length: int
     rope_theta: float = 10_000.0
+    d_model: int = 0
 
 
 class PositionEncoding(nn.Module):
@@ -55,12 +59,14 @@ class PositionEncoding(nn.Module):
     formula:     one line for the list of encodings.
     relative:    shifting all positions by the same amount changes nothing.
     nested_safe: the prediction at a position does not depend on how much follows it.
+    shared:      all layers use one set of its parameters; otherwise each has its own.
     """
 
     source: ClassVar[str]
     formula: ClassVar[str]
     relative: ClassVar[bool] = True
     nested_safe: ClassVar[bool] = True
+    shared: ClassVar[bool] = True
 
     def __init__(self, geometry: Geometry) -> None:
         super().__init__()
@@ -75,13 +81,59 @@ class PositionEncoding(nn.Module):
         """Return the angle in radians that each pair turns per position, float32 [E/2]; zero: not rotated."""
         return torch.zeros(self.geometry.head_dim // 2)
 
-    def embed(self, embeddings_BLD: Tensor, positions_L: Tensor) -> Tensor:
+    def rope_parameters(self) -> dict[str, Any]:
+        """Return what a transformers config says of it; a rotary encoding is a rope type of its own name."""
+        return {
+            "rope_type": self.name,
+            "rope_theta": self.geometry.rope_theta,
+            "original_max_position_embeddings": self.geometry.train_length,
+            **{key: getattr(self, key) for key in hyper_parameters(type(self))},
+        }
+
+    def log_scales(self, positions_L: Tensor) -> Tensor | None:
+        """Return the logarithm of what multiplies each pair of a query, float32 [L, E/2]; None: nothing does."""
+        return None
+
+    def embed(self, embeddings_BLD: Tensor, positions_BL: Tensor) -> Tensor:
         """Return the token embeddings with what this encoding adds to them."""
         return embeddings_BLD
 
     def distance_bias(self, distances_N: Tensor) -> Tensor | None:
         """Return what is added to the logit of a query for a key `distance` >= 0 tokens back, [H, N]; None: nothing."""
         return None
+
+    def bias(self, query_positions_Q: Tensor, key_positions_K: Tensor) -> Tensor | None:
+        """Return what is added to the logits, float32 [H, Q, K], where `distance_bias` cannot say it; None: nothing.
+
+        Keys after the query are masked; what is returned for them only has to be finite.
+        """
+        return None
+
+
+class RopeExtension(PositionEncoding):
+    """A way to stretch a checkpoint that was trained with RoPE, by a rope type of transformers.
+
+    rope_type: what transformers calls it.
+    """
+
+    rope_type: ClassVar[str]
+
+    def rope_parameters(self) -> dict[str, Any]:
+        """Return what a transformers config says of it."""
+        return {**super().rope_parameters(), "rope_type": self.rope_type}
+
+    def inverse_frequencies(self) -> Tensor:
+        """Return what transformers computes for it."""
+        from transformers import LlamaConfig
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        config = LlamaConfig(
+            head_dim=self.geometry.head_dim,
+            max_position_embeddings=self.geometry.train_length,
+            rope_parameters=self.rope_parameters(),
+        )
+        frequencies: Tensor = ROPE_INIT_FUNCTIONS[self.rope_type](config, torch.device("cpu"))[0]
+        return frequencies
 
 
 @dataclass(frozen=True)
@@ -98,7 +150,10 @@ class EncodingSpec:
 
     def build(self, geometry: Geometry) -> PositionEncoding:
         """Return the encoding for a model of that geometry."""
-        return encoding_class(self.name)(geometry, **dict(self.parameters))
+        # Whatever an encoding starts from is its own: the other weights of a model do not depend on it.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return encoding_class(self.name)(geometry, **dict(self.parameters))
 
 
 def parse_encoding(text: str) -> EncodingSpec:
@@ -170,7 +225,8 @@ def hyper_parameters(cls: type[PositionEncoding]) -> dict[str, float]:
 
 def is_rotary(cls: type[PositionEncoding]) -> bool:
     """Return whether a rope type can express the encoding: it changes inverse frequencies and nothing else."""
-    return cls.embed is PositionEncoding.embed and cls.distance_bias is PositionEncoding.distance_bias
+    hooks = ("embed", "log_scales", "distance_bias", "bias")
+    return all(getattr(cls, hook) is getattr(PositionEncoding, hook) for hook in hooks)
 
 
 def training_length(config: Any) -> tuple[int, str] | None:
@@ -196,6 +252,7 @@ def geometry_of(config: Any, layer_type: str | None = None) -> Geometry:
         n_heads=config.num_attention_heads,
         train_length=(training_length(config) or (0, ""))[0],
         rope_theta=float(rope["rope_theta"]),
+        d_model=config.hidden_size,
     )
 
 
@@ -206,7 +263,7 @@ def register_rope_types(rope_module: Any) -> None:
     """
     for name in encoding_names():
         cls = encoding_class(name)
-        if is_rotary(cls) and name != "rope":
+        if is_rotary(cls) and not issubclass(cls, RopeExtension) and name != "rope":
             register_rope_type(rope_module, name, cls)
 
 

@@ -9,6 +9,8 @@ permutation of the dimensions.
 Source: Su et al., 2021, arXiv 2104.09864, section 3.2.2.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,11 @@ class Rope(PositionEncoding):
 
     source = "2104.09864"
     formula = "rotate pair i by position * theta_i"
+
+    def rope_parameters(self) -> dict[str, Any]:  # noqa: D102
+        # The one that transformers knows already, by another name.
+        parameters = super().rope_parameters()
+        return {**parameters, "rope_type": "default"} if type(self) is Rope else parameters
 
     def inverse_frequencies(self) -> Tensor:  # noqa: D102
         # The same operations in the same order as transformers, so that the numbers are the same to the last bit.

@@ -1,0 +1,29 @@
+"""Learned: one vector for every position within the training length, added to the token embeddings.
+
+There is none for a position past the training length, and a model with this encoding cannot read further.
+
+Source: Vaswani et al., 2017, arXiv 1706.03762, section 3.5 (and GPT-2).
+
+Shape letters: B batch, L length, D model width.
+"""
+
+from torch import Tensor, nn
+
+from hope_eval.encoding import Geometry, PositionEncoding
+
+
+class Learned(PositionEncoding):
+    """Learned absolute position embeddings, up to the training length."""
+
+    source = "1706.03762"
+    formula = "add a learned vector of the position to the embeddings; ends with the training length"
+    relative = False
+
+    def __init__(self, geometry: Geometry) -> None:
+        super().__init__(geometry)
+        self.position_embeddings = nn.Embedding(geometry.train_length, geometry.d_model)
+        nn.init.normal_(self.position_embeddings.weight, std=0.02)
+
+    def embed(self, embeddings_BLD: Tensor, positions_BL: Tensor) -> Tensor:  # noqa: D102
+        vectors_BLD: Tensor = self.position_embeddings(positions_BL)
+        return embeddings_BLD + vectors_BLD.to(embeddings_BLD.dtype)

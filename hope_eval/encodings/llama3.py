@@ -1,0 +1,29 @@
+"""Llama 3's scaling: pairs of long wavelength are interpolated, of short wavelength stay, those between are mixed.
+
+    wavelength > L_train / low_freq_factor: theta_i / factor;   < L_train / high_freq_factor: theta_i
+
+Source: Grattafiori et al., 2024, arXiv 2407.21783 (constants: the authors' released code).
+"""
+
+from hope_eval.encoding import Geometry, RopeExtension
+
+
+class Llama3(RopeExtension):
+    """The frequency scaling of Llama 3.1.
+
+    factor:           by how much long wavelengths are stretched.
+    low_freq_factor:  turns within the training length below which a pair is interpolated fully.
+    high_freq_factor: turns from which on a pair stays as it is.
+    """
+
+    source = "2407.21783 (constants: the authors' released code"
+    formula = "interpolate pairs of long wavelength by factor, keep short ones"
+    rope_type = "llama3"
+
+    def __init__(
+        self, geometry: Geometry, *, factor: float = 8.0, low_freq_factor: float = 1.0, high_freq_factor: float = 4.0
+    ) -> None:
+        super().__init__(geometry)
+        self.factor = factor
+        self.low_freq_factor = low_freq_factor
+        self.high_freq_factor = high_freq_factor

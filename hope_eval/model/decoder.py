@@ -1,0 +1,114 @@
+"""The decoder: transformers' Llama with a position encoding of this package, as a transformers model class.
+
+    config = HopeEvalConfig(encoding="alibi", max_position_embeddings=256, …)   as LlamaConfig, and the encoding
+    model = AutoModelForCausalLM.from_config(config)
+
+Everything but the encoding is the same for all encodings: layers, initial weights, mask. After `import hope_eval`,
+plain `AutoModelForCausalLM.from_pretrained` loads such a checkpoint, `generate` works, and so does Trainer.
+
+The training length is `max_position_embeddings`. Positions are counted from the first token: there is no left padding.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
+
+from hope_eval.encoding import EncodingSpec, Geometry, PositionEncoding, encoding_class, is_rotary
+from hope_eval.errors import EncodingError
+from hope_eval.model import attention
+
+
+class HopeEvalConfig(LlamaConfig):
+    """LlamaConfig with a position encoding.
+
+    encoding:            its name.
+    encoding_parameters: its hyper-parameters that are not at their defaults.
+    """
+
+    model_type = "hope_eval"
+    encoding: str = "rope"
+    encoding_parameters: dict[str, float] | None = None
+
+    def spec(self) -> EncodingSpec:
+        """Return the encoding with its parameters."""
+        return EncodingSpec(self.encoding, tuple((self.encoding_parameters or {}).items()))
+
+
+class _KeepsEncodings:
+    """Leaves the parameters of encodings as their own classes make them."""
+
+    def _init_weights(self, module: nn.Module) -> None:
+        encodings = (part for part in self.modules() if isinstance(part, PositionEncoding))
+        if not any(module is part for encoding in encodings for part in encoding.modules()):
+            super()._init_weights(module)
+
+
+class HopeEvalModel(_KeepsEncodings, LlamaModel):
+    """The layers: Llama's, with the encoding in embeddings, rotary module and attention."""
+
+    config_class = HopeEvalConfig
+
+    def __init__(self, config: HopeEvalConfig) -> None:
+        if config.hidden_size % config.num_attention_heads:
+            raise EncodingError(
+                f"a width of {config.hidden_size} does not divide into {config.num_attention_heads} heads",
+                "choose a number of heads that divides it",
+            )
+        geometry = Geometry(
+            head_dim=config.head_dim,
+            n_heads=config.num_attention_heads,
+            train_length=config.max_position_embeddings,
+            rope_theta=float(config.rope_parameters.get("rope_theta", 10_000.0)),
+            d_model=config.hidden_size,
+        )
+        spec = config.spec()
+        cls = encoding_class(spec.name)
+        encoding = spec.build(geometry)
+        if is_rotary(cls):
+            config.rope_parameters = encoding.rope_parameters()
+        else:
+            # xPos rotates as RoPE does; the others do not rotate.
+            kind = "default" if bool(encoding.inverse_frequencies().any()) else "nope"
+            config.rope_parameters = {"rope_type": kind, "rope_theta": geometry.rope_theta}
+        config._attn_implementation = attention.NAME
+        super().__init__(config)
+        self.encoding = encoding if cls.shared else None
+        for layer in self.layers:
+            if cls.shared:
+                # A reference and no child, so that its parameters are there once.
+                object.__setattr__(layer.self_attn, "encoding", encoding)
+            else:
+                layer.self_attn.encoding = spec.build(geometry)
+
+    def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, **rest: Any) -> Any:
+        """Return the hidden states, as LlamaModel does."""
+        if inputs_embeds is None and self.encoding is not None:
+            assert input_ids is not None
+            positions_BL = rest.get("position_ids")
+            if positions_BL is None:
+                past = rest.get("past_key_values")
+                start = past.get_seq_length() if past is not None else 0
+                positions_BL = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
+            inputs_embeds, input_ids = self.encoding.embed(self.embed_tokens(input_ids), positions_BL), None
+        return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **rest)
+
+
+class HopeEvalForCausalLM(_KeepsEncodings, LlamaForCausalLM):
+    """The layers with a head: a causal language model."""
+
+    config_class = HopeEvalConfig
+
+    def __init__(self, config: HopeEvalConfig) -> None:
+        LlamaPreTrainedModel.__init__(self, config)
+        self.model = HopeEvalModel(config)
+        self.vocab_size = config.vocab_size
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()
+
+
+attention.register()
+AutoConfig.register(HopeEvalConfig.model_type, HopeEvalConfig, exist_ok=True)
+AutoModelForCausalLM.register(HopeEvalConfig, HopeEvalForCausalLM, exist_ok=True)
