@@ -6,15 +6,18 @@ rope module is imported (by whoever), the rotary encodings of this package are r
     import hope_eval
     model = AutoModelForCausalLM.from_pretrained("folder of a checkpoint whose config says rope_type: hope")
 
-works with no further call.
+works with no further call; so do checkpoints of this package's own decoder, which has all encodings.
 """
 
 import importlib
+import sys
 from typing import Any
 
 from wrapt.importer import register_post_import_hook
 
 __version__ = "0.1.0"
+
+_MODELS = "transformers.models.auto.modeling_auto"
 
 # Public names and the modules they live in; resolved on first use, so that `import hope_eval` stays cheap.
 _PUBLIC = {
@@ -41,4 +44,12 @@ def _register_rope_types(rope_module: Any) -> None:
     register_rope_types(rope_module)
 
 
+def _register_decoder(_: Any) -> None:
+    # While transformers' table of models is half loaded, no model can be defined; its own hook comes soon enough.
+    if getattr(sys.modules.get(_MODELS, sys), "AutoModelForCausalLM", None) or _MODELS not in sys.modules:
+        importlib.import_module("hope_eval.model.decoder")
+
+
 register_post_import_hook(_register_rope_types, "transformers.modeling_rope_utils")
+register_post_import_hook(_register_decoder, "transformers.models.auto.configuration_auto")
+register_post_import_hook(_register_decoder, _MODELS)

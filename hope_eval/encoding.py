@@ -79,7 +79,7 @@ class PositionEncoding(nn.Module):
 
     def inverse_frequencies(self) -> Tensor:
         """Return the angle in radians that each pair turns per position, float32 [E/2]; zero: not rotated."""
-        return torch.zeros(self.geometry.head_dim // 2)
+        return torch.zeros(self.geometry.head_dim // 2, dtype=torch.float32)
 
     def rope_parameters(self) -> dict[str, Any]:
         """Return what a transformers config says of it; a rotary encoding is a rope type of its own name."""

@@ -71,7 +71,8 @@ class HopeEvalModel(_KeepsEncodings, LlamaModel):
             config.rope_parameters = encoding.rope_parameters()
         else:
             # xPos rotates as RoPE does; the others do not rotate.
-            kind = "default" if bool(encoding.inverse_frequencies().any()) else "nope"
+            rotates = cls.inverse_frequencies is not PositionEncoding.inverse_frequencies
+            kind = "default" if rotates else "nope"
             config.rope_parameters = {"rope_type": kind, "rope_theta": geometry.rope_theta}
         config._attn_implementation = attention.NAME
         super().__init__(config)
