@@ -263,12 +263,18 @@ def register_rope_types(rope_module: Any) -> None:
     """
     for name in encoding_names():
         cls = encoding_class(name)
-        if is_rotary(cls) and not issubclass(cls, RopeExtension) and name != "rope":
-            register_rope_type(rope_module, name, cls)
+        if is_rotary(cls):
+            register_rope_type(rope_module, cls)
 
 
-def register_rope_type(rope_module: Any, name: str, cls: type[PositionEncoding]) -> None:
-    """Make `rope_type: name` mean this encoding, with its hyper-parameters as further keys of rope_parameters."""
+def register_rope_type(rope_module: Any, cls: type[PositionEncoding]) -> None:
+    """Make `rope_type: name` mean this encoding, with its hyper-parameters as further keys of rope_parameters.
+
+    Nothing is done for those that transformers has itself.
+    """
+    name = cls.__module__.rpartition(".")[2]
+    if name == "rope" or issubclass(cls, RopeExtension):
+        return
     optional = {"rope_theta", "original_max_position_embeddings", *hyper_parameters(cls)}
 
     def initialise(

@@ -4,6 +4,7 @@ Overrides that do nothing without a word are a known disease of this field. So `
 modules from a changed config, and then compares the inverse frequencies they hold with those that were asked for.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from hope_eval.encoding import (
     EncodingSpec,
+    PositionEncoding,
     encoding_class,
     geometry_of,
     is_rotary,
@@ -57,25 +59,22 @@ def attach(model: nn.Module, encoding: str | EncodingSpec, train_length: int | N
         )
     told = training_length(config)
     length = train_length or (told[0] if told else 0)
-    name = cls.__module__.rpartition(".")[2]
-    if name != "rope":
-        from transformers import modeling_rope_utils
+    from transformers import modeling_rope_utils
 
-        register_rope_type(modeling_rope_utils, name, cls)
-
+    register_rope_type(modeling_rope_utils, cls)
     layer_types = [key for key, value in rope.items() if isinstance(value, dict)]
+    encodings = {}
+    for layer_type in layer_types or [""]:
+        geometry = replace(geometry_of(config, layer_type or None), train_length=length)
+        encodings[layer_type] = spec.build(geometry)
 
-    def changed(old: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "rope_type": "default" if name == "rope" else name,
-            "rope_theta": old["rope_theta"],
-            "original_max_position_embeddings": length,
-            **{key: old[key] for key in ("partial_rotary_factor",) if key in old},
-            **dict(spec.parameters),
-        }
+    def changed(layer_type: str) -> dict[str, Any]:
+        old = rope[layer_type] if layer_type else rope
+        kept = {key: old[key] for key in ("partial_rotary_factor",) if key in old}
+        return {**kept, **encodings[layer_type].rope_parameters()}
 
-    set_rope_parameters(model, {key: changed(rope[key]) for key in layer_types} or changed(rope))
-    _check(model, spec, config, layer_types)
+    set_rope_parameters(model, {key: changed(key) for key in layer_types} or changed(""))
+    _check(model, spec, encodings)
     return model
 
 
@@ -98,15 +97,12 @@ def _rebuilt(module: nn.Module, config: Any) -> nn.Module:
     return rebuilt.to(device)
 
 
-def _check(model: nn.Module, spec: EncodingSpec, config: Any, layer_types: list[str]) -> None:
+def _check(model: nn.Module, spec: EncodingSpec, encodings: dict[str, PositionEncoding]) -> None:
     expected = {
-        f"{layer_type}_inv_freq" if layer_type else "inv_freq": spec.build(
-            geometry_of(config, layer_type or None)
-        ).inverse_frequencies()
-        for layer_type in (layer_types or [""])
+        f"{layer_type}_inv_freq" if layer_type else "inv_freq": encoding.inverse_frequencies()
+        for layer_type, encoding in encodings.items()
     }
-    found = effective_inverse_frequencies(model)
-    for path, frequencies in found.items():
+    for path, frequencies in effective_inverse_frequencies(model).items():
         wanted = expected.get(path.rpartition(".")[2])
         if wanted is None or wanted.shape != frequencies.shape or not torch.equal(wanted, frequencies):
             raise EncodingError(
