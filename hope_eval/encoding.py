@@ -73,7 +73,7 @@ class PositionEncoding(nn.Module):
 
     def inverse_frequencies(self) -> Tensor:
         """Return the angle in radians that each pair turns per position, float32 [E/2]; zero: not rotated."""
-        return torch.zeros(self.geometry.head_dim // 2)
+        return torch.zeros(self.geometry.head_dim // 2, dtype=torch.float32)
 
     def embed(self, embeddings_BLD: Tensor, positions_L: Tensor) -> Tensor:
         """Return the token embeddings with what this encoding adds to them."""
