@@ -133,6 +133,14 @@ assert torch.equal(model(torch.arange(200)[None] % {VOCAB_SIZE}).logits, torch.l
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("name", ["hope", "nope"])
+def test_frequencies_stay_in_float32_whatever_the_weights_are(name, tmp_path):
+    attach(tiny_module(), name).save_pretrained(tmp_path)
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert model.lm_head.weight.dtype == torch.bfloat16
+    assert model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
 def test_hope_import_after_transformers_registers_too():
     code = "import transformers.modeling_rope_utils as r; import hope_eval; assert 'hope' in r.ROPE_INIT_FUNCTIONS"
     subprocess.run([sys.executable, "-c", code], check=True)
