@@ -310,6 +310,25 @@ def describe_all() -> list[dict[str, Any]]:
     ]
 
 
+def describe_bias(encoding: PositionEncoding) -> list[dict[str, Any]]:
+    """Return one record for every doubling of distance, to 16 times the training length: the bias as it starts out.
+
+    Empty for an encoding that adds nothing to the logits.
+    """
+    last = 16 * encoding.geometry.train_length
+    distances = [0, *(1 << power for power in range(last.bit_length()) if 1 << power <= last)]
+    by_distance = encoding.distance_bias(torch.tensor(distances))
+    if by_distance is None:
+        own = encoding.bias(torch.tensor([last]), last - torch.tensor(distances))
+        if own is None:
+            return []
+        by_distance = own[:, 0]
+    return [
+        {"distance": distance, **{f"head {head + 1}": float(bias) for head, bias in enumerate(column)}}
+        for distance, column in zip(distances, by_distance.detach().T.tolist(), strict=True)
+    ]
+
+
 def describe_pairs(encoding: PositionEncoding) -> list[dict[str, Any]]:
     """Return one record for every pair of dimensions of a query: how it is rotated."""
     return [

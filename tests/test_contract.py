@@ -331,7 +331,7 @@ def test_fire_is_the_paper(query, key):
     with torch.no_grad():
         encoding.multiplier.fill_(0.7)
     found = encoding.bias(torch.tensor([query]), torch.tensor([key]))[:, 0, 0]
-    first, _, last = encoding.network
+    first, last = encoding.first, encoding.last
     for head in range(4):
         wanted = references.fire_bias(
             first.weight[:, 0].tolist(), first.bias.tolist(), last.weight[head].tolist(), float(last.bias[head]),

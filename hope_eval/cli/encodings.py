@@ -21,15 +21,20 @@ def encodings(name: str | None, length: int, head_dim: int, heads: int, theta: f
     hope-eval encodings hope --length 512 --head-dim 64
     hope-eval encodings hope:multiplier=2 --length 8k --head-dim 128 --theta 500000
     """
-    from hope_eval.encoding import Geometry, describe_all, describe_pairs, parse_encoding
+    from hope_eval.encoding import Geometry, describe_all, describe_bias, describe_pairs, parse_encoding
     from hope_eval.results.tables import print_records
 
     if name is None:
         print_records(describe_all())
         return
-    encoding = parse_encoding(name).build(Geometry(head_dim, heads, length, theta))
+    encoding = parse_encoding(name).build(Geometry(head_dim, heads, length, theta, d_model=head_dim * heads))
+    click.echo(f"{name}: {encoding.formula} (arXiv {encoding.source})")
     pairs = describe_pairs(encoding)
     kept = sum(pair["rotated"] == "yes" for pair in pairs)
-    click.echo(f"{name}: {encoding.formula} (arXiv {encoding.source})")
-    click.echo(f"{kept} of {len(pairs)} pairs are rotated, trained at {length:,} tokens, head_dim {head_dim}\n")
-    print_records(pairs)
+    if kept:
+        click.echo(f"{kept} of {len(pairs)} pairs are rotated, trained at {length:,} tokens, head_dim {head_dim}")
+        print_records(pairs)
+    bias = describe_bias(encoding)
+    if bias:
+        click.echo("added to the logits, before any training of its parameters:")
+        print_records(bias)

@@ -31,7 +31,8 @@ class Fire(PositionEncoding):
     def __init__(self, geometry: Geometry, *, width: float = 32, threshold: float = 512) -> None:
         super().__init__(geometry)
         self.threshold = threshold
-        self.network = nn.Sequential(nn.Linear(1, int(width)), nn.ReLU(), nn.Linear(int(width), geometry.n_heads))
+        self.first = nn.Linear(1, int(width))
+        self.last = nn.Linear(int(width), geometry.n_heads)
         self.c = nn.Parameter(torch.tensor(0.1))
         # L0 = threshold * this.
         self.multiplier = nn.Parameter(torch.tensor(1.0))
@@ -41,6 +42,5 @@ class Fire(PositionEncoding):
         distances_QK = (query_positions_Q[:, None] - key_positions_K).clamp(min=0).float()
         normaliser_Q1 = torch.log1p(c * torch.maximum(query_positions_Q.float(), threshold))[:, None]
         ratio_QK1 = (torch.log1p(c * distances_QK) / (normaliser_Q1 + 1e-6))[..., None]
-        first, _, last = self.network
-        hidden = torch.relu(nn.functional.linear(ratio_QK1, first.weight.float(), first.bias.float()))
-        return nn.functional.linear(hidden, last.weight.float(), last.bias.float()).permute(2, 0, 1)
+        hidden = torch.relu(nn.functional.linear(ratio_QK1, self.first.weight.float(), self.first.bias.float()))
+        return nn.functional.linear(hidden, self.last.weight.float(), self.last.bias.float()).permute(2, 0, 1)

@@ -16,7 +16,7 @@ class Llama3(RopeExtension):
     high_freq_factor: turns from which on a pair stays as it is.
     """
 
-    source = "2407.21783 (constants: the authors' released code"
+    source = "2407.21783"
     formula = "interpolate pairs of long wavelength by factor, keep short ones"
     rope_type = "llama3"
 
