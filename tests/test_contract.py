@@ -232,13 +232,13 @@ def test_a_saved_decoder_comes_back_in_another_process(tmp_path):
         torch.save(model(IDS).logits, tmp_path / "logits.pt")
     torch.save(IDS, tmp_path / "ids.pt")
     code = """
-import hope_eval, torch
+import sys, hope_eval, torch
 from transformers import AutoModelForCausalLM
-model = AutoModelForCausalLM.from_pretrained(".").eval()
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1]).eval()
 with torch.no_grad():
-    assert torch.equal(model(torch.load("ids.pt")).logits, torch.load("logits.pt"))
+    assert torch.equal(model(torch.load(f"{sys.argv[1]}/ids.pt")).logits, torch.load(f"{sys.argv[1]}/logits.pt"))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
 
 
 def test_heads_that_do_not_divide_the_width_are_an_error():
