@@ -28,6 +28,9 @@ FAMILIES = {
     "olmo2": {},
     "phi3": {},
     "gpt_neox": {},
+    # Calls a part of its base model.
+    "opt": {"ffn_dim": 64, "word_embed_proj_dim": 32, "max_position_embeddings": 150},
+    "mixtral": {"num_local_experts": 4},
 }
 
 
@@ -101,7 +104,7 @@ def test_greedy_hits_are_what_greedy_decoding_writes():
     assert not hits[10]
 
 
-def test_a_head_that_cannot_be_chunked_is_scored_with_full_logits_and_says_so(monkeypatch):
+def test_a_head_that_cannot_be_chunked_is_scored_with_full_logits_and_says_so():
     class Odd(transformers.LlamaForCausalLM):
         """Its logits depend on all hidden states, not on those of the position alone."""
 
@@ -111,7 +114,6 @@ def test_a_head_that_cannot_be_chunked_is_scored_with_full_logits_and_says_so(mo
             return output
 
     module = Odd(tiny_module().config).eval()
-    monkeypatch.setattr(scoring, "_CHUNK_BYTES", {"cpu": 0})
     model = LanguageModel("odd", module, None)
     assert model.head == "full"
     assert "nats off" in model.head_reason

@@ -35,6 +35,9 @@ PrefixPolicy = Literal["auto", "bos", "eos", "none"]
 # Float32 logits of one chunk, bytes. On a CPU small chunks stay in the cache.
 _CHUNK_BYTES = {"cuda": 512 << 20, "cpu": 32 << 20}
 
+# Tokens of a chunk that is not halved any further; the check on loading uses chunks of this size.
+_SMALLEST_CHUNK = 16
+
 # Largest difference in nll [nats] between head in chunks and full logits that rounding explains.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.03, torch.bfloat16: 0.2}
 
@@ -88,6 +91,8 @@ class LanguageModel:
     max_length: int | None = field(init=False)
     head: Literal["chunked", "full"] = field(init=False, default="full")
     head_reason: str = field(init=False, default="")
+    _decoder: Any = field(init=False, default=None, repr=False)
+    _checking: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
         self.module.eval()
@@ -99,7 +104,9 @@ class LanguageModel:
             for parent, name, rotary in rotary_modules(self.module)
             if not self.nested_safe
         ]
+        self._checking = True
         self._choose_head()
+        self._checking = False
 
     @property
     def device(self) -> torch.device:
@@ -224,7 +231,7 @@ class LanguageModel:
                 logits_NV = logits_of(row, start, start + len(target_N))
                 nll_N, hits_N = nll_and_hits(logits_NV, target_N.to(logits_NV.device))
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or chunk <= 16:
+                if not _is_out_of_memory(error) or chunk <= _SMALLEST_CHUNK:
                     raise
                 chunk //= 2
                 continue
@@ -234,12 +241,10 @@ class LanguageModel:
         return Score(torch.cat(nll).cpu().numpy(), torch.cat(hits).cpu().numpy())
 
     def _chunk_size(self) -> int:
+        if self._checking:
+            return _SMALLEST_CHUNK
         vocab_size = getattr(text_config(self.module), "vocab_size", None) or 50_000
-        return max(16, _CHUNK_BYTES.get(self.device.type, _CHUNK_BYTES["cpu"]) // (4 * int(vocab_size)))
-
-    @property
-    def _decoder(self) -> Any:
-        return getattr(self.module, getattr(self.module, "base_model_prefix", "") or "-", None)
+        return max(_SMALLEST_CHUNK, _CHUNK_BYTES.get(self.device.type, _CHUNK_BYTES["cpu"]) // (4 * int(vocab_size)))
 
     def _head(self, output: Any, hidden_BND: Tensor) -> Tensor:
         """Return the logits [B, N, V] that the model's own forward makes of hidden states."""
@@ -252,7 +257,8 @@ class LanguageModel:
     def _choose_head(self) -> None:
         """Score a short input both ways, and settle for the full logits where the chunked head disagrees."""
         vocab_size = getattr(text_config(self.module), "vocab_size", None)
-        if self._decoder is None or self._decoder is self.module or vocab_size is None:
+        decoders = _decoders(self.module)
+        if not decoders or vocab_size is None:
             self.head_reason = "not a transformers causal model"
             return
         # Longer than two chunks of the smallest size, and of ids that differ.
@@ -260,16 +266,26 @@ class LanguageModel:
         sample = Sample(context=ids[:1], target=ids[1:])
         with torch.inference_mode():
             wanted = self._scored([sample])[0].nll
-            try:
-                self.head = "chunked"
-                found = self._scored([sample])[0].nll
-            except Exception as error:
-                # Any architecture may come through here; whatever its objection, full logits are right.
-                self.head, self.head_reason = "full", f"{type(error).__name__} in the chunked head"
-                return
-        gap = float(np.max(np.abs(wanted - found), initial=0.0)) if np.isfinite(wanted).all() else 0.0
-        if not gap <= _TOLERANCE.get(self.dtype, 1e-3):
-            self.head, self.head_reason = "full", f"the chunked head is {gap:.3g} nats off"
+            for decoder in decoders:
+                self.head, self._decoder = "chunked", decoder
+                try:
+                    found = self._scored([sample])[0].nll
+                except Exception as error:
+                    # Any architecture may come through here; whatever its objection, full logits are right.
+                    self.head, self.head_reason = "full", f"{type(error).__name__} in the chunked head"
+                    continue
+                gap = float(np.max(np.abs(wanted - found), initial=0.0)) if np.isfinite(wanted).all() else 0.0
+                if gap <= _TOLERANCE.get(self.dtype, 1e-3):
+                    self.head_reason = ""
+                    return
+                self.head, self.head_reason = "full", f"the chunked head is {gap:.3g} nats off"
+
+
+def _decoders(module: nn.Module) -> list[Any]:
+    """Return what may make the hidden states of a causal model: most call their base model, OPT a part of it."""
+    base = getattr(module, getattr(module, "base_model_prefix", "") or "-", None)
+    get_decoder: Any = getattr(module, "get_decoder", lambda: None)
+    return [one for one in dict.fromkeys((base, get_decoder())) if isinstance(one, nn.Module) and one is not module]
 
 
 def _plain_ids(tokenizer: Any, text: str) -> Sequence[int]:
