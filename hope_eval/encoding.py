@@ -15,16 +15,13 @@ Rotary encodings are registered with transformers as rope types, so that a check
 Shape letters: B batch, L length, D model width, E head_dim, H heads, N distances, Q queries, K keys.
 """
 
-import functools
 import importlib
-import importlib.util
 import inspect
 import math
 import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import torch
@@ -32,6 +29,7 @@ from torch import Tensor, nn
 
 from hope_eval import encodings as encodings_package
 from hope_eval.errors import EncodingError, did_you_mean
+from hope_eval.plugins import module_from_file, only_class
 
 
 @dataclass(frozen=True)
@@ -100,6 +98,10 @@ class PositionEncoding(nn.Module):
 
     def distance_bias(self, distances_N: Tensor) -> Tensor | None:
         """Return what is added to the logit of a query for a key `distance` >= 0 tokens back, [H, N]; None: nothing."""
+        return None
+
+    def slopes(self) -> list[float] | None:
+        """Return m_h of every head [H], where `distance_bias` is - m_h * distance and so fit for the fastest kernel."""
         return None
 
     def bias(self, query_positions_Q: Tensor, key_positions_K: Tensor) -> Tensor | None:
@@ -187,7 +189,9 @@ def encoding_class(name: str) -> type[PositionEncoding]:
     Raises EncodingError if there is none of that name.
     """
     if name.endswith(".py"):
-        module = _module_from_file(Path(name))
+        if not Path(name).expanduser().is_file():
+            raise EncodingError(f"no file `{name}`", "--encoding takes a name or the path of a Python file")
+        module = module_from_file(Path(name), "hope_eval_encodings")
     elif name in encoding_names():
         module = importlib.import_module(f"{encodings_package.__name__}.{name}")
     else:
@@ -195,26 +199,7 @@ def encoding_class(name: str) -> type[PositionEncoding]:
             f"no position encoding is called `{name}`",
             did_you_mean(name, encoding_names(), "`hope-eval encodings` lists all"),
         )
-    classes = [
-        member
-        for member in vars(module).values()
-        if inspect.isclass(member) and issubclass(member, PositionEncoding) and member.__module__ == module.__name__
-    ]
-    if len(classes) != 1:
-        raise EncodingError(
-            f"`{name}` defines {len(classes)} classes of PositionEncoding", "one file defines one encoding"
-        )
-    return classes[0]
-
-
-@functools.cache
-def _module_from_file(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None or not path.is_file():
-        raise EncodingError(f"no file `{path}`", "--encoding takes a name or the path of a Python file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return only_class(module, PositionEncoding)
 
 
 def hyper_parameters(cls: type[PositionEncoding]) -> dict[str, float]:

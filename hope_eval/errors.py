@@ -1,13 +1,16 @@
 """What a user can do wrong, as exceptions. Our own mistakes are asserts.
 
     HopeEvalError
-    ├── CheckpointError     a checkpoint that is not there, not whole, or not one
-    ├── CorpusError         a text that cannot be read, or is too short
-    ├── EncodingError       an encoding that is unknown, or does not fit the model
-    ├── LengthError         a length that is malformed, or that the model cannot read
-    ├── MissingPackageError an optional package that is not installed
-    ├── OptionError         an option whose value does not fit the others
-    └── StoreError          results that cannot be written, read, or derived from
+    ├── CheckpointError       a checkpoint that is not there, not whole, or not one
+    ├── ContextTooShortError  a length that a task cannot be put into
+    ├── CorpusError           a text that cannot be read, or is too short
+    ├── EncodingError         an encoding that is unknown, or does not fit the model
+    ├── LengthError           a length that is malformed, or that the model cannot read
+    ├── MissingPackageError   an optional package that is not installed
+    ├── OptionError           an option whose value does not fit the others
+    ├── StoreError            results that cannot be written, read, or derived from
+    ├── TaskError             a task that is unknown, or that a tokenizer cannot express
+    └── TrainingError         a training that cannot start, or go on
 
 Each message says what was asked, with its value, and what is allowed; `hint` says what to do about it.
 """
@@ -37,6 +40,17 @@ class CheckpointError(HopeEvalError):
     """A checkpoint that is not there, not whole, or not one."""
 
 
+class ContextTooShortError(HopeEvalError):
+    """A length that a task cannot be put into.
+
+    needed: tokens that it takes at least.
+    """
+
+    def __init__(self, task: str, length: int, needed: int) -> None:
+        super().__init__(f"`{task}` needs at least {needed} tokens of context, got {length}", "ask for longer ones")
+        self.needed = needed
+
+
 class CorpusError(HopeEvalError):
     """A text that cannot be read, or is too short."""
 
@@ -59,6 +73,14 @@ class OptionError(HopeEvalError):
 
 class StoreError(HopeEvalError):
     """Results that cannot be written, read, or derived from."""
+
+
+class TaskError(HopeEvalError):
+    """A task that is unknown, or that a tokenizer cannot express."""
+
+
+class TrainingError(HopeEvalError):
+    """A training that cannot start, or go on."""
 
 
 def did_you_mean(name: str, known: Iterable[str], lists_all: str) -> str:

@@ -1,4 +1,4 @@
-"""Lengths in tokens, as people write them: `512`, `4k` (4,096), `2k,8k,32k`, `1m`."""
+"""Lengths in tokens, as people write them: `512`, `4k` (4,096), `2k,8k,32k`, `1m`; and amounts: `100M` (10^8)."""
 
 import re
 from itertools import pairwise
@@ -32,6 +32,17 @@ def parse_length(text: str) -> int:
     if length < 2:
         raise LengthError(f"a length is at least 2 tokens, one to read and one to score; got {length}", "--lengths 512")
     return length
+
+
+def parse_count(text: str) -> int:
+    """Read a number of tokens, `100M`: k, M and B are powers of ten here.
+
+    Raises LengthError for what is none.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text.strip().lower().replace("_", ""))
+    if not match or not float(match[1]):
+        raise LengthError(f"`{text}` is no number of tokens", "write 500k, 100M or 1.5B")
+    return round(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2]])
 
 
 def short_length(length: int) -> str:

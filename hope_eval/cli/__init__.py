@@ -7,6 +7,7 @@ import click
 import hope_eval
 from hope_eval.cli.encodings import encodings
 from hope_eval.cli.ppl import ppl
+from hope_eval.cli.train import train
 from hope_eval.errors import HopeEvalError
 
 
@@ -29,9 +30,10 @@ def main() -> None:
     \b
     hope-eval ppl --model path/to/checkpoint --lengths 2k,8k,32k
     hope-eval ppl --model checkpoint --encoding native --encoding hope --lengths 2k,8k,32k
+    hope-eval train rope hope --out runs/mine
     hope-eval encodings hope --length 512 --head-dim 64
     """
 
 
-for command in (ppl, encodings):
+for command in (ppl, encodings, train):
     main.add_command(command)

@@ -22,8 +22,7 @@ class Alibi(PositionEncoding):
     source = "2108.12409"
     formula = "- m_h * distance, m_h geometric from 2^(-8/H)"
 
-    def slopes(self) -> list[float]:
-        """Return m_h for h = 1..H."""
+    def slopes(self) -> list[float]:  # noqa: D102
         return alibi_slopes(self.geometry.n_heads)
 
     def distance_bias(self, distances_N: Tensor) -> Tensor:  # noqa: D102

@@ -67,7 +67,7 @@ class HopeEvalModel(_KeepsEncodings, LlamaModel):
         spec = config.spec()
         cls = encoding_class(spec.name)
         encoding = spec.build(geometry)
-        if is_rotary(cls):
+        if is_rotary(cls) and spec.name != "rope":
             config.rope_parameters = encoding.rope_parameters()
         else:
             # xPos rotates as RoPE does; the others do not rotate.

@@ -200,7 +200,7 @@ class LanguageModel:
         for parent, name, rotary in self._pristine:
             setattr(parent, name, copy.deepcopy(rotary))
         ids_BL = torch.stack([_read(sample) for sample in samples]).to(self.device)
-        rows = [slice(len(s.context) - 1, len(s.context) - 1 + len(s.target)) for s in samples]
+        rows = [slice(s.n_before - 1, s.n_before - 1 + len(s.target)) for s in samples]
         targets = [torch.as_tensor(np.asarray(s.target), dtype=torch.long, device=self.device) for s in samples]
         if self.head == "chunked":
             output = self._decoder(input_ids=ids_BL, use_cache=False)
@@ -314,7 +314,8 @@ def _bytes_of_tokens(text: str, offsets_T2: np.ndarray) -> np.ndarray:
 
 def _read(sample: Sample) -> Tensor:
     target = sample.target[: len(sample.target) - sample.unread]
-    return torch.from_numpy(np.concatenate([np.asarray(sample.context), np.asarray(target)]).astype(np.int64))
+    parts = (sample.context, sample.query, target)
+    return torch.from_numpy(np.concatenate([np.asarray(part, np.int64) for part in parts]))
 
 
 def _logits(output: Any) -> Tensor:

@@ -1,0 +1,102 @@
+"""`hope-eval train`: small models that differ in their position encoding and in nothing else."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hope_eval.cli import options
+from hope_eval.cli.progress import progress
+from hope_eval.errors import OptionError
+from hope_eval.lengths import parse_count
+
+
+def _count(ctx: click.Context, param: click.Parameter, value: str) -> int:
+    return parse_count(value)
+
+
+def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in value.split(","))
+    except ValueError:
+        raise OptionError(f"`--seed {value}` is no list of whole numbers", "--seed 0,1,2") from None
+
+
+@click.command()
+@click.argument("encodings", nargs=-1, required=True, metavar="ENCODING...")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True,
+              help="Folder of the checkpoint; of several trainings: OUT/ENCODING-SEED.")  # fmt: skip
+@click.option("--size", default="3m", show_default=True, metavar="SIZE",
+              help="1m, 3m, 12m, 35m, 125m, 350m, 1b, 3b, or width x layers x heads: 192x6x3.")  # fmt: skip
+@click.option("--train-length", callback=options.read_length, default="256", show_default=True, metavar="LENGTH")
+@click.option("--tokens", callback=_count, default="100M", show_default=True, metavar="N",
+              help="Tokens to train on in all.")  # fmt: skip
+@click.option("--seed", "seeds", callback=_seeds, default="0", show_default=True, metavar="N[,N...]",
+              help="Of initial weights and data; several train a model each.")  # fmt: skip
+@click.option("--data", "texts", multiple=True, metavar="TEXTS",
+              help="Texts to train on, as for `ppl`; repeatable.  [default: installed packages]")  # fmt: skip
+@click.option("--tokenizer", default="new", show_default=True, metavar="CHECKPOINT",
+              help="Folder to take the tokenizer from; new: train one of 4,096 tokens on the texts.")  # fmt: skip
+@click.option("--batch-tokens", callback=_count, default="32768", show_default=True, metavar="N",
+              help="Tokens of one step, over all GPUs.")  # fmt: skip
+@click.option("--learning-rate", type=float, default=0.0, metavar="X", help="[default: what suits the size]")
+@click.option("--device", default="auto", show_default=True, help="cuda, cpu; auto: cuda if there is one.")
+@click.option("--compile/--no-compile", "compile_model", default=False, show_default=True,
+              help="torch.compile: faster steps after a minute of compiling.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
+              help="Trainings side by side on one GPU, where there are several.")  # fmt: skip
+@click.option("--save-steps", type=click.IntRange(0), default=0, metavar="N",
+              help="Steps between checkpoints.  [default: a tenth of the training]")  # fmt: skip
+@click.option("--force", is_flag=True, help="Throw away another training that is in the folder.")
+def train(
+    encodings: tuple[str, ...],
+    out: Path,
+    seeds: tuple[int, ...],
+    texts: tuple[str, ...],
+    device: str,
+    compile_model: bool,
+    jobs: int,
+    save_steps: int,
+    force: bool,
+    **rest: Any,
+) -> None:
+    """Train a small model with a position encoding; several, to compare them with all else equal.
+
+    \b
+    hope-eval train hope --out runs/hope
+    hope-eval train rope hope alibi --seed 0,1,2 --jobs 6 --out runs/mine
+    hope-eval train hope:multiplier=2 --size 12m --train-length 512 --tokens 500M --data books.jsonl --out runs/books
+    torchrun --nproc-per-node 8 -m hope_eval train hope --size 125m --train-length 1k --tokens 2.5B --out runs/125m
+
+    All models of one seed start from the same weights and read the same tokens in the same order. The texts are mixed
+    with prompts of the tasks. The same command goes on with an interrupted training.
+    """
+    from hope_eval import train as training
+
+    if texts:
+        rest["texts"] = texts
+    recipes = {
+        (encoding, seed): training.Recipe(encoding=encoding, seed=seed, **rest)
+        for encoding in encodings
+        for seed in seeds
+    }
+    one = len(recipes) == 1
+    folders = {
+        out if one else out / f"{encoding.replace(':', ',')}-{seed}": recipe
+        for (encoding, seed), recipe in recipes.items()
+    }
+    how: dict[str, Any] = {
+        "device": device,
+        "compile_model": compile_model,
+        "save_steps": save_steps,
+        "command": options.command_line(),
+    }
+    with progress("preparing", "lines") as report:
+        training.prepare_all(folders, out / ".work", force, report)
+    with progress(f"training {encodings[0]}" if one else f"training {len(recipes)} models") as report:
+        if one:
+            training.train(folders[out], out, report=report, **how)
+        else:
+            training.train_all(folders, out / ".work", jobs, report=report, **how)
+    for folder in folders:
+        click.echo(folder)

@@ -1,0 +1,138 @@
+"""Lines: what a model is trained on. One line is one row of ids, as long as the training length.
+
+    share of lines  what they are                                                  what is trained on
+    60 %            <s> and a stretch of text, from a place of its own             all tokens
+    40 %            prompts of the tasks (split "train"), all questions in line    the targets
+
+All lines are made before training begins, and kept in two arrays on disk: then every encoding reads the same tokens in
+the same order, a resumed training goes on with the very next line, and training waits for nothing.
+
+Line i follows from (tokenizer, texts, shares, length, seed, i) alone.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hope_eval.errors import TrainingError
+from hope_eval.task import Vocabulary, generator, task_class
+
+# Of all lines; what is missing to 1 is text. Copying and recall are learned slowly, the others by the way.
+SHARES = {"copying": 0.13, "associative_recall": 0.14, "passkey": 0.04, "label_map": 0.05, "rule_induction": 0.04}
+
+# Reading the same text more often than this teaches a model to recite it.
+MOST_EPOCHS = 100
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Ids [N, L] and which of them are trained on, bool [N, L], both on disk."""
+
+    ids: np.ndarray
+    scored: np.ndarray
+
+    @classmethod
+    def read(cls, folder: Path) -> "Lines":
+        """Open the lines in a folder."""
+        return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in ("ids", "scored")))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def make_lines(
+    folder: Path,
+    identity: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    texts: Callable[[], Sequence[np.ndarray]],
+    n_lines: int,
+    length: int,
+    seed: int,
+    shares: Mapping[str, float] = SHARES,
+    report: Report = lambda done, total: None,
+) -> Lines:
+    """Write the lines to a folder, unless those of that identity are there already.
+
+    identity: what the lines follow from, as JSON.
+    texts:    called if lines must be made; returns the ids of each document.
+    shares:   of lines, by task.
+    report:   called with lines made so far, and in all.
+
+    Raises TrainingError if the texts are too short, or the disk too small.
+    """
+    marker = folder / "lines.json"
+    wanted = json.dumps({**identity, "n_lines": n_lines, "length": length, "seed": seed, "shares": dict(shares)})
+    if marker.is_file() and marker.read_text() == wanted:
+        return Lines.read(folder)
+    dtype = np.uint16 if len(vocabulary.tokenizer) <= 1 << 16 else np.uint32
+    folder.mkdir(parents=True, exist_ok=True)
+    check_disk(folder, n_lines * length * (np.dtype(dtype).itemsize + 1), "the training lines")
+    marker.unlink(missing_ok=True)
+    files = {name: folder / f"{name}.npy" for name in ("ids", "scored")}
+    ids = np.lib.format.open_memmap(files["ids"], "w+", dtype, (n_lines, length))
+    scored = np.lib.format.open_memmap(files["scored"], "w+", np.bool_, (n_lines, length))
+    kinds = _kinds(n_lines, shares, seed)
+    text = _text_lines(vocabulary, texts(), int((kinds == "").sum()), length, seed)
+    for i, kind in enumerate(kinds):
+        if kind:
+            rng = generator("train", kind, seed, length, i)
+            ids[i], scored[i] = (
+                task_class(kind)().varied(rng, length).prompt(vocabulary, length, rng, joined=True).line()
+            )
+        else:
+            ids[i], scored[i] = next(text)
+        if i % 1000 == 0:
+            report(i, n_lines)
+    report(n_lines, n_lines)
+    ids.flush()
+    scored.flush()
+    marker.write_text(wanted)
+    return Lines.read(folder)
+
+
+def _kinds(n_lines: int, shares: Mapping[str, float], seed: int) -> np.ndarray:
+    """Return the task of every line, empty for text."""
+    names = np.array([*shares, ""])
+    edges = np.cumsum(list(shares.values()))
+    return names[np.searchsorted(edges, generator("train", "kinds", seed).random(n_lines), side="right")]
+
+
+def _text_lines(
+    vocabulary: Vocabulary, documents: Sequence[np.ndarray], n: int, length: int, seed: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield n lines of text: all stretches in random order, then again, cut at other places."""
+    stream = np.concatenate([part for ids in documents for part in (vocabulary.start, ids)]).astype(np.int64)
+    size = length - len(vocabulary.start)
+    if n * size > MOST_EPOCHS * len(stream) or len(stream) < 2 * size:
+        raise TrainingError(
+            f"the texts hold {len(stream):,} tokens, and {n * size:,} are asked of them: more than {MOST_EPOCHS} times "
+            "the same",
+            "lower --tokens, or give more texts with --data",
+        )
+    scored = np.ones(length, np.bool_)
+    scored[0] = False
+    left, epoch = n, 0
+    while left:
+        rng = generator("train", "text", seed, length, epoch)
+        first = int(rng.integers(size))
+        starts = rng.permutation(np.arange(first, len(stream) - size + 1, size))[:left]
+        for start in starts:
+            yield np.concatenate([vocabulary.start, stream[start : start + size]]), scored
+        left, epoch = left - len(starts), epoch + 1
+
+
+def check_disk(folder: Path, n_bytes: int, what: str) -> None:
+    """Raise TrainingError if the disk has no room for that many bytes."""
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        raise TrainingError(
+            f"{what} take {n_bytes / 2**30:,.1f} GiB, and `{folder}` has {free / 2**30:,.1f} GiB left",
+            "make room, or choose another --out",
+        )

@@ -1,0 +1,576 @@
+"""Train a small model with a given encoding, so that encodings can be compared with all else equal.
+
+    lines (see lines.py)  ->  transformers' Trainer  ->  checkpoint folder (plain transformers format)
+
+Matched control: for all encodings of one seed, initial weights, data, order, tokens and optimiser are the same. The
+training is transformers' Trainer, and with it come bf16, torch.compile, and several GPUs by torchrun.
+
+    OUT/model.safetensors, config.json, tokenizer…   when it is done, in bfloat16
+    OUT/training.json                                how it was trained, what it took
+    OUT/training.jsonl                               a line every few steps: loss; now and then: nll at 1x, 2x, 4x
+    OUT/.work/                                       lines and checkpoints, until it is done
+
+The same command goes on with an interrupted training, at its last checkpoint, to the same losses.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hope_eval.corpora import Corpus, load_corpus
+from hope_eval.encoding import Geometry, parse_encoding
+from hope_eval.errors import CheckpointError, OptionError, TrainingError, did_you_mean
+from hope_eval.lines import SHARES, Lines, check_disk, make_lines
+from hope_eval.model.checkpoint import quiet
+from hope_eval.model.decoder import HopeEvalConfig, HopeEvalForCausalLM
+from hope_eval.model.scoring import LanguageModel
+from hope_eval.provenance import origin
+from hope_eval.task import Sample, Vocabulary, task_class
+from hope_eval.tokenizer import train_tokenizer
+
+# Installed packages that are trained on. Never on this list: the standard library, which is the default text to
+# evaluate on, sympy and networkx. They are held out whole.
+PACKAGES = (
+    "accelerate",
+    "click",
+    "datasets",
+    "fsspec",
+    "huggingface_hub",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "rich",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+HELD_OUT = ("python", "python:networkx,sympy")
+TEXTS = "python:" + ",".join(PACKAGES)
+
+# Train a tokenizer on the texts.
+NEW = "new"
+
+_DOCUMENTS_EVALUATED = 8
+
+# Called with tokens trained on so far, and in all.
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Size:
+    """The shape of a model, and the learning rate that suits it."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_ff: int
+    learning_rate: float
+
+    def __str__(self) -> str:
+        return f"{self.d_model}x{self.n_layers}x{self.n_heads}"
+
+
+# Named by parameters at 4,096 tokens of vocabulary; 125m and 3b are the shapes of the paper.
+SIZES = {
+    "1m": Size(128, 4, 2, 344, 3e-3),
+    "3m": Size(192, 6, 3, 512, 2e-3),
+    "12m": Size(384, 6, 6, 1024, 1.5e-3),
+    "35m": Size(512, 10, 8, 1376, 1e-3),
+    "125m": Size(768, 12, 12, 3072, 6e-4),
+    "350m": Size(1024, 24, 16, 2816, 3e-4),
+    "1b": Size(2048, 20, 16, 5632, 2e-4),
+    "3b": Size(2560, 32, 20, 8960, 1.6e-4),
+}
+
+
+def parse_size(text: str) -> Size:
+    """Read `3m`, or `192x6x3`: width, layers and heads.
+
+    Raises OptionError for an unknown size, and for heads that do not divide the width.
+    """
+    if text in SIZES:
+        return SIZES[text]
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not match:
+        raise OptionError(
+            f"no size is called `{text}`",
+            did_you_mean(text, SIZES, f"one of {', '.join(SIZES)}, or width x layers x heads: 192x6x3"),
+        )
+    d_model, n_layers, n_heads = map(int, match.groups())
+    if not n_layers or not n_heads or d_model % (2 * n_heads):
+        raise OptionError(
+            f"a width of {d_model} does not divide into {n_heads} heads of an even number of dimensions",
+            f"--size {max(1, n_heads) * 64}x{max(1, n_layers)}x{max(1, n_heads)}",
+        )
+    return Size(d_model, n_layers, n_heads, 8 * round(d_model / 3), 2e-3 * min(1.0, (192 / d_model) ** 0.5))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All that a trained model follows from.
+
+    encoding:      its name and parameters, as on the command line.
+    size:          a name of SIZES, or width x layers x heads.
+    train_length:  tokens of a line.
+    tokens:        that are trained on in all; rounded down to whole batches.
+    seed:          of initial weights and lines.
+    texts:         corpora, as for `--data` of `hope-eval ppl`.
+    tokenizer:     a checkpoint folder to take it from, or `new`.
+    batch_tokens:  of one step of the optimiser, over all GPUs.
+    learning_rate: highest; 0: what suits the size.
+    """
+
+    encoding: str
+    size: str = "3m"
+    train_length: int = 256
+    tokens: int = 100_000_000
+    seed: int = 0
+    texts: tuple[str, ...] = (TEXTS,)
+    tokenizer: str = NEW
+    batch_tokens: int = 32_768
+    learning_rate: float = 0.0
+
+    @property
+    def batch_lines(self) -> int:
+        """Lines of one step."""
+        return max(1, self.batch_tokens // self.train_length)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the optimiser."""
+        return max(1, self.tokens // (self.batch_lines * self.train_length))
+
+    def check(self) -> None:
+        """Raise an error for what can be seen to be wrong before any work is done."""
+        size = parse_size(self.size)
+        geometry = Geometry(size.d_model // size.n_heads, size.n_heads, self.train_length, d_model=size.d_model)
+        parse_encoding(self.encoding).build(geometry)
+
+
+@dataclass
+class Prepared:
+    """What all trainings of one seed share."""
+
+    lines: Lines
+    tokenizer: Any
+    corpora: list[Corpus]
+    evaluated: list[np.ndarray] = field(repr=False, default_factory=list)
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    work: Path | None = None,
+    device: str = "auto",
+    compile_model: bool = False,
+    save_steps: int = 0,
+    command: str = "",
+    force: bool = False,
+    report: Report = lambda done, total: None,
+) -> Path:
+    """Train the model of a recipe into the folder `out`, or go on with it; return the folder.
+
+    work:          where lines are kept meanwhile; trainings side by side share it. By default below `out`.
+    device:        auto, cuda or cpu.
+    compile_model: torch.compile; pays for a minute of compiling from about 5,000 steps on.
+    save_steps:    steps between checkpoints; 0: a tenth of the training.
+    force:         throw away another training in `out`.
+
+    Raises TrainingError, EncodingError, OptionError or CorpusError.
+    """
+    recipe.check()
+    if _claim(recipe, out, force):
+        report(recipe.n_steps * recipe.batch_lines * recipe.train_length, 0)
+        return out
+    prepared = prepare(recipe, work or out / ".work")
+    trainer, log = _trainer(recipe, prepared, out, device, compile_model, save_steps, report)
+    if trainer.args.should_save:
+        check_disk(out, 3 * 12 * sum(p.numel() for p in trainer.model.parameters()), "checkpoints")
+    last = _last_checkpoint(out / ".work")
+    log.start(int(last.name.rpartition("-")[2]) if last else 0)
+    with quiet():
+        trainer.train(resume_from_checkpoint=str(last) if last else None)
+    if trainer.args.should_save:
+        _finish(recipe, prepared, trainer, log, out, command)
+    return out
+
+
+def train_all(
+    recipes: Mapping[Path, Recipe],
+    work: Path,
+    jobs: int,
+    *,
+    report: Report = lambda done, total: None,
+    **options: Any,
+) -> None:
+    """Train several recipes, each into its folder, `jobs` of them side by side in processes of their own.
+
+    work:    where the lines that they share are kept, until all are done.
+    report:  called with the tokens of all trainings together.
+    options: as for `train`.
+
+    If one fails, the others go on, and its error is raised at the end.
+    """
+    todo = prepare_all(recipes, work, force=options.pop("force", False))
+    total = {out: recipe.n_steps * recipe.batch_lines * recipe.train_length for out, recipe in recipes.items()}
+    done = {out: 0 if out in todo else total[out] for out in recipes}
+    context = multiprocessing.get_context("spawn")
+    n_threads = max(1, (os.cpu_count() or 1) // jobs)
+    errors: list[BaseException] = []
+    with context.Manager() as manager, ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+        queue: Any = manager.Queue()
+        shared = (work, queue, n_threads, options)
+        running = {pool.submit(_in_process, recipe, out, *shared) for out, recipe in todo.items()}
+        started = 0
+        while running:
+            finished, running = wait(running, timeout=0.5)
+            errors += [error for future in finished if (error := future.exception())]
+            while not queue.empty():
+                out, tokens = queue.get()
+                done[out] = tokens
+                started += 1
+            if started >= min(jobs, len(todo)):
+                report(sum(done.values()), sum(total.values()))
+    if errors:
+        raise errors[0]
+    report(sum(total.values()), sum(total.values()))
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def prepare_all(
+    recipes: Mapping[Path, Recipe], work: Path, force: bool = False, report: Report = lambda done, total: None
+) -> dict[Path, Recipe]:
+    """Make the lines of all recipes, and their folders; return those that are not trained yet.
+
+    force: throw away other trainings in these folders.
+    """
+    for recipe in recipes.values():
+        recipe.check()
+    todo = {out: recipe for out, recipe in recipes.items() if not _claim(recipe, out, force)}
+    for recipe in {(recipe.train_length, recipe.seed, recipe.n_steps): recipe for recipe in todo.values()}.values():
+        prepare(recipe, work, report)
+    return todo
+
+
+def _in_process(recipe: Recipe, out: Path, work: Path, queue: Any, n_threads: int, options: dict[str, Any]) -> None:
+    # More threads than cores, and processes wait for each other.
+    torch.set_num_threads(n_threads)
+    said = 0.0
+
+    def report(done: int, total: int) -> None:
+        nonlocal said
+        if time.monotonic() - said > 1:
+            said = time.monotonic()
+            queue.put((out, done))
+
+    train(recipe, out, work=work, report=report, **options)
+
+
+def prepare(recipe: Recipe, work: Path, report: Report = lambda done, total: None) -> Prepared:
+    """Make tokenizer and lines of a recipe in the folder `work`, or find them there."""
+    corpora = [load_corpus(text) for text in recipe.texts]
+    identity = {"texts": [corpus.fingerprint for corpus in corpora], "tokenizer": recipe.tokenizer}
+    work.mkdir(parents=True, exist_ok=True)
+    tokenizer = _tokenizer(recipe.tokenizer, corpora, work / "tokenizer", identity)
+    vocabulary = Vocabulary(tokenizer, tokenizer.bos_token_id)
+
+    def ids(corpus: Corpus) -> list[np.ndarray]:
+        texts = [document.text for document in corpus.documents]
+        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return [np.asarray(one, np.int32) for one in encoded["input_ids"]]
+
+    lines = make_lines(
+        work / f"lines-{recipe.train_length}-{recipe.seed}",
+        {**identity, "tasks": {name: task_class(name)().fingerprint for name in SHARES}},
+        vocabulary,
+        lambda: [document for corpus in corpora for document in ids(corpus)],
+        recipe.n_steps * recipe.batch_lines,
+        recipe.train_length,
+        recipe.seed,
+        report=report,
+    )
+    held_out = load_corpus(HELD_OUT[0]).in_order(0)[:_DOCUMENTS_EVALUATED]
+    # As much as is needed: a token has at most a handful of characters.
+    texts = [document.text[: 40 * recipe.train_length] for document in held_out]
+    encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
+    return Prepared(lines, tokenizer, corpora, [np.asarray(one, np.int64) for one in encoded])
+
+
+def _tokenizer(name: str, corpora: Sequence[Corpus], folder: Path, identity: dict[str, Any]) -> Any:
+    from transformers import AutoTokenizer
+
+    if name != NEW:
+        if not Path(name).is_dir():
+            raise CheckpointError(f"no checkpoint folder at `{name}` to take the tokenizer from", "--tokenizer new")
+        tokenizer = AutoTokenizer.from_pretrained(name, local_files_only=True)
+        if tokenizer.bos_token_id is None:
+            raise CheckpointError(f"the tokenizer of `{name}` has no BOS token", "--tokenizer new")
+        return tokenizer
+    marker, wanted = folder / "identity.json", json.dumps(identity)
+    if not marker.is_file() or marker.read_text() != wanted:
+        documents = tuple(document for corpus in corpora for document in corpus.documents)
+        train_tokenizer(Corpus("", documents, "")).save_pretrained(folder)
+        marker.write_text(wanted)
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def new_model(recipe: Recipe, vocab_size: int) -> HopeEvalForCausalLM:
+    """Return the untrained model of a recipe; all but the encoding follows from size, length and seed."""
+    size, spec = parse_size(recipe.size), parse_encoding(recipe.encoding)
+    config = HopeEvalConfig(
+        vocab_size=vocab_size,
+        hidden_size=size.d_model,
+        intermediate_size=size.d_ff,
+        num_hidden_layers=size.n_layers,
+        num_attention_heads=size.n_heads,
+        num_key_value_heads=size.n_heads,
+        max_position_embeddings=recipe.train_length,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=0,
+        encoding=spec.name,
+        encoding_parameters=dict(spec.parameters),
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        return HopeEvalForCausalLM(config)
+
+
+class LineDataset(torch.utils.data.Dataset[Any]):
+    """The lines as transformers' Trainer reads them: a batch at a time, what is not trained on as label -100."""
+
+    def __init__(self, lines: Lines) -> None:
+        self.lines = lines
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    def __getitems__(self, rows: Sequence[int]) -> dict[str, torch.Tensor]:
+        ids_BL = torch.from_numpy(self.lines.ids[rows].astype(np.int64))
+        scored_BL = torch.from_numpy(self.lines.scored[rows])
+        return {"input_ids": ids_BL, "labels": torch.where(scored_BL, ids_BL, -100)}
+
+
+class _Log:
+    """training.jsonl, and what it takes to write it."""
+
+    def __init__(self, path: Path, main: bool) -> None:
+        self.path, self.main = path, main
+        self.evaluations: list[dict[str, Any]] = []
+        self.seconds = 0.0
+
+    def start(self, step: int) -> None:
+        """Forget what an interrupted training wrote after the checkpoint of that step."""
+        kept = []
+        if self.path.is_file() and step:
+            for text in self.path.read_text().splitlines():
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    break
+                if line["step"] > step:
+                    break
+                kept.append(text + "\n")
+                self.seconds = line.get("seconds", self.seconds)
+                self.evaluations += [line] if "nll" in line else []
+        if self.main:
+            self.path.write_text("".join(kept))
+        self._start = time.perf_counter() - self.seconds
+
+    def write(self, line: dict[str, Any]) -> None:
+        self.seconds = round(time.perf_counter() - self._start, 2)
+        line = {**line, "seconds": self.seconds}
+        if "nll" in line:
+            self.evaluations.append(line)
+        if self.main:
+            with self.path.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+
+def _trainer(
+    recipe: Recipe,
+    prepared: Prepared,
+    out: Path,
+    device: str,
+    compile_model: bool,
+    save_steps: int,
+    report: Report,
+) -> tuple[Any, _Log]:
+    """Return transformers' Trainer for the recipe, and the log that it writes."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+    on_cpu = device == "cpu" or not torch.cuda.is_available()
+    if device not in ("auto", "cpu", "cuda") or (device == "cuda" and on_cpu):
+        raise OptionError(f"cannot train on the device `{device}`", "--device auto")
+    size = parse_size(recipe.size)
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if recipe.batch_lines % world:
+        raise OptionError(
+            f"{recipe.batch_lines} lines of a batch do not divide among {world} processes", "change --batch-tokens"
+        )
+    tenth = max(1, recipe.n_steps // 10)
+    with quiet():
+        arguments = TrainingArguments(
+            output_dir=str(out / ".work"),
+            max_steps=recipe.n_steps,
+            per_device_train_batch_size=recipe.batch_lines // world,
+            learning_rate=recipe.learning_rate or size.learning_rate,
+            lr_scheduler_type="cosine",
+            warmup_steps=max(1, recipe.n_steps // 30),
+            weight_decay=0.1,
+            adam_beta2=0.95,
+            max_grad_norm=1.0,
+            bf16=not on_cpu,
+            use_cpu=on_cpu,
+            torch_compile=compile_model,
+            dataloader_pin_memory=not on_cpu,
+            save_steps=save_steps or tenth,
+            save_total_limit=2,
+            logging_steps=min(10, tenth),
+            logging_nan_inf_filter=False,
+            remove_unused_columns=False,
+            report_to="none",
+            disable_tqdm=True,
+            seed=recipe.seed,
+        )
+    # One process, one GPU: several take torchrun.
+    arguments._n_gpu = min(1, arguments.n_gpu)
+    log = _Log(out / "training.jsonl", arguments.should_save)
+    tokens = recipe.batch_lines * recipe.train_length
+
+    class InOrder(Trainer):  # type: ignore[misc]
+        """Reads lines as they come, and lets no encoding's own parameters decay."""
+
+        def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+        def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+            names: list[str] = super().get_decay_parameter_names(model)
+            return [name for name in names if "encoding." not in name]
+
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            report(state.global_step * tokens, recipe.n_steps * tokens)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            report(state.global_step * tokens, recipe.n_steps * tokens)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if not logs or "loss" not in logs:
+                return
+            if not np.isfinite(logs["loss"]):
+                raise TrainingError(
+                    f"the loss of `{recipe.encoding}` is {logs['loss']} at step {state.global_step}",
+                    f"--learning-rate {arguments.learning_rate / 2:g}",
+                )
+            line = {key: logs[key] for key in ("loss", "learning_rate", "grad_norm") if key in logs}
+            log.write({"step": state.global_step, "tokens": state.global_step * tokens, **line})
+            if state.global_step % (10 * arguments.logging_steps) == 0 or state.global_step == recipe.n_steps:
+                nll = _evaluated(model, prepared, recipe.train_length)
+                log.write({"step": state.global_step, "tokens": state.global_step * tokens, "nll": nll})
+
+    model = new_model(recipe, len(prepared.tokenizer))
+    with quiet():
+        trainer = InOrder(
+            model=model,
+            args=arguments,
+            train_dataset=LineDataset(prepared.lines),
+            data_collator=lambda batch: batch,
+            callbacks=[Watch()],
+        )
+    trainer.remove_callback(PrinterCallback)
+    return trainer, log
+
+
+def _evaluated(module: nn.Module, prepared: Prepared, train_length: int) -> dict[str, float]:
+    """Return the nll [nats] of held-out text at 1, 2 and 4 times the training length: of the second half of each."""
+    model = LanguageModel("", module, prepared.tokenizer, train_length)
+    longest = min(4 * train_length, model.max_length or 4 * train_length)
+    start = prepared.tokenizer.bos_token_id
+    samples = [Sample([start], ids[: longest - 1]) for ids in prepared.evaluated if len(ids) >= longest - 1]
+    module_trains = module.training
+    nll_NL = np.stack([model.score([sample])[0].nll for sample in samples]) if samples else np.zeros((0, 0))
+    module.train(module_trains)
+    return {
+        f"{times}x": round(float(nll_NL[:, times * train_length // 2 - 1 : times * train_length - 1].mean()), 4)
+        for times in (1, 2, 4)
+        if len(nll_NL) and times * train_length <= longest
+    }
+
+
+def _claim(recipe: Recipe, out: Path, force: bool) -> bool:
+    """Make `out` the folder of this recipe; return whether it is trained already.
+
+    Raises TrainingError if it holds something else.
+    """
+    path, wanted = out / "recipe.json", json.dumps(asdict(recipe), indent=1)
+    if force and out.is_dir() and path.is_file():
+        shutil.rmtree(out)
+    try:
+        if path.is_file():
+            if path.read_text() != wanted:
+                own, asked = json.loads(path.read_text()), json.loads(wanted)
+                differ = ", ".join(key for key in asked if own.get(key) != asked[key])
+                raise TrainingError(f"`{out}` is a training with other {differ}", "choose another --out, or --force")
+        elif out.is_dir() and any(child.name != ".work" for child in out.iterdir()):
+            raise TrainingError(f"`{out}` is not empty", "choose another --out")
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            path.write_text(wanted)
+    except OSError as error:
+        raise TrainingError(f"cannot write to `{out}`: {error}", "choose another --out") from error
+    return (out / "training.json").is_file()
+
+
+def _last_checkpoint(work: Path) -> Path | None:
+    """Return the last checkpoint that is whole: its state is written last."""
+    found = []
+    for folder in work.glob("checkpoint-*"):
+        try:
+            json.loads((folder / "trainer_state.json").read_text())
+        except (OSError, ValueError):
+            continue
+        found.append(folder)
+    return max(found, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+
+
+def _finish(recipe: Recipe, prepared: Prepared, trainer: Any, log: _Log, out: Path, command: str) -> None:
+    """Write model, tokenizer and facts, and remove what is not needed any more."""
+    model = trainer.accelerator.unwrap_model(trainer.model)
+    device = next(model.parameters()).device
+    names = dict(model.named_parameters())
+    facts = {
+        **asdict(recipe),
+        "n_steps": recipe.n_steps,
+        "tokens": recipe.n_steps * recipe.batch_lines * recipe.train_length,
+        "learning_rate": trainer.args.learning_rate,
+        "n_parameters": sum(p.numel() for p in names.values()),
+        "n_encoding_parameters": sum(p.numel() for name, p in names.items() if "encoding." in name),
+        "corpora": {corpus.name: corpus.fingerprint for corpus in prepared.corpora},
+        "shares": SHARES,
+        "tasks": {name: task_class(name)().fingerprint for name in SHARES},
+        "nll": log.evaluations[-1]["nll"] if log.evaluations else {},
+        "seconds": log.seconds,
+        **origin(device, command),
+    }
+    with quiet():
+        model.to(torch.bfloat16).save_pretrained(out)
+        prepared.tokenizer.save_pretrained(out)
+    part = out / "training.json.part"
+    part.write_text(json.dumps(facts, indent=1) + "\n")
+    part.replace(out / "training.json")
+    shutil.rmtree(out / ".work", ignore_errors=True)
