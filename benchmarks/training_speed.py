@@ -1,4 +1,4 @@
-"""Training speed and memory of every encoding, alone on the device, one after the other in one run; and of a plain loop.
+"""Training speed and memory of every encoding, alone on the device, one after the other; and of a plain loop.
 
 python benchmarks/training_speed.py --steps 120 --out results/benchmarks/training_speed.json
 

@@ -11,8 +11,11 @@ Line i follows from (tokenizer, texts, shares, length, seed, i) alone.
 """
 
 import json
+import multiprocessing
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +54,7 @@ def make_lines(
     folder: Path,
     identity: Mapping[str, Any],
     vocabulary: Vocabulary,
-    texts: Callable[[], Sequence[np.ndarray]],
+    text: Callable[[], np.ndarray],
     n_lines: int,
     length: int,
     seed: int,
@@ -61,7 +64,7 @@ def make_lines(
     """Write the lines to a folder, unless those of that identity are there already.
 
     identity: what the lines follow from, as JSON.
-    texts:    called if lines must be made; returns the ids of each document.
+    text:     called if lines must be made; returns the ids of all documents, each after the prefix token [T].
     shares:   of lines, by task.
     report:   called with lines made so far, and in all.
 
@@ -75,26 +78,57 @@ def make_lines(
     folder.mkdir(parents=True, exist_ok=True)
     check_disk(folder, n_lines * length * (np.dtype(dtype).itemsize + 1), "the training lines")
     marker.unlink(missing_ok=True)
-    files = {name: folder / f"{name}.npy" for name in ("ids", "scored")}
-    ids = np.lib.format.open_memmap(files["ids"], "w+", dtype, (n_lines, length))
-    scored = np.lib.format.open_memmap(files["scored"], "w+", np.bool_, (n_lines, length))
+    ids = np.lib.format.open_memmap(folder / "ids.npy", "w+", dtype, (n_lines, length))
+    scored = np.lib.format.open_memmap(folder / "scored.npy", "w+", np.bool_, (n_lines, length))
     kinds = _kinds(n_lines, shares, seed)
-    text = _text_lines(vocabulary, texts(), int((kinds == "").sum()), length, seed)
-    for i, kind in enumerate(kinds):
-        if kind:
-            rng = generator("train", kind, seed, length, i)
-            ids[i], scored[i] = (
-                task_class(kind)().varied(rng, length).prompt(vocabulary, length, rng, joined=True).line()
-            )
-        else:
-            ids[i], scored[i] = next(text)
-        if i % 1000 == 0:
-            report(i, n_lines)
-    report(n_lines, n_lines)
+    rows = np.flatnonzero(kinds == "")
+    scored[rows, 1:] = True
+    for row, stretch in zip(rows, _stretches(text(), len(rows), length - len(vocabulary.start), seed), strict=True):
+        ids[row] = np.concatenate([vocabulary.start, stretch])
     ids.flush()
     scored.flush()
+    done = len(rows)
+    report(done, n_lines)
+    for n in _fill_in_processes(folder, vocabulary, kinds, length, seed):
+        done += n
+        report(done, n_lines)
     marker.write_text(wanted)
     return Lines.read(folder)
+
+
+# Rows that a process makes at a time; fewer are not worth starting processes for.
+_CHUNK = 4096
+
+
+def _fill_in_processes(
+    folder: Path, vocabulary: Vocabulary, kinds: np.ndarray, length: int, seed: int
+) -> Iterator[int]:
+    """Make the lines of the tasks on all cores; yield how many are made."""
+    chunks = [range(start, min(start + _CHUNK, len(kinds))) for start in range(0, len(kinds), _CHUNK)]
+    arguments = [(folder, vocabulary, kinds[rows.start : rows.stop], rows, length, seed) for rows in chunks]
+    n_processes = min(os.cpu_count() or 1, len(chunks) // 2)
+    if n_processes < 2:
+        yield from (_fill(*one) for one in arguments)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(n_processes, context) as pool:
+        for future in as_completed([pool.submit(_fill, *one) for one in arguments]):
+            yield future.result()
+
+
+def _fill(folder: Path, vocabulary: Vocabulary, kinds: np.ndarray, rows: range, length: int, seed: int) -> int:
+    """Make the lines of the tasks among these rows, and return how many they are."""
+    ids, scored = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("ids", "scored"))
+    n = 0
+    for row, kind in zip(rows, kinds, strict=True):
+        if kind:
+            rng = generator("train", str(kind), seed, length, row)
+            task = task_class(str(kind))().varied(rng, length)
+            ids[row], scored[row] = task.prompt(vocabulary, length, rng, joined=True).line()
+            n += 1
+    ids.flush()
+    scored.flush()
+    return n
 
 
 def _kinds(n_lines: int, shares: Mapping[str, float], seed: int) -> np.ndarray:
@@ -104,28 +138,21 @@ def _kinds(n_lines: int, shares: Mapping[str, float], seed: int) -> np.ndarray:
     return names[np.searchsorted(edges, generator("train", "kinds", seed).random(n_lines), side="right")]
 
 
-def _text_lines(
-    vocabulary: Vocabulary, documents: Sequence[np.ndarray], n: int, length: int, seed: int
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yield n lines of text: all stretches in random order, then again, cut at other places."""
-    stream = np.concatenate([part for ids in documents for part in (vocabulary.start, ids)]).astype(np.int64)
-    size = length - len(vocabulary.start)
+def _stretches(stream: np.ndarray, n: int, size: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield n stretches of that many tokens: all of the stream in random order, then again, cut at other places."""
     if n * size > MOST_EPOCHS * len(stream) or len(stream) < 2 * size:
         raise TrainingError(
             f"the texts hold {len(stream):,} tokens, and {n * size:,} are asked of them: more than {MOST_EPOCHS} times "
             "the same",
             "lower --tokens, or give more texts with --data",
         )
-    scored = np.ones(length, np.bool_)
-    scored[0] = False
-    left, epoch = n, 0
-    while left:
-        rng = generator("train", "text", seed, length, epoch)
+    epoch = 0
+    while n:
+        rng = generator("train", "text", seed, size, epoch)
         first = int(rng.integers(size))
-        starts = rng.permutation(np.arange(first, len(stream) - size + 1, size))[:left]
-        for start in starts:
-            yield np.concatenate([vocabulary.start, stream[start : start + size]]), scored
-        left, epoch = left - len(starts), epoch + 1
+        starts = rng.permutation(np.arange(first, len(stream) - size + 1, size))[:n]
+        yield from (stream[start : start + size] for start in starts)
+        n, epoch = n - len(starts), epoch + 1
 
 
 def check_disk(folder: Path, n_bytes: int, what: str) -> None:

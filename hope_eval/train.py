@@ -288,16 +288,11 @@ def prepare(recipe: Recipe, work: Path, report: Report = lambda done, total: Non
     tokenizer = _tokenizer(recipe.tokenizer, corpora, work / "tokenizer", identity)
     vocabulary = Vocabulary(tokenizer, tokenizer.bos_token_id)
 
-    def ids(corpus: Corpus) -> list[np.ndarray]:
-        texts = [document.text for document in corpus.documents]
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
-        return [np.asarray(one, np.int32) for one in encoded["input_ids"]]
-
     lines = make_lines(
         work / f"lines-{recipe.train_length}-{recipe.seed}",
         {**identity, "tasks": {name: task_class(name)().fingerprint for name in SHARES}},
         vocabulary,
-        lambda: [document for corpus in corpora for document in ids(corpus)],
+        lambda: _stream(corpora, tokenizer, work / "texts", identity),
         recipe.n_steps * recipe.batch_lines,
         recipe.train_length,
         recipe.seed,
@@ -308,6 +303,22 @@ def prepare(recipe: Recipe, work: Path, report: Report = lambda done, total: Non
     texts = [document.text[: 40 * recipe.train_length] for document in held_out]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
     return Prepared(lines, tokenizer, corpora, [np.asarray(one, np.int64) for one in encoded])
+
+
+def _stream(corpora: Sequence[Corpus], tokenizer: Any, folder: Path, identity: dict[str, Any]) -> np.ndarray:
+    """Return the ids of all documents one after the other, the prefix token before each; kept on disk for all seeds."""
+    marker, wanted = folder / "identity.json", json.dumps(identity)
+    if not marker.is_file() or marker.read_text() != wanted:
+        folder.mkdir(exist_ok=True)
+        parts = []
+        for corpus in corpora:
+            texts = [document.text for document in corpus.documents]
+            encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            parts += [np.array([tokenizer.bos_token_id, *ids], np.int32) for ids in encoded["input_ids"]]
+        np.save(folder / "ids.npy", np.concatenate(parts))
+        marker.write_text(wanted)
+    stream: np.ndarray = np.load(folder / "ids.npy", mmap_mode="r")
+    return stream
 
 
 def _tokenizer(name: str, corpora: Sequence[Corpus], folder: Path, identity: dict[str, Any]) -> Any:

@@ -182,7 +182,7 @@ def _compiled_flex() -> tuple[Any, Any]:
             return score + table_HN[h, (q - k).clamp(min=0)]
 
         # A table takes shared memory and registers: with larger blocks the kernel does not compile.
-        options = {"BLOCK_M": 64, "BLOCK_N": 64}
+        options: Any = {"BLOCK_M": 64, "BLOCK_N": 64, "bwd_num_stages": 1}
         out: Tensor = flex_attention(
             query, key, value, score_mod=biased, block_mask=mask, scale=scale, kernel_options=options
         )
