@@ -1,9 +1,8 @@
-"""Training speed and memory of every encoding, alone on the device, one after the other; and of a plain loop.
+"""Training speed and memory of every encoding, alone on the device, one after the other; and of transformers' Trainer.
 
 python benchmarks/training_speed.py --steps 120 --out results/benchmarks/training_speed.json
 
-The plain loop does what transformers' Trainer does for us at each step (batch, autocast, loss, clipping, AdamW,
-schedule) and nothing else: its lead is the price of the Trainer.
+The Trainer is given the same model, lines, optimiser and precision.
 """
 
 import json
@@ -23,6 +22,11 @@ ENCODINGS = "rope,hope,nope,prope,xpos,alibi,kerple,fire,t5,sinusoidal,learned"
 # Steps that are not timed: kernels are chosen, memory is found.
 WARM_UP = 20
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+# Ways to train beside our compiled loop.
+PEERS = (("ours", False), ("trainer", True), ("trainer", False))
+
 
 @click.command()
 @click.option("--encodings", default=ENCODINGS, show_default=True)
@@ -31,8 +35,8 @@ WARM_UP = 20
 @click.option("--batch-tokens", default=32_768, show_default=True)
 @click.option("--steps", default=120, show_default=True)
 @click.option("--data", default="python:numpy,pandas", show_default=True)
-@click.option("--compile/--no-compile", "compiled", default=False, show_default=True)
-@click.option("--plain", default="rope", show_default=True, help="Encodings to run the plain loop with.")
+@click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
+@click.option("--peers", default="rope", show_default=True, help="Encodings to run transformers' Trainer with.")
 @click.option("--out", type=click.Path(path_type=Path))
 def main(
     encodings: str,
@@ -42,7 +46,7 @@ def main(
     steps: int,
     data: str,
     compiled: bool,
-    plain: str,
+    peers: str,
     out: Path | None,
 ) -> None:
     rows = []
@@ -54,17 +58,16 @@ def main(
             )
 
         prepared = train.prepare(recipe_of("rope"), Path(folder) / "work")
-        runs = [(name, way) for name in encodings.split(",") for way in ("trainer", "plain")]
-        for name, way in runs:
-            if way == "plain" and name not in plain.split(","):
-                continue
+        runs = [("ours", name, compiled) for name in encodings.split(",")]
+        runs += [(way, name, how) for name in filter(None, peers.split(",")) for way, how in PEERS]
+        for way, name, how in runs:
             if torch.cuda.is_available():
                 torch.cuda.reset_peak_memory_stats()
-            run = _with_trainer if way == "trainer" else _plain_loop
-            seconds = run(recipe_of(name), prepared, Path(folder) / name, compiled)
-            row = {
+            seconds = (_ours if way == "ours" else _trainer)(recipe_of(name), prepared, how, Path(folder) / "peer")
+            row: dict[str, Any] = {
                 "encoding": name,
-                "way": way + (", compiled" if compiled else ""),
+                "loop": way,
+                "compiled": how,
                 "step [ms]": round(1000 * seconds, 2),
                 "tokens/s": round(batch_tokens / seconds),
             }
@@ -73,9 +76,8 @@ def main(
             rows.append(row)
             click.echo(row)
     if out:
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         out.parent.mkdir(parents=True, exist_ok=True)
-        facts = origin(device, f"python benchmarks/training_speed.py --steps {steps}")
+        facts = origin(DEVICE, f"python benchmarks/training_speed.py --steps {steps}")
         out.write_text(json.dumps({"rows": rows, "size": size, **facts}, indent=1) + "\n")
 
 
@@ -85,44 +87,79 @@ def _wait() -> float:
     return time.perf_counter()
 
 
-def _with_trainer(recipe: train.Recipe, prepared: train.Prepared, out: Path, compiled: bool) -> float:
+def _loop(recipe: train.Recipe, prepared: train.Prepared, compiled: bool) -> train.Loop:
+    return train.Loop(recipe, prepared, train.Processes(DEVICE), compiled)
+
+
+def _ours(recipe: train.Recipe, prepared: train.Prepared, compiled: bool, out: Path) -> float:
     """Return the seconds of a step."""
+    loop = _loop(recipe, prepared, compiled)
+    start = 0.0
+    while loop.step < recipe.n_steps:
+        if loop.step == WARM_UP:
+            start = _wait()
+        loop.make_step()
+    return (_wait() - start) / (recipe.n_steps - WARM_UP)
+
+
+class _Lines(torch.utils.data.Dataset[Any]):
+    """The same lines as a dataset that hands out a batch at a time."""
+
+    def __init__(self, loop: train.Loop) -> None:
+        self.loop = loop
+
+    def __len__(self) -> int:
+        return len(self.loop.prepared.lines)
+
+    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
+        ids_BL, labels_BL, _ = self.loop.batch(rows[0] // self.loop.recipe.batch_lines)
+        return {"input_ids": ids_BL, "labels": labels_BL}
+
+
+def _trainer(recipe: train.Recipe, prepared: train.Prepared, compiled: bool, out: Path) -> float:
+    """Return the seconds of a step of transformers' Trainer on the same model, lines and optimiser."""
+    from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
     times: dict[int, float] = {}
 
-    def report(done: int, total: int) -> None:
-        step = done // recipe.batch_tokens
-        if step in (WARM_UP, recipe.n_steps - 1):
-            times[step] = _wait()
+    class Watch(TrainerCallback):  # type: ignore[misc]
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step in (WARM_UP, recipe.n_steps):
+                times[state.global_step] = _wait()
 
-    out.mkdir()
-    trainer, log = train._trainer(recipe, prepared, out, "auto", compiled, recipe.n_steps, report)
-    log.start(0)
+    class InOrder(Trainer):  # type: ignore[misc]
+        def _get_train_sampler(self, *_: Any, **__: Any) -> Any:
+            return torch.utils.data.SequentialSampler(self.train_dataset)
+
+    loop = _loop(recipe, prepared, False)
+    arguments = TrainingArguments(
+        output_dir=str(out),
+        max_steps=recipe.n_steps,
+        per_device_train_batch_size=recipe.batch_lines,
+        learning_rate=loop.learning_rate,
+        lr_scheduler_type="cosine",
+        weight_decay=0.1,
+        bf16=DEVICE.type == "cuda",
+        use_cpu=DEVICE.type == "cpu",
+        torch_compile=compiled,
+        dataloader_pin_memory=False,
+        save_strategy="no",
+        logging_steps=10,
+        logging_nan_inf_filter=False,
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    trainer = InOrder(
+        model=loop.model,
+        args=arguments,
+        train_dataset=_Lines(loop),
+        data_collator=lambda batch: batch,
+        callbacks=[Watch()],
+    )
+    trainer.remove_callback(PrinterCallback)
     trainer.train()
-    return (times[recipe.n_steps - 1] - times[WARM_UP]) / (recipe.n_steps - 1 - WARM_UP)
-
-
-def _plain_loop(recipe: train.Recipe, prepared: train.Prepared, out: Path, compiled: bool) -> float:
-    """Return the seconds of a step."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model: Any = train.new_model(recipe, len(prepared.tokenizer)).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=device.type == "cuda")
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, recipe.n_steps)
-    forward = torch.compile(model) if compiled else model
-    dataset = train.LineDataset(prepared.lines)
-    start = 0.0
-    for step in range(recipe.n_steps - 1):
-        if step == WARM_UP:
-            start = _wait()
-        batch = dataset.__getitems__(range(step * recipe.batch_lines, (step + 1) * recipe.batch_lines))
-        batch = {key: value.to(device, non_blocking=True) for key, value in batch.items()}
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            loss = forward(**batch, use_cache=False).loss
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-    return (_wait() - start) / (recipe.n_steps - 1 - WARM_UP)
+    return (times[recipe.n_steps] - times[WARM_UP]) / (recipe.n_steps - WARM_UP)
 
 
 if __name__ == "__main__":

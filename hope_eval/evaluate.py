@@ -48,6 +48,10 @@ class Chosen:
     n_short: int
 
 
+# The last choice: models that are compared mostly share their tokenizer.
+_chosen: dict[tuple[object, ...], Chosen] = {}
+
+
 def choose(
     model: LanguageModel, corpus: Corpus, needed: int, n_documents: int | None, minimum: int = 1, seed: int = 0
 ) -> Chosen:
@@ -56,6 +60,9 @@ def choose(
     Shorter ones are counted and left out; nothing is padded or glued. Raises CorpusError if fewer than `minimum`
     remain, naming the longest.
     """
+    key = (model.tokenizer_fingerprint(), corpus.fingerprint, needed, n_documents, minimum, seed)
+    if key[0] and key in _chosen:
+        return _chosen[key]
     minimum = max(1, minimum)
     chosen: list[TokenizedDocument] = []
     longest, n_short = 0, 0
@@ -74,7 +81,9 @@ def choose(
             f"{minimum} must; the longest has {longest:,}",
             "lower --lengths or --min-documents, or give longer documents with --data",
         )
-    return Chosen(chosen, n_short)
+    _chosen.clear()
+    _chosen[key] = Chosen(chosen, n_short)
+    return _chosen[key]
 
 
 def _tokenized(
@@ -112,7 +121,9 @@ def perplexity(
     token = model.prefix_token(prefix)
     protocol = replace(protocol, prefixed=token is not None)
     cells = protocol.cells(lengths)
-    model.check_length(max(cell.length for cell in cells))
+    # What lies past the end of a learned position table is a hole in the table, unless nothing else is asked for.
+    model.check_length(min(cell.length for cell in cells))
+    readable = [cell for cell in cells if model.max_length is None or cell.length <= model.max_length]
     needed = protocol.document_tokens(lengths)
     chosen = choose(model, corpus, needed, n_documents, minimum, seed)
     identity = {
@@ -124,6 +135,7 @@ def perplexity(
         "inverse_frequencies": model.inverse_frequencies(),
         "nested_safe": model.nested_safe,
         "train_length": model.train_length,
+        "max_length": model.max_length,
         "protocol": protocol.name,
         "parameters": protocol.parameters(),
         "lengths": list(lengths),
@@ -157,7 +169,7 @@ def perplexity(
             report(done, total)
 
         try:
-            measure(model, chosen.documents, cells, tokens, token, count)
+            measure(model, chosen.documents, readable, tokens, token, count)
         finally:
             if n_read:
                 store.log_session(session.ended(n_read))

@@ -80,6 +80,7 @@ def make_lines(
     marker.unlink(missing_ok=True)
     ids = np.lib.format.open_memmap(folder / "ids.npy", "w+", dtype, (n_lines, length))
     scored = np.lib.format.open_memmap(folder / "scored.npy", "w+", np.bool_, (n_lines, length))
+    report(0, n_lines)
     kinds = _kinds(n_lines, shares, seed)
     rows = np.flatnonzero(kinds == "")
     scored[rows, 1:] = True

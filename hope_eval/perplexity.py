@@ -74,7 +74,8 @@ def derived(
 def _rows(tokens: TokenStore, protocol: Protocol, lengths: Sequence[int], documents: list[str]) -> list[Row]:
     """Return one row per cell and metric.
 
-    A cell that could not be read has the status `oom`, one with a NaN in it `nan`, and no value.
+    A cell that could not be read has the status `oom`, one with a NaN in it `nan`, one past the end of a learned
+    position table `-`, and no value.
     """
     header = tokens.store.header
     identity, provenance = header["identity"], header["provenance"]
@@ -96,7 +97,8 @@ def _rows(tokens: TokenStore, protocol: Protocol, lengths: Sequence[int], docume
             "dtype": identity["dtype"],
             "run": tokens.store.id,
         }
-        filled = _fill(tokens, cell, documents)
+        end = identity.get("max_length")
+        filled = "-" if end is not None and cell.length > end else _fill(tokens, cell, documents)
         if isinstance(filled, str):
             result += [{**base, "metric": m, **_hole(filled)} for m in ("perplexity", "nll", "bits_per_byte")]
             continue
@@ -140,6 +142,11 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int) -> list[str
         f"{identity['model']} {identity['encoding']}: training length {trained}, prefix {prefix}, {identity['dtype']} "
         f"on {provenance['machine']}, attention {identity['kernel']}, head {head}, run {tokens.store.id}"
     )
+    end = identity.get("max_length")
+    if end is not None and any(cell.length > end for cell in protocol.cells(identity["lengths"])):
+        lines.append(
+            f"-: {identity['model']} {identity['encoding']} has a table of {end} positions and reads no further"
+        )
     for record in tokens.out_of_memory[-1:]:
         figures = ", ".join(f"{key.removesuffix('_gib')} {value} GiB" for key, value in record["memory"].items())
         lines.append(

@@ -55,11 +55,12 @@ class Window:
     def covers(self, other: "Window", nested_safe: bool) -> bool:
         """Whether the scores of `other` are among this window's.
 
-        nested_safe: the model's predictions do not depend on how much follows, so a longer read will do.
+        nested_safe: the model's predictions do not depend on how much follows, so a longer read will do, or one that
+                     ends with the last token that is scored.
         """
         return (
             (self.start, self.prefixed) == (other.start, other.prefixed)
-            and (self.stop >= other.stop if nested_safe else self.stop == other.stop)
+            and (nested_safe or self.stop == other.stop)
             and self.scored_start <= other.scored_start
             and self.scored_stop >= other.scored_stop
         )
@@ -72,6 +73,8 @@ def merge(windows: Iterable[Window], nested_safe: bool) -> list[Window]:
     """
     reads: dict[tuple[int, ...], Window] = {}
     for window in windows:
+        if nested_safe:
+            window = replace(window, stop=min(window.stop, window.scored_stop))
         key = (window.start, window.prefixed) if nested_safe else (window.start, window.prefixed, window.stop)
         seen = reads.setdefault(key, window)
         reads[key] = replace(

@@ -1,6 +1,7 @@
 """Progress on standard error: a bar with tokens/s and time left on a terminal, plain lines elsewhere."""
 
 import contextlib
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -22,6 +23,10 @@ class _Speed(ProgressColumn):
 @contextlib.contextmanager
 def progress(title: str, unit: str = "tokens") -> Iterator[Report]:
     """Show how far a piece of work is; what was done before it began is said once, and not counted as speed."""
+    if int(os.environ.get("RANK", "0")):
+        # Of processes that work together, the first one speaks.
+        yield lambda done, total: None
+        return
     console = Console(stderr=True, highlight=False)
     shown = _bar(console, title) if console.is_terminal else _lines(console, title, unit)
     with shown as advance:

@@ -1,5 +1,6 @@
 """`hope-eval train`: small models that differ in their position encoding and in nothing else."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,8 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
               help="Tokens of one step, over all GPUs.")  # fmt: skip
 @click.option("--learning-rate", type=float, default=0.0, metavar="X", help="[default: what suits the size]")
 @click.option("--device", default="auto", show_default=True, help="cuda, cpu; auto: cuda if there is one.")
-@click.option("--compile/--no-compile", "compile_model", default=False, show_default=True,
-              help="torch.compile: faster steps after a minute of compiling.")  # fmt: skip
+@click.option("--compile/--no-compile", "compile_model", default=None,
+              help="torch.compile.  [default: on a GPU, from 1,000 steps on]")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
               help="Trainings side by side on one GPU, where there are several.")  # fmt: skip
 @click.option("--save-steps", type=click.IntRange(0), default=0, metavar="N",
@@ -54,7 +55,7 @@ def train(
     seeds: tuple[int, ...],
     texts: tuple[str, ...],
     device: str,
-    compile_model: bool,
+    compile_model: bool | None,
     jobs: int,
     save_steps: int,
     force: bool,
@@ -77,8 +78,8 @@ def train(
         rest["texts"] = texts
     recipes = {
         (encoding, seed): training.Recipe(encoding=encoding, seed=seed, **rest)
-        for encoding in encodings
         for seed in seeds
+        for encoding in encodings
     }
     one = len(recipes) == 1
     folders = {
@@ -98,5 +99,6 @@ def train(
             training.train(folders[out], out, report=report, **how)
         else:
             training.train_all(folders, out / ".work", jobs, report=report, **how)
-    for folder in folders:
-        click.echo(folder)
+    if os.environ.get("RANK", "0") == "0":
+        for folder in folders:
+            click.echo(folder)

@@ -50,6 +50,12 @@ def attach(model: nn.Module, encoding: str | EncodingSpec, train_length: int | N
             f"`{spec.name}` cannot be put on a trained checkpoint: it is more than other rotary frequencies",
             "train a model with it",
         )
+    own = _own_spec(model)
+    if own is not None and not is_rotary(encoding_class(own.name)):
+        raise EncodingError(
+            f"`{own}` of this model is more than rotary frequencies, and `{spec}` cannot replace it",
+            "leave --encoding out",
+        )
     rope = getattr(config, "rope_parameters", None)
     if not rope or not rotary_modules(model):
         kind = getattr(config, "model_type", type(model).__name__)
@@ -74,6 +80,8 @@ def attach(model: nn.Module, encoding: str | EncodingSpec, train_length: int | N
         return {**kept, **encodings[layer_type].rope_parameters()}
 
     set_rope_parameters(model, {key: changed(key) for key in layer_types} or changed(""))
+    if own is not None:
+        config.encoding, config.encoding_parameters = spec.name, dict(spec.parameters)
     _check(model, spec, encodings)
     return model
 
@@ -154,6 +162,8 @@ def _rope_types(model: nn.Module) -> list[str]:
 
 def encoding_label(model: nn.Module) -> str:
     """Return the name of the encoding that a model has: `rope`, `llama3`, `hope`, `learned`, `alibi`; else `native`."""
+    if _own_spec(model) is not None:
+        return str(_own_spec(model))
     if rotary_modules(model):
         return "+".join(_ROPE_TYPES.get(name, name) for name in _rope_types(model)) or "rope"
     if position_table(model):
@@ -162,6 +172,12 @@ def encoding_label(model: nn.Module) -> str:
     if getattr(config, "model_type", "") == "bloom" or getattr(config, "alibi", False):
         return "alibi"
     return "native"
+
+
+def _own_spec(model: nn.Module) -> EncodingSpec | None:
+    """Return the encoding of this package's own decoder, which says itself what it has."""
+    config = text_config(model)
+    return config.spec() if getattr(config, "model_type", "") == "hope_eval" else None
 
 
 def is_nested_safe(model: nn.Module) -> bool:

@@ -43,6 +43,9 @@ from hope_eval.model.scoring import LanguageModel
 # The name of the encoding that a checkpoint comes with.
 NATIVE = "native"
 
+# What a config says of it; all but the first are of this package's own decoder.
+_ENCODING_KEYS = ("rope_parameters", "encoding", "encoding_parameters")
+
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 _TOKENIZER_FILES = (
@@ -82,7 +85,8 @@ class Checkpoint:
 
     def __post_init__(self) -> None:
         self._own_frequencies = effective_inverse_frequencies(self.module)
-        self._own_rope: Any = copy.deepcopy(getattr(text_config(self.module), "rope_parameters", None))
+        config = text_config(self.module)
+        self._own: dict[str, Any] = {key: copy.deepcopy(getattr(config, key, None)) for key in _ENCODING_KEYS}
         self._own_encoding = encoding_label(self.module)
         self._encoding = NATIVE
 
@@ -93,7 +97,11 @@ class Checkpoint:
         """
         if encoding == NATIVE:
             if self._encoding != NATIVE:
-                set_rope_parameters(self.module, copy.deepcopy(self._own_rope))
+                own = copy.deepcopy(self._own)
+                set_rope_parameters(self.module, own.pop("rope_parameters"))
+                for key, value in own.items():
+                    if hasattr(text_config(self.module), key):
+                        setattr(text_config(self.module), key, value)
                 assert self._same_frequencies()
             label = self._own_encoding
         else:

@@ -11,6 +11,7 @@ Shape letters: B batch, L tokens read, T tokens scored, N tokens of a chunk, D m
 
 import contextlib
 import copy
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -143,6 +144,11 @@ class LanguageModel:
         if tokens[policy] is None:
             raise OptionError(f"the tokenizer of {self.name} has no {policy.upper()} token", "--prefix auto")
         return tokens[policy]
+
+    def tokenizer_fingerprint(self) -> str:
+        """Return a hash of all that the tokenizer does to a text, 16 hexadecimal digits; empty if it does not tell."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return hashlib.sha256(backend.to_str().encode()).hexdigest()[:16] if backend is not None else ""
 
     def token_text(self, token: int) -> str:
         """Return how a token is written, for people; its number if the tokenizer does not tell."""

@@ -139,7 +139,7 @@ def grid(rows: Iterable[Row]) -> Grid:
 def _cell(row: Row) -> Cell:
     beyond = bool(row["train_length"]) and row["length"] > row["train_length"]
     if row["status"] != "ok":
-        return Cell(row["status"], beyond=beyond)
+        return Cell(row["status"], beyond=beyond and row["status"] != "-")
     known = not math.isnan(row["low"])
     return Cell(_number(row["value"]), f"[{_number(row['low'])}, {_number(row['high'])}]" if known else "", beyond)
 
