@@ -327,11 +327,11 @@ def test_a_length_beyond_a_learned_table_is_an_error_before_anything_is_written(
 def test_what_lies_beyond_a_learned_table_is_a_hole_beside_what_does_not(name, tmp_path):
     model = tiny_model()
     model.max_length = 64
-    rows, notes = measured(protocol_named(name), [64, 256], tmp_path, model)
+    rows, tokens = measured(protocol_named(name), [64, 256], tmp_path, model)
     assert {length: rows[length, "nll"]["status"] for length, _ in rows} == {
         length: "ok" if length <= 64 else "-" for length, _ in rows
     }
-    assert any("table of 64 positions" in note for note in notes)
+    assert any("table of 64 positions" in note for note in table(tokens).notes)
     whole, _ = measured(protocol_named(name), [64, 256], tmp_path / "whole", tiny_model())
     assert rows[64, "nll"]["value"] == pytest.approx(whole[64, "nll"]["value"], abs=1e-6)
 
