@@ -8,7 +8,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: demo test check clean
 
-demo: $(VENV)/.installed  ## perplexity of the default model, within and beyond its training length
+demo: $(VENV)/.installed  ## perplexity of the bundled models, within and beyond their training length
 	$(BIN)/hope-eval ppl
 
 test: $(VENV)/.installed  ## the tests that need no GPU, no network and no patience

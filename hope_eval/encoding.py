@@ -71,6 +71,11 @@ class PositionEncoding(nn.Module):
         self.geometry = geometry
 
     @property
+    def max_length(self) -> int | None:
+        """Tokens after which it has no positions left; None: it goes on."""
+        return None
+
+    @property
     def name(self) -> str:
         """The name of the file that defines it, which is its name everywhere."""
         return type(self).__module__.rpartition(".")[2]

@@ -54,7 +54,7 @@ def make_lines(
     folder: Path,
     identity: Mapping[str, Any],
     vocabulary: Vocabulary,
-    text: Callable[[], np.ndarray],
+    text: np.ndarray,
     n_lines: int,
     length: int,
     seed: int,
@@ -64,7 +64,7 @@ def make_lines(
     """Write the lines to a folder, unless those of that identity are there already.
 
     identity: what the lines follow from, as JSON.
-    text:     called if lines must be made; returns the ids of all documents, each after the prefix token [T].
+    text:     the ids of all documents, each after the prefix token [T].
     shares:   of lines, by task.
     report:   called with lines made so far, and in all.
 
@@ -84,7 +84,7 @@ def make_lines(
     kinds = _kinds(n_lines, shares, seed)
     rows = np.flatnonzero(kinds == "")
     scored[rows, 1:] = True
-    for row, stretch in zip(rows, _stretches(text(), len(rows), length - len(vocabulary.start), seed), strict=True):
+    for row, stretch in zip(rows, _stretches(text, len(rows), length - len(vocabulary.start), seed), strict=True):
         ids[row] = np.concatenate([vocabulary.start, stretch])
     ids.flush()
     scored.flush()

@@ -26,10 +26,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class PerplexityTable:
-    """Rows of one run, and what a reader must know of them."""
+    """Rows of one run, and what a reader must know of them.
+
+    notes: one fact a line; lines of several tables that say the same come out the same.
+    model: how the run calls its model, with its encoding.
+    about: how that model was read.
+    run:   the id of the run.
+    """
 
     rows: list[Row]
     notes: list[str]
+    model: str
+    about: str
+    run: str
 
 
 def table(
@@ -46,7 +55,18 @@ def table(
     protocol = protocol or protocol_named(identity["protocol"], **identity["parameters"])
     documents = tokens.sample(n_documents)
     rows = _rows(tokens, protocol, lengths or identity["lengths"], documents)
-    return PerplexityTable(rows, _notes(tokens, protocol, len(documents)))
+    model = f"{identity['model']} {identity['encoding']}"
+    return PerplexityTable(rows, _notes(tokens, protocol, len(documents)), model, _about(tokens), tokens.store.id)
+
+
+def joint_notes(tables: Sequence[PerplexityTable]) -> list[str]:
+    """Return the notes of several tables, each fact once, with the models that it holds for."""
+    notes = list(dict.fromkeys(note for table in tables for note in table.notes))
+    for about in dict.fromkeys(table.about for table in tables):
+        models = ", ".join(dict.fromkeys(table.model for table in tables if table.about == about))
+        notes.append(f"{models}: {about}")
+    runs = list(dict.fromkeys(table.run for table in tables))
+    return [*notes, f"run{'s' * (len(runs) > 1)} {', '.join(runs)}"]
 
 
 def derived(
@@ -135,13 +155,6 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int) -> list[str
     else:
         few = f"; fewer than {_FEW} documents make it too narrow" if n_documents < _FEW else ""
         lines.append(f"[low, high]: 95 % interval, bootstrap over documents{few}")
-    trained = f"{identity['train_length']:,} ({provenance['train_length_source']})" if identity["train_length"] else "?"
-    head = identity["head"] + (f" ({provenance['head_reason']})" if provenance["head_reason"] else "")
-    prefix = provenance["prefix"] or "none"
-    lines.append(
-        f"{identity['model']} {identity['encoding']}: training length {trained}, prefix {prefix}, {identity['dtype']} "
-        f"on {provenance['machine']}, attention {identity['kernel']}, head {head}, run {tokens.store.id}"
-    )
     end = identity.get("max_length")
     if end is not None and any(cell.length > end for cell in protocol.cells(identity["lengths"])):
         lines.append(
@@ -154,6 +167,17 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int) -> list[str
             + (f" ({figures})" if figures else "")
         )
     return lines
+
+
+def _about(tokens: TokenStore) -> str:
+    """Return how the model of a run was read."""
+    identity, provenance = tokens.store.header["identity"], tokens.store.header["provenance"]
+    trained = f"{identity['train_length']:,} ({provenance['train_length_source']})" if identity["train_length"] else "?"
+    head = identity["head"] + (f" ({provenance['head_reason']})" if provenance["head_reason"] else "")
+    return (
+        f"training length {trained}, prefix {provenance['prefix'] or 'none'}, {identity['dtype']} on "
+        f"{provenance['machine']}, attention {identity['kernel']}, head {head}"
+    )
 
 
 def _hole(status: str) -> Row:

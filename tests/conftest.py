@@ -13,7 +13,6 @@ import torch
 import transformers
 
 from hope_eval.model.scoring import LanguageModel
-from hope_eval.model.tiny import byte_tokenizer
 
 torch.set_num_threads(1)
 
@@ -43,6 +42,19 @@ def tiny_model(kind: str = "llama", **changes) -> LanguageModel:
     """Return a tiny language model with a byte tokenizer."""
     module = tiny_module(kind, **changes)
     return LanguageModel(f"tiny-{kind}", module, byte_tokenizer(), module.config.max_position_embeddings, "config")
+
+
+def byte_tokenizer():
+    """Return a tokenizer with one token a byte, and `<s>` before them as 0."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<s>": 0} | {symbol: number for number, symbol in enumerate(alphabet, 1)}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
 
 
 class Uniform(torch.nn.Module):

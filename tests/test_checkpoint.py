@@ -4,11 +4,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB_SIZE, tiny_config, tiny_module
+from conftest import VOCAB_SIZE, byte_tokenizer, tiny_config, tiny_module
 
 from hope_eval.errors import CheckpointError, EncodingError, OptionError
 from hope_eval.model.checkpoint import load, load_checkpoint
-from hope_eval.model.tiny import byte_tokenizer
 from hope_eval.task import Sample
 
 SAMPLE = Sample([0], list(range(1, 100)))
@@ -227,7 +226,7 @@ def test_a_broken_checkpoint_is_an_error(how, message, copy):
         ("no/such/path", "no checkpoint at"),
         ("./nowhere", "no checkpoint at"),
         ("model.gguf", "no checkpoint at"),
-        ("zoo:hope", "zoo"),
+        ("zoo:hpoe", "the zoo has no `zoo:hpoe`"),
     ],
 )
 def test_an_unknown_checkpoint_is_an_error(name, message):

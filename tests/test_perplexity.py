@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import VOCAB_SIZE, Uniform, story, tiny_model, tiny_module
+from conftest import VOCAB_SIZE, Uniform, byte_tokenizer, story, tiny_model, tiny_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +14,6 @@ from hope_eval.corpora import Corpus, Document, load_corpus
 from hope_eval.errors import CorpusError, LengthError, OptionError, StoreError
 from hope_eval.evaluate import choose, perplexity
 from hope_eval.model.scoring import LanguageModel
-from hope_eval.model.tiny import byte_tokenizer
 from hope_eval.perplexity import derived, table
 from hope_eval.protocols import PROTOCOLS, Window, merge, protocol_named
 

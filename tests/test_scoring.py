@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import VOCAB_SIZE, Uniform, story, tiny_model, tiny_module
+from conftest import VOCAB_SIZE, Uniform, byte_tokenizer, story, tiny_model, tiny_module
 
 from hope_eval.errors import LengthError, OptionError
 from hope_eval.model import nll, scoring
 from hope_eval.model.scoring import LanguageModel, OutOfMemory
-from hope_eval.model.tiny import byte_tokenizer
 from hope_eval.task import Sample
 
 IDS = np.random.default_rng(0).integers(1, VOCAB_SIZE, 150)

@@ -133,7 +133,7 @@ def test_a_killed_run_ends_up_the_same_as_one_that_was_not(checkpoint, tmp_path)
     slow = tmp_path / "slow.py"
     slow.write_text(
         "import time\nimport hope_eval.model.scoring as s\nown = s.LanguageModel.score\n"
-        "def score(self, samples):\n    time.sleep(0.15)\n    return own(self, samples)\n"
+        "def score(self, samples):\n    time.sleep(0.06)\n    return own(self, samples)\n"
         "s.LanguageModel.score = score\nfrom hope_eval.cli import main\nmain()\n"
     )
     command = [sys.executable, str(slow), "ppl", "--model", str(checkpoint), "--data", str(data), "--device", "cpu"]

@@ -8,6 +8,7 @@ import hope_eval
 from hope_eval.cli.encodings import encodings
 from hope_eval.cli.ppl import ppl
 from hope_eval.cli.train import train
+from hope_eval.cli.zoo import zoo
 from hope_eval.errors import HopeEvalError
 
 
@@ -35,5 +36,5 @@ def main() -> None:
     """
 
 
-for command in (ppl, encodings, train):
+for command in (ppl, zoo, encodings, train):
     main.add_command(command)

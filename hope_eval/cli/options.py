@@ -40,8 +40,7 @@ checkpoint = _stack(
         "models",
         multiple=True,
         metavar="CHECKPOINT",
-        help="Folder, .gguf file or hub id. Repeatable: several make one table. Default: a tiny one, trained on the "
-        "spot.",
+        help="Folder, .gguf file or hub id, or zoo:hope. Repeatable: several make one table.  [default: the whole zoo]",
     ),
     click.option(
         "--encoding",

@@ -102,7 +102,7 @@ def ppl(
             )
         )
     rows = [row for table in tables for row in table.rows]
-    render(rows, form, list(dict.fromkeys(note for table in tables for note in table.notes)))
+    render(rows, form, perplexity.joint_notes(tables))
     broken = [f"{row['model']} {row['encoding']} at {row['length']}" for row in rows if row["status"] == "nan"]
     if broken:
         click.echo(f"Error: NaN in the scores of {', '.join(dict.fromkeys(broken))}", err=True)
@@ -121,18 +121,15 @@ def _measured(
     **measuring: Any,
 ) -> Iterator["PerplexityTable"]:
     """Yield a table for every encoding of every model. What is misspelt shows before anything is measured."""
-    from hope_eval import corpora, evaluate, perplexity
+    from hope_eval import corpora, evaluate, perplexity, zoo
     from hope_eval.encoding import parse_encoding
-    from hope_eval.model import checkpoint, tiny
+    from hope_eval.model import checkpoint
 
     for encoding in encodings:
         if encoding != checkpoint.NATIVE:
             parse_encoding(encoding)
     corpus = corpora.load_corpus(*data)
-    if not names and not how["loader"]:
-        with progress("training the tiny default model, once") as report:
-            names = (str(tiny.default(report)),)
-    names = names or ("",)
+    names = names or (("",) if how["loader"] else tuple(zoo.names()))
     if not how["loader"]:
         for name in names:
             checkpoint.check(name, how["revision"])

@@ -92,8 +92,7 @@ def train(
         "save_steps": save_steps,
         "command": options.command_line(),
     }
-    with progress("preparing", "lines") as report:
-        training.prepare_all(folders, out / ".work", force, report)
+    training.prepare_all(folders, out / ".work", force, progress)
     with progress(f"training {encodings[0]}" if one else f"training {len(recipes)} models") as report:
         if one:
             training.train(folders[out], out, report=report, **how)

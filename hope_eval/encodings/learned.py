@@ -24,6 +24,10 @@ class Learned(PositionEncoding):
         self.position_embeddings = nn.Embedding(geometry.train_length, geometry.d_model)
         nn.init.normal_(self.position_embeddings.weight, std=0.02)
 
+    @property
+    def max_length(self) -> int:  # noqa: D102
+        return self.geometry.train_length
+
     def embed(self, embeddings_BLD: Tensor, positions_BL: Tensor) -> Tensor:  # noqa: D102
         vectors_BLD: Tensor = self.position_embeddings(positions_BL)
         return embeddings_BLD + vectors_BLD.to(embeddings_BLD.dtype)

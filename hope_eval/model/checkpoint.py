@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hope_eval import zoo
 from hope_eval.encoding import parse_encoding, training_length
 from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, require
 from hope_eval.model.attach import (
@@ -209,8 +210,8 @@ def _named_dtype(name: str) -> torch.dtype:
 
 
 def _locate(name: str, revision: str | None) -> tuple[Path, str, str]:
-    if name.startswith("zoo:"):
-        raise CheckpointError(f"`{name}` is not there: the zoo is not part of this version", "give a path or a hub id")
+    if name.startswith(zoo.PREFIX):
+        return zoo.folder(name), "", name
     path = Path(name).expanduser()
     if path.is_dir():
         return path, "", path.resolve().name

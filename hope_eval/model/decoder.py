@@ -17,7 +17,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
 from hope_eval.encoding import EncodingSpec, Geometry, PositionEncoding, encoding_class, is_rotary
-from hope_eval.errors import EncodingError
+from hope_eval.errors import EncodingError, LengthError
 from hope_eval.model import attention
 
 
@@ -88,10 +88,17 @@ class HopeEvalModel(_KeepsEncodings, LlamaModel):
         """Return the hidden states, as LlamaModel does."""
         if inputs_embeds is None and self.encoding is not None:
             assert input_ids is not None
+            past = rest.get("past_key_values")
+            start = past.get_seq_length() if past is not None else 0
+            end = self.encoding.max_length
+            if end is not None and start + input_ids.shape[1] > end:
+                raise LengthError(
+                    f"`{self.encoding.name}` has a table of {end} positions and cannot read "
+                    f"{start + input_ids.shape[1]} tokens",
+                    "choose another encoding to read further",
+                )
             positions_BL = rest.get("position_ids")
             if positions_BL is None:
-                past = rest.get("past_key_values")
-                start = past.get_seq_length() if past is not None else 0
                 positions_BL = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)[None]
             inputs_embeds, input_ids = self.encoding.embed(self.embed_tokens(input_ids), positions_BL), None
         return super().forward(input_ids=input_ids, inputs_embeds=inputs_embeds, **rest)

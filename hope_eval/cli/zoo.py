@@ -1,0 +1,19 @@
+"""`hope-eval zoo`: the models that ship with this package."""
+
+import click
+
+
+@click.command()
+def zoo() -> None:
+    """List the small models that ship with this package, one for each position encoding.
+
+    \b
+    hope-eval zoo
+    hope-eval ppl --model zoo:rope --model zoo:hope --lengths 256,1k
+
+    nll: of the second half of 256, 512 and 1,024 tokens of held-out text, at the end of training.
+    """
+    from hope_eval import zoo as models
+    from hope_eval.results.tables import print_records
+
+    print_records(models.describe())

@@ -1,0 +1,276 @@
+"""Training: all else is equal, nothing is lost, and what cannot work is said before any work is done."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import namedtuple
+
+import numpy as np
+import pytest
+import torch
+from test_cli import hope_eval
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hope_eval import lines, train
+from hope_eval.corpora import load_corpus
+from hope_eval.errors import EncodingError, OptionError, TrainingError
+from hope_eval.task import Vocabulary
+
+TEXTS = ("python:click,rich",)
+TINY = {"size": "64x2x2", "train_length": 96, "tokens": 96 * 16 * 12, "batch_tokens": 96 * 16, "texts": TEXTS}
+ARGUMENTS = [
+    "--size", "64x2x2", "--train-length", "96", "--tokens", str(96 * 16 * 12), "--batch-tokens", str(96 * 16),
+    "--data", TEXTS[0], "--device", "cpu",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory):
+    """Where the lines of these tests are made, once."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def trained(work, tmp_path_factory):
+    """Tiny models with RoPE and ALiBi, trained alike."""
+    folder = tmp_path_factory.mktemp("trained")
+    return {
+        name: train.train(train.Recipe(name, **TINY), folder / name, work=work, device="cpu")
+        for name in ("rope", "alibi")
+    }
+
+
+def curve(folder):
+    """Return the log without what differs from run to run."""
+    entries = [json.loads(line) for line in (folder / "training.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in entry.items() if key != "seconds"} for entry in entries]
+
+
+def test_a_trained_model_is_a_plain_checkpoint_with_its_facts(trained):
+    folder = trained["alibi"]
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert model.dtype == torch.bfloat16
+    assert model.config.encoding == "alibi"
+    assert len(tokenizer) == model.config.vocab_size == 4096
+    facts = json.loads((folder / "training.json").read_text())
+    assert facts["n_steps"] == 12
+    assert facts["n_parameters"] == sum(p.numel() for p in model.parameters())
+    assert set(facts["nll"]) == {"1x", "2x", "4x"}
+    assert not (folder / ".work").exists()
+
+
+def test_the_loss_falls_and_is_logged(trained):
+    losses = [entry["loss"] for entry in curve(trained["rope"]) if "loss" in entry]
+    assert len(losses) == 12
+    assert losses[0] == pytest.approx(np.log(4096), abs=0.3)
+    assert losses[-1] < losses[0] - 0.3
+
+
+def test_encodings_of_one_seed_differ_in_nothing_else(work):
+    prepared = train.prepare(train.Recipe("rope", **TINY), work)
+    loops = {
+        name: train.Loop(train.Recipe(name, **TINY), prepared, train.Processes(torch.device("cpu")), False)
+        for name in ("rope", "hope", "t5", "fire", "learned")
+    }
+    own = dict(loops["rope"].model.named_parameters())
+    for loop in loops.values():
+        for name, parameter in loop.model.named_parameters():
+            assert "encoding" in name or torch.equal(parameter, own[name]), name
+        assert torch.equal(loop.batch(5)[0], loops["rope"].batch(5)[0])
+        assert [loop.rate(step) for step in range(12)] == [loops["rope"].rate(step) for step in range(12)]
+        decays = {id(p) for group in loop.optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+        for name, parameter in loop.model.named_parameters():
+            assert (id(parameter) in decays) == (parameter.ndim > 1 and "encoding." not in name), name
+
+
+def test_another_seed_starts_from_other_weights_and_lines(work):
+    first, second = (train.prepare(train.Recipe("rope", seed=seed, **TINY), work) for seed in (0, 1))
+    assert not np.array_equal(first.lines.ids[:16], second.lines.ids[:16])
+    weights = [train.new_model(train.Recipe("rope", seed=seed), 4096).lm_head.weight for seed in (0, 1)]
+    assert not torch.equal(*weights)
+
+
+def test_the_learning_rate_warms_up_and_ends_at_nothing(work):
+    recipe = train.Recipe("rope", **{**TINY, "tokens": 96 * 16 * 300})
+    loop = train.Loop.__new__(train.Loop)
+    loop.recipe, loop.learning_rate = recipe, 2e-3
+    rates = [loop.rate(step) for step in range(300)]
+    assert rates[0] == pytest.approx(2e-4)
+    assert max(rates) == rates[10] == 2e-3
+    assert rates[155] == pytest.approx(1e-3, rel=0.02)
+    assert 0 < rates[-1] < 1e-6
+
+
+def test_a_training_killed_goes_on_to_the_same_losses(trained, work, tmp_path):
+    out = tmp_path / "killed"
+    command = [sys.executable, "-m", "hope_eval", "train", "rope", "--out", str(out), "--save-steps", "1", *ARGUMENTS]
+    (out / ".work").mkdir(parents=True)
+    for folder in work.iterdir():
+        if folder.is_dir():
+            shutil.copytree(folder, out / ".work" / folder.name)
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL) as process:
+        log = out / "training.jsonl"
+        deadline = time.monotonic() + 100
+        while not (log.is_file() and '"step": 4' in log.read_text()) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    interrupted = curve(out)
+    assert 4 <= interrupted[-1]["step"] < 12, "killed on the way"
+    assert not (out / "training.json").exists()
+    with log.open("a") as stream:
+        stream.write('{"step": 5, "lo')
+    done = hope_eval(*command[3:])
+    assert "were already done" in done.stderr
+    wanted = curve(trained["rope"])
+    for mine, its in zip(curve(out), wanted, strict=True):
+        assert mine.keys() == its.keys()
+        assert mine.get("loss", 0) == pytest.approx(its.get("loss", 0), rel=1e-6)
+    again = hope_eval(*command[3:])
+    assert again.stdout.strip() == str(out)
+
+
+def test_several_trainings_side_by_side_are_those_of_each_alone(trained, tmp_path):
+    hope_eval("train", "rope", "alibi", "--jobs", "2", "--out", tmp_path / "both", *ARGUMENTS)
+    for name in ("rope", "alibi"):
+        for mine, its in zip(curve(tmp_path / "both" / f"{name}-0"), curve(trained[name]), strict=True):
+            assert mine.get("loss", 0) == pytest.approx(its.get("loss", 0), rel=1e-4)
+    assert not (tmp_path / "both" / ".work").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(trained, tmp_path):
+    out = tmp_path / "two"
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "hope_eval", "train", "rope"]
+    subprocess.run([sys.executable, *command, "--out", str(out), *ARGUMENTS], check=True, capture_output=True)
+    for mine, its in zip(curve(out), curve(trained["rope"]), strict=True):
+        assert mine.get("loss", 0) == pytest.approx(its.get("loss", 0), rel=1e-4)
+        assert mine.get("grad_norm", 0) == pytest.approx(its.get("grad_norm", 0), rel=1e-3)
+
+
+def test_lines_are_text_and_prompts_in_their_shares(work):
+    prepared = train.prepare(train.Recipe("rope", **{**TINY, "tokens": 96 * 16 * 100}), work)
+    ids, scored = prepared.lines.ids, prepared.lines.scored
+    assert (ids[:, 0] == 0).all()
+    assert not scored[:, 0].any()
+    text = scored[:, 1:].all(axis=1)
+    assert text.mean() == pytest.approx(1 - sum(lines.SHARES.values()), abs=0.04)
+    assert 0.01 < scored[~text].mean() < 0.5
+    whole = text & (ids[:, 1:] != 0).all(axis=1)
+    stretches = [prepared.tokenizer.decode(ids[row, 1:].tolist()) for row in np.flatnonzero(whole)[:10]]
+    found = [any(stretch in document.text for document in load_corpus(TEXTS[0]).documents) for stretch in stretches]
+    # A character may be cut at either end.
+    assert sum(found) >= 7
+
+
+def test_line_i_does_not_depend_on_how_many_there_are(work):
+    few = train.prepare(train.Recipe("rope", **TINY), work)
+    ids = np.array(few.lines.ids)
+    many = train.prepare(train.Recipe("rope", **{**TINY, "tokens": 2 * TINY["tokens"]}), work)
+    assert len(many.lines) == 2 * len(ids)
+    assert np.array_equal(many.lines.ids[: len(ids)], ids)
+
+
+def test_lines_made_by_many_processes_are_the_same(tmp_path, work, monkeypatch):
+    tokenizer = train.prepare(train.Recipe("rope", **TINY), work).tokenizer
+    vocabulary = Vocabulary(tokenizer, 0)
+
+    def made(folder):
+        stream = np.arange(5000) % 4000
+        return lines.make_lines(tmp_path / folder, {}, vocabulary, stream, 300, 96, 0)
+
+    alone = made("alone")
+    monkeypatch.setattr(lines, "_CHUNK", 64)
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    together = made("together")
+    assert np.array_equal(alone.ids, together.ids)
+    assert np.array_equal(alone.scored, together.scored)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message", "hint"),
+    [
+        (["rope", "--size", "4m"], "no size is called `4m`", "3m"),
+        (["rope", "--size", "100x2x3"], "does not divide into 3 heads", "--size"),
+        (["hope", "--train-length", "6"], "leaves `hope` no pair to rotate", "at least 7"),
+        (["roep"], "no position encoding is called `roep`", "`rope`"),
+        (["rope", "--data", "nowhere.txt"], "no text at `nowhere.txt`", "--data"),
+        (["rope", "--tokens", "many"], "`many` is no number of tokens", "100M"),
+        (["rope", "--seed", "one"], "no list of whole numbers", "0,1,2"),
+        (["rope", "--tokens", "100B"], "take 279.4 GiB", "--out"),
+        (["rope", "--device", "abacus"], "the device `abacus` cannot be used", "--device auto"),
+        (["rope", "--tokenizer", "nowhere"], "no checkpoint folder at `nowhere`", "--tokenizer new"),
+        (["rope", "--train-length", "32"], "needs at least", "longer"),
+    ],
+)
+def test_what_cannot_work_is_one_error_and_one_hint(arguments, message, hint, tmp_path, monkeypatch):
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1 << 38, 0, 1 << 38))
+    given = [*arguments[:1], "--out", tmp_path / "out", *ARGUMENTS, *arguments[1:]]
+    if "--tokenizer" not in arguments and "nowhere.txt" not in arguments and "32" not in arguments:
+        monkeypatch.setattr(lines, "MOST_EPOCHS", 10**9)
+    result = hope_eval("train", *given, code=1)
+    assert message in result.stderr
+    assert hint in result.stderr.partition("hint: ")[2]
+    assert "Traceback" not in result.stderr
+
+
+def test_a_text_that_is_too_small_is_an_error(tmp_path):
+    (tmp_path / "small.txt").write_text("so little to read. " * 50)
+    texts = (str(tmp_path / "small.txt"), *TEXTS)
+    prepared = train.prepare(train.Recipe("rope", **{**TINY, "texts": texts}), tmp_path / "work")
+    vocabulary = Vocabulary(prepared.tokenizer, 0)
+    with pytest.raises(TrainingError, match="more than 100 times the same"):
+        lines.make_lines(tmp_path, {}, vocabulary, np.arange(500), 2000, 96, 0)
+
+
+def test_another_training_in_the_folder_is_left_alone(trained):
+    with pytest.raises(TrainingError, match="a training with other seed"):
+        train.train(train.Recipe("rope", **TINY, seed=3), trained["rope"], device="cpu")
+    assert (trained["rope"] / "model.safetensors").is_file()
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(TrainingError, match="is not empty"):
+        train.train(train.Recipe("rope", **TINY), tmp_path, device="cpu", force=True)
+    assert (tmp_path / "thesis.tex").is_file()
+
+
+def test_a_loss_that_is_no_number_stops_the_training(work, tmp_path):
+    with pytest.raises(TrainingError, match=r"loss of `rope` is (nan|inf)") as caught:
+        train.train(train.Recipe("rope", **TINY, learning_rate=1e30), tmp_path / "out", work=work, device="cpu")
+    assert "--learning-rate" in caught.value.hint
+
+
+def test_sizes():
+    assert str(train.parse_size("3m")) == "192x6x3"
+    model = train.new_model(train.Recipe("rope"), 4096)
+    assert sum(p.numel() for p in model.parameters()) == 3_443_136
+    with pytest.raises(OptionError):
+        train.parse_size("0x2x2")
+    with pytest.raises(EncodingError):
+        train.Recipe("hope:multiplier=100").check()
+
+
+def test_what_is_held_out_is_not_trained_on():
+    """Neither by name, nor by file: no module of the training texts is one of the held-out texts."""
+    assert not {"sympy", "networkx", "python"} & set(train.PACKAGES)
+    for name in train.PACKAGES:
+        assert name not in sys.stdlib_module_names
+
+    def modules(names):
+        for name in names:
+            for document in load_corpus(name).documents:
+                parts = document.text.split("\n# ")
+                yield from (part.partition("\n\n")[2].strip() for part in parts)
+
+    held_out = {text for text in modules(train.HELD_OUT) if len(text) > 200}
+    assert len(held_out) > 1000
+    for package in train.PACKAGES:
+        for text in modules([f"python:{package}"]):
+            assert len(text) <= 200 or text not in held_out, text[:300]

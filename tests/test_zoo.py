@@ -1,0 +1,129 @@
+"""The models that ship: they are all there, they load anywhere, and they show what they are there to show."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from test_cli import hope_eval
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hope_eval import zoo
+from hope_eval.corpora import load_corpus
+from hope_eval.errors import CheckpointError, LengthError
+from hope_eval.model.checkpoint import load
+from hope_eval.task import Sample, Vocabulary, generator, task_class, task_names
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {name.removeprefix(zoo.PREFIX): load(name, device="cpu") for name in zoo.names()}
+
+
+def nll(model, length, n=6):
+    """Return the nll of as many documents of the standard library, the first tokens of each [N, T]."""
+    documents = load_corpus("python").in_order(0)[:n]
+    ids = [ids[: length - 1] for ids, _ in model.encode([document.text[:8000] for document in documents])]
+    return np.stack([score.nll for score in model.score([Sample([0], one) for one in ids])])
+
+
+def test_every_model_is_there_and_they_are_small_enough_to_ship():
+    assert len(zoo.names()) == 11
+    folder = zoo.folder("zoo:rope").parent
+    assert {path.name for path in folder.iterdir() if path.is_dir()} - {"__pycache__"} == {
+        name.removeprefix("zoo:") for name in zoo.names()
+    }
+    assert sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) <= 80e6
+
+
+def test_they_were_trained_alike():
+    facts = [zoo.facts(name) for name in zoo.names()]
+    for key in ("size", "train_length", "tokens", "seed", "corpora", "shares", "tasks", "n_steps", "learning_rate"):
+        assert len({json.dumps(one[key]) for one in facts}) == 1, key
+    assert [one["encoding"] for one in facts] == [name.removeprefix("zoo:") for name in zoo.names()]
+    assert facts[0]["seed"] == 0
+    tokenizers = {(zoo.folder(name) / "tokenizer.json").read_bytes() for name in zoo.names()}
+    assert len(tokenizers) == 1
+
+
+def test_they_were_trained_on_the_tasks_as_they_are_now():
+    tasks = zoo.facts("zoo:hope")["tasks"]
+    assert tasks == {name: task_class(name)().fingerprint for name in tasks}, "train the zoo again"
+
+
+def test_a_model_of_the_zoo_loads_in_plain_transformers_in_another_process():
+    code = """
+import sys, hope_eval
+from transformers import AutoModelForCausalLM, AutoTokenizer
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1])
+ids = AutoTokenizer.from_pretrained(sys.argv[1])("import os\\n", return_tensors="pt").input_ids
+print(model.generate(ids, max_new_tokens=300, do_sample=False, pad_token_id=0).shape[1] - ids.shape[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(zoo.folder("zoo:fire"))], check=True, capture_output=True, text=True
+    )
+    assert 0 < int(done.stdout) <= 300
+
+
+def test_an_unknown_model_gets_a_hint():
+    with pytest.raises(CheckpointError, match="no `zoo:hpoe`") as caught:
+        zoo.folder("zoo:hpoe")
+    assert "`zoo:hope`" in caught.value.hint
+
+
+def test_the_zoo_is_listed():
+    listed = hope_eval("zoo").stdout
+    assert all(name in listed for name in zoo.names())
+
+
+def test_within_the_window_all_are_close(models):
+    means = {name: nll(model, 256)[:, 127:].mean() for name, model in models.items()}
+    assert abs(means["hope"] - means["rope"]) < 0.15
+    assert all(mean < means["rope"] + 0.3 for mean in means.values()), means
+
+
+def test_beyond_the_window_rope_fails_and_hope_goes_on(models):
+    means = {name: nll(models[name], 1024)[:, 511:].mean() for name in ("rope", "hope", "alibi")}
+    assert means["rope"] > means["hope"] + 1
+    assert means["alibi"] < means["hope"], "and perplexity alone would have ALiBi win"
+
+
+def test_the_learned_table_ends(models):
+    with pytest.raises(LengthError, match="learned position table of 256"):
+        models["learned"].check_length(257)
+    with pytest.raises(LengthError, match="table of 256 positions and cannot read 300"):
+        models["learned"].module(torch.zeros(1, 300, dtype=torch.long))
+
+
+@pytest.mark.parametrize("name", task_names())
+def test_every_task_has_been_learned_within_the_window(name, models):
+    model = models["hope"]
+    vocabulary = Vocabulary(model.tokenizer, 0)
+    hits = []
+    for index in range(6):
+        prompt = task_class(name)().prompt(vocabulary, 256, generator("test", name, 0, 256, index))
+        hits += [model.score([sample])[0].greedy_hits.mean() for sample in prompt.samples()[:3]]
+    # The labels and rules of a prompt are its own, and 3.4M parameters are few.
+    assert np.mean(hits) > (0.7 if name in ("label_map", "rule_induction") else 0.95)
+
+
+@pytest.mark.parametrize("name", ["rope", "hope", "alibi", "t5", "fire", "xpos"])
+def test_cached_generation_equals_the_whole_pass_beyond_the_window(name, models):
+    model = models[name].module
+    tokenizer = AutoTokenizer.from_pretrained(zoo.folder(f"zoo:{name}"))
+    ids = tokenizer("import os\nimport sys\n\n\ndef main(", return_tensors="pt").input_ids
+    options = {"max_new_tokens": 300, "do_sample": False, "pad_token_id": 0, "eos_token_id": 4095}
+    written = model.generate(ids, **options)
+    with torch.no_grad():
+        likeliest = model(written).logits.argmax(-1)
+    agree = (likeliest[:, ids.shape[1] - 1 : -1] == written[:, ids.shape[1] :]).float().mean()
+    assert agree > 0.99
+
+
+def test_a_model_of_the_zoo_may_be_given_another_rotary_encoding(models):
+    swapped = load("zoo:rope", encoding="yarn:factor=4", device="cpu")
+    assert swapped.encoding == "yarn:factor=4(swap)"
+    model = AutoModelForCausalLM.from_pretrained(zoo.folder("zoo:rope"))
+    assert type(model).__name__ == "HopeEvalForCausalLM"
