@@ -299,12 +299,16 @@ def prepare_all(
 def _in_process(recipe: Recipe, out: Path, work: Path, queue: Any, n_threads: int, options: dict[str, Any]) -> None:
     # More threads than cores, and processes wait for each other.
     torch.set_num_threads(n_threads)
+    parent = multiprocessing.parent_process()
     said = 0.0
 
     def report(done: int, total: int) -> None:
         nonlocal said
         if time.monotonic() - said > 1:
             said = time.monotonic()
+            if parent is not None and not parent.is_alive():
+                # It was killed, and would go on with this training itself.
+                os._exit(1)
             queue.put((out, done))
 
     train(recipe, out, work=work, report=report, **options)
