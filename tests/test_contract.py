@@ -80,8 +80,8 @@ def test_the_order_of_tokens_matters(spec):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_one_token_at_a_time_with_a_cache_equals_all_at_once(spec):
-    if spec == "dynamic_ntk":
-        pytest.skip("transformers keeps keys that were rotated at another base")
+    if not encoding_class(spec.split(":")[0]).nested_safe:
+        pytest.skip("transformers keeps keys that were rotated by other angles")
     model = decoder(spec)
     with torch.no_grad():
         whole = model(IDS).logits
@@ -126,6 +126,37 @@ def test_attention_is_that_of_one_query_and_one_key_at_a_time(spec, monkeypatch)
         fast = attention.attention(layer, q, k, v, None)[0].transpose(1, 2)
         slow = attention.reference(layer.encoding, q, k, v, 0.25)
         torch.testing.assert_close(fast.double(), slow, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-3), (torch.bfloat16, 2e-2)])
+@pytest.mark.parametrize("n_keys", [300, 70_000])
+def test_alibi_without_a_bias_is_alibi_far_out_too(n_keys, dtype, tolerance):
+    layer = decoder("alibi", num_attention_heads=6, num_key_value_heads=6, hidden_size=96).model.layers[0].self_attn
+    generator = torch.Generator().manual_seed(3)
+    q, k, v = (torch.randn(1, 6, n, 16, generator=generator).to(dtype) for n in (1, n_keys, n_keys))
+    found = attention.attention(layer, q, k, v, None)[0].transpose(1, 2)
+    bias_HN = layer.encoding.distance_bias(torch.arange(n_keys).flip(0))
+    weights = torch.softmax(q.double() @ k.double().transpose(-1, -2) / 4 + bias_HN[None, :, None].double(), -1)
+    wanted = weights @ v.double()
+    assert float((found.double() - wanted).norm() / wanted.norm()) < tolerance
+
+
+def test_half_precision_cannot_hold_positions_past_65536_and_takes_the_bias():
+    assert attention._slopes_fit(torch.float16, 65_536)
+    assert not attention._slopes_fit(torch.float16, 65_537)
+
+
+@pytest.mark.parametrize(
+    "spec", [s if s in ("hope", "alibi", "fire") else pytest.param(s, marks=pytest.mark.slow) for s in TRAINABLE]
+)
+def test_compiled_gradients_are_the_same(spec):
+    plain, other = decoder(spec).train(), decoder(spec).train()
+    torch._dynamo.reset()
+    compiled = torch.compile(other, fullgraph=True, dynamic=False, backend="aot_eager")
+    for model in (plain, compiled):
+        model(IDS, labels=IDS, use_cache=False).loss.backward()
+    for (name, one), (_, two) in zip(plain.named_parameters(), other.named_parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, msg=name)
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -186,7 +217,7 @@ def test_every_hyper_parameter_changes_the_scores(name):
         else:
             with torch.no_grad():
                 differ = not torch.equal(plain(ids).logits, decoder(str(spec))(ids).logits)
-        assert differ or name == "dynamic_ntk", key
+        assert differ or not encoding_class(name).nested_safe, key
 
 
 @pytest.mark.parametrize("spec", SPECS)
@@ -277,6 +308,17 @@ def test_dynamic_ntk_follows_the_length():
         rotary(torch.zeros(1, length, 48), torch.arange(length)[None])
         wanted = [references.dynamic_ntk_theta(i, 16, 4.0, length, TRAIN_LENGTH) for i in range(8)]
         torch.testing.assert_close(rotary.inv_freq.tolist(), wanted, rtol=1e-4, atol=1e-9)
+
+
+def test_longrope_interpolates_longer_inputs_only_and_sharpens_all():
+    model = decoder("longrope:factor=8", head_dim=16)
+    rotary = model.model.rotary_emb
+    for length in (50, 64, 65, 1000, 60):
+        rotary(torch.zeros(1, length, 48), torch.arange(length)[None])
+        factor = 8 if length > TRAIN_LENGTH else 1
+        wanted = [10_000 ** (-2 * i / 16) / factor for i in range(8)]
+        torch.testing.assert_close(rotary.inv_freq.tolist(), wanted, rtol=1e-5, atol=1e-9)
+        assert rotary.attention_scaling**2 == pytest.approx(1 + math.log(8) / math.log(TRAIN_LENGTH))
 
 
 def test_yarn_sharpens_attention():

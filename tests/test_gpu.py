@@ -8,7 +8,9 @@ import torch
 from conftest import VOCAB_SIZE, tiny_model, tiny_module
 from test_cli import hope_eval
 
-from hope_eval.model import nll
+from hope_eval import train
+from hope_eval.encoding import Geometry, parse_encoding
+from hope_eval.model import attention, nll
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Sample
 
@@ -81,3 +83,90 @@ def test_a_run_on_the_gpu_is_not_taken_for_one_on_the_cpu(checkpoint, stories, t
     for device in ("cuda", "cpu"):
         hope_eval("ppl", "--model", checkpoint, "--data", stories, "--out", tmp_path, "--device", device)
     assert len([path for path in tmp_path.iterdir() if path.is_dir()]) == 2
+
+
+@pytest.mark.parametrize("head_dim", [64, 128])
+@pytest.mark.parametrize("spec", ["hope", "xpos", "alibi", "kerple", "kerple:power=1", "t5", "fire"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+# Through query blocks, and, where there is a table, through FlexAttention at a length that is padded.
+@pytest.mark.parametrize("length", [300, 2500])
+def test_fast_attention_is_the_equation_forward_and_backward(spec, head_dim, dtype, length):
+    parsed = parse_encoding(spec)
+    encoding = parsed.build(Geometry(head_dim, 6, 256, d_model=6 * head_dim)).to("cuda")
+    own = list(encoding.parameters())
+    with torch.no_grad():
+        for parameter in own:
+            parameter += torch.randn_like(parameter) * 0.3
+    layer = torch.nn.Module()
+    layer.encoding = encoding
+    generator = torch.Generator("cuda").manual_seed(0)
+    q, k, v = (
+        torch.randn(2, 6, length, head_dim, device="cuda", generator=generator).to(dtype).requires_grad_()
+        for _ in range(3)
+    )
+    positions = torch.arange(length, device="cuda")
+    exact = [x.detach().double().requires_grad_() for x in (q, k, v)]
+    logs = encoding.log_scales(positions - length // 2)
+    factors = torch.cat([logs, logs], -1).double().exp() if logs is not None else torch.ones(1, device="cuda")
+    logits = (exact[0] * factors) @ (exact[1] / factors).transpose(-1, -2) / head_dim**0.5
+    if attention.has_bias(encoding):
+        table = encoding.distance_bias(positions)
+        logits = logits + attention.bias_block(encoding, table, 0, length, length, positions.device).double()
+    logits = logits.masked_fill(positions[:, None] < positions, float("-inf"))
+    wanted = (logits.softmax(-1) @ exact[2]).transpose(1, 2)
+    weights = torch.randn_like(wanted)
+    gradients = torch.autograd.grad(wanted, [*exact, *own], weights, allow_unused=True)
+    found = attention.attention(layer, q, k, v, None)[0]
+    mine = torch.autograd.grad(found, [q, k, v, *own], weights.to(dtype), allow_unused=True)
+
+    def error(one, other):
+        return float((one.double() - other.double()).norm() / other.double().norm())
+
+    assert error(found, wanted) < (1e-4 if dtype == torch.float32 else 5e-3)
+    largest = max(float(gradient.norm()) for gradient in gradients[3:] if gradient is not None) if own else 0
+    for one, other in zip(mine, gradients, strict=True):
+        # What softmax ignores (a constant added to all logits) has no gradient but rounding.
+        if other is not None and float(other.norm()) > 1e-6 * largest:
+            assert error(one, other) < (1e-3 if dtype == torch.float32 else 5e-2)
+
+
+def test_a_bias_by_distance_takes_memory_linear_in_length():
+    layer = torch.nn.Module()
+    layer.encoding = parse_encoding("kerple").build(Geometry(64, 8, 256, d_model=512)).to("cuda")
+    peaks = []
+    for length in (8192, 32_768):
+        q, k, v = (torch.randn(1, 8, length, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        with torch.inference_mode():
+            attention.attention(layer, q, k, v, None)
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 5 * peaks[0]
+    assert peaks[1] < 2**30
+
+
+def test_more_lengths_than_pytorch_compiles_for_are_an_error_and_not_slow(monkeypatch):
+    layer = torch.nn.Module()
+    layer.encoding = parse_encoding("kerple").build(Geometry(64, 2, 256, d_model=128)).to("cuda")
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+
+    def read_at_three_lengths():
+        for length in (2048, 4096, 8192):
+            q = torch.randn(1, 2, length, 64, device="cuda", dtype=torch.bfloat16)
+            attention.attention(layer, q, q, q, None)
+
+    with pytest.raises(Exception, match=r"(?i)recompile"), torch.inference_mode():
+        read_at_three_lengths()
+    torch._dynamo.reset()
+
+
+def test_a_compiled_training_on_the_gpu_learns(tmp_path):
+    recipe = train.Recipe(
+        "hope", "64x2x2", 128, 128 * 64 * 60, texts=("python:click,rich",), batch_tokens=128 * 64, learning_rate=5e-3
+    )
+    folder = train.train(recipe, tmp_path / "out", compile_model=True)
+    losses = [json.loads(line).get("loss") for line in (folder / "training.jsonl").read_text().splitlines()]
+    losses = [loss for loss in losses if loss is not None]
+    assert losses[-1] < losses[0] - 2
+    assert json.loads((folder / "training.json").read_text())["peak_memory_gib"] > 0
