@@ -1,6 +1,8 @@
 """Perplexity tables from stored tokens: of the protocol a run was made with, or of any other that it can fill."""
 
+import json
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -42,21 +44,46 @@ class PerplexityTable:
 
 
 def table(
-    tokens: TokenStore,
+    stores: Sequence[TokenStore],
     protocol: Protocol | None = None,
     lengths: Sequence[int] | None = None,
     n_documents: int | None = None,
 ) -> PerplexityTable:
     """Return the table of a run; by default of its own protocol, at its own lengths, over all of its documents.
 
-    Raises StoreError if the run does not hold the tokens that the protocol reads.
+    stores: of one run, or of one for each training seed of a model: then of their mean.
+
+    Raises StoreError if a run does not hold the tokens that the protocol reads, or other documents than the first.
     """
+    tokens = stores[0]
     identity = tokens.store.header["identity"]
     protocol = protocol or protocol_named(identity["protocol"], **identity["parameters"])
     documents = tokens.sample(n_documents)
-    rows = _rows(tokens, protocol, lengths or identity["lengths"], documents)
-    model = f"{identity['model']} {identity['encoding']}"
-    return PerplexityTable(rows, _notes(tokens, protocol, len(documents)), model, _about(tokens), tokens.store.id)
+    for other in stores[1:]:
+        if other.sample(n_documents) != documents:
+            raise StoreError(
+                f"{tokens.store.id} and {other.store.id} read different documents", "run both with the same --samples"
+            )
+    name = identity["model"] if len(stores) == 1 else f"{_without_seed(identity['model'])} ({len(stores)} seeds)"
+    rows = _rows(stores, name, protocol, lengths or identity["lengths"], documents)
+    notes = _notes(tokens, protocol, len(documents), len(stores))
+    runs = ", ".join(one.store.id for one in stores)
+    return PerplexityTable(rows, notes, f"{name} {identity['encoding']}", _about(tokens), runs)
+
+
+def by_seed(stores: Sequence[TokenStore]) -> list[list[TokenStore]]:
+    """Return the runs in groups that differ in nothing but the seed that ends their model's name: hope-0, hope-1…"""
+    groups: dict[str, list[TokenStore]] = {}
+    for tokens in stores:
+        identity = dict(tokens.store.header["identity"])
+        identity.pop("fingerprint")
+        identity["model"] = _without_seed(identity["model"])
+        groups.setdefault(json.dumps(identity, sort_keys=True), []).append(tokens)
+    return list(groups.values())
+
+
+def _without_seed(model: str) -> str:
+    return re.sub(r"-\d+$", "", model)
 
 
 def joint_notes(tables: Sequence[PerplexityTable]) -> list[str]:
@@ -69,10 +96,23 @@ def joint_notes(tables: Sequence[PerplexityTable]) -> list[str]:
     return [*notes, f"run{'s' * (len(runs) > 1)} {', '.join(runs)}"]
 
 
+def opened(path: Path) -> TokenStore:
+    """Return the tokens of a run on disk. Raises StoreError if it is none of perplexity."""
+    tokens = TokenStore(RunStore.reading(path))
+    task = tokens.store.header["identity"]["task"]
+    if task != "ppl":
+        raise StoreError(f"{path} is a run of `{task}`", "--from needs a run of `ppl`")
+    return tokens
+
+
 def derived(
-    path: Path, name: str | None, parameters: dict[str, Any], lengths: Sequence[int] | None, n_documents: int | None
+    stores: Sequence[TokenStore],
+    name: str | None,
+    parameters: dict[str, Any],
+    lengths: Sequence[int] | None,
+    n_documents: int | None,
 ) -> PerplexityTable:
-    """Return the table of another protocol, or of other lengths, from the tokens of a run.
+    """Return the table of another protocol, or of other lengths, from the tokens of a run, or of one for each seed.
 
     name:       of the protocol; None: the run's own.
     parameters: of the protocol; None: as in the run, or the default of another protocol.
@@ -80,30 +120,29 @@ def derived(
     Raises StoreError if the run does not hold the tokens that the protocol reads, OptionError for a protocol or
     parameter that is not.
     """
-    tokens = TokenStore(RunStore.reading(path))
-    identity = tokens.store.header["identity"]
-    if identity["task"] != "ppl":
-        raise StoreError(f"{path} is a run of `{identity['task']}`", "--from needs a run of `ppl`")
+    identity = stores[0].store.header["identity"]
     own = identity["parameters"] if name in (None, identity["protocol"]) else {}
     given = {key: value for key, value in parameters.items() if value is not None}
     prefixed = identity["prefix_token"] is not None
     protocol = protocol_named(name or identity["protocol"], **{**own, **given, "prefixed": prefixed})
-    return table(tokens, protocol, lengths, n_documents)
+    return table(stores, protocol, lengths, n_documents)
 
 
-def _rows(tokens: TokenStore, protocol: Protocol, lengths: Sequence[int], documents: list[str]) -> list[Row]:
+def _rows(
+    stores: Sequence[TokenStore], name: str, protocol: Protocol, lengths: Sequence[int], documents: list[str]
+) -> list[Row]:
     """Return one row per cell and metric.
 
     A cell that could not be read has the status `oom`, one with a NaN in it `nan`, one past the end of a learned
     position table `-`, and no value.
     """
-    header = tokens.store.header
+    header = stores[0].store.header
     identity, provenance = header["identity"], header["provenance"]
     result: list[Row] = []
     reference: np.ndarray | None = None
     for cell in protocol.cells(lengths):
         base = {
-            "model": identity["model"],
+            "model": name,
             "encoding": identity["encoding"],
             "task": "ppl",
             "protocol": f"ppl@{cell.protocol}",
@@ -112,13 +151,14 @@ def _rows(tokens: TokenStore, protocol: Protocol, lengths: Sequence[int], docume
             "train_length": identity["train_length"],
             "extrapolation": cell.length / identity["train_length"] if identity["train_length"] else None,
             "n": len(documents),
+            "n_seeds": len(stores),
             "corpus": provenance["corpus"],
             "prefix_token": identity["prefix_token"],
             "dtype": identity["dtype"],
-            "run": tokens.store.id,
+            "run": " ".join(tokens.store.id for tokens in stores),
         }
         end = identity.get("max_length")
-        filled = "-" if end is not None and cell.length > end else _fill(tokens, cell, documents)
+        filled = "-" if end is not None and cell.length > end else _fill_all(stores, cell, documents)
         if isinstance(filled, str):
             result += [{**base, "metric": m, **_hole(filled)} for m in ("perplexity", "nll", "bits_per_byte")]
             continue
@@ -131,7 +171,7 @@ def _rows(tokens: TokenStore, protocol: Protocol, lengths: Sequence[int], docume
             result.append({**base, "metric": "bits_per_byte", **asdict(bits), "status": "ok"})
         if protocol.name == "rolling" and filled.whole:
             for metric, count in (("word_perplexity", "n_words"), ("byte_perplexity", "n_bytes")):
-                counts = np.array([tokens.documents[document][count] for document in documents], float)
+                counts = np.array([stores[0].documents[document][count] for document in documents], float)
                 result.append({**base, "metric": metric, **_exp(ratio(filled.nll, counts)), "status": "ok"})
         if protocol.name == "paired":
             reference = filled.nll if reference is None else reference
@@ -140,7 +180,7 @@ def _rows(tokens: TokenStore, protocol: Protocol, lengths: Sequence[int], docume
     return result
 
 
-def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int) -> list[str]:
+def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: int) -> list[str]:
     """Return how the numbers were obtained, one line a fact; lines that models share come out the same."""
     identity, provenance = tokens.store.header["identity"], tokens.store.header["provenance"]
     n_short = provenance["documents_too_short"]
@@ -154,7 +194,8 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int) -> list[str
         lines.append("one document: no interval")
     else:
         few = f"; fewer than {_FEW} documents make it too narrow" if n_documents < _FEW else ""
-        lines.append(f"[low, high]: 95 % interval, bootstrap over documents{few}")
+        drawn = "documents" if n_seeds == 1 else f"documents and {n_seeds} training seeds"
+        lines.append(f"[low, high]: 95 % interval, bootstrap over {drawn}{few}")
     end = identity.get("max_length")
     if end is not None and any(cell.length > end for cell in protocol.cells(identity["lengths"])):
         lines.append(
@@ -192,7 +233,7 @@ def _exp(interval: Interval) -> Row:
 
 @dataclass(frozen=True)
 class _Filled:
-    """Numerators and denominators of one cell, a pair a document [n]."""
+    """Numerators and denominators of one cell, a pair a document [n], or a document and seed [seeds, n]."""
 
     nll: np.ndarray
     weight: np.ndarray
@@ -200,6 +241,26 @@ class _Filled:
     byte_weight: np.ndarray
     n_tokens: np.ndarray
     whole: bool
+
+
+def _fill_all(stores: Sequence[TokenStore], cell: Cell, documents: Sequence[str]) -> _Filled | str:
+    """Return the numbers of a cell for all seeds, or why it is a hole."""
+    filled = [_fill(tokens, cell, documents) for tokens in stores]
+    holes = [one for one in filled if isinstance(one, str)]
+    if holes:
+        return holes[0]
+    parts: list[_Filled] = [one for one in filled if not isinstance(one, str)]
+    if len(parts) == 1:
+        return parts[0]
+    bits = [one.bits for one in parts if one.bits is not None]
+    return _Filled(
+        np.stack([one.nll for one in parts]),
+        np.stack([one.weight for one in parts]),
+        np.stack(bits) if len(bits) == len(parts) else None,
+        np.stack([one.byte_weight for one in parts]),
+        np.stack([one.n_tokens for one in parts]),
+        all(one.whole for one in parts),
+    )
 
 
 def _fill(tokens: TokenStore, cell: Cell, documents: Iterable[str]) -> _Filled | str:

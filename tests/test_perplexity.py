@@ -14,7 +14,7 @@ from hope_eval.corpora import Corpus, Document, load_corpus
 from hope_eval.errors import CorpusError, LengthError, OptionError, StoreError
 from hope_eval.evaluate import choose, perplexity
 from hope_eval.model.scoring import LanguageModel
-from hope_eval.perplexity import derived, table
+from hope_eval.perplexity import by_seed, derived, opened, table
 from hope_eval.protocols import PROTOCOLS, Window, merge, protocol_named
 
 TEXTS = [story(8, 100 * number) for number in range(3)]
@@ -34,7 +34,7 @@ def slow_nll(module, context: list[int], target: int) -> float:
 
 def measured(protocol, lengths, tmp_path, model=None, **options):
     tokens, n = perplexity(model or tiny_model(), CORPUS, protocol, lengths, tmp_path, **options)
-    return {(row["length"], row["metric"]): row for row in table(tokens, n_documents=n).rows}, tokens
+    return {(row["length"], row["metric"]): row for row in table([tokens], n_documents=n).rows}, tokens
 
 
 def test_prefix_is_the_definition(tmp_path):
@@ -236,7 +236,9 @@ def test_another_protocol_is_filled_from_stored_tokens(name, tmp_path):
     _, tokens = measured(protocol_named("prefix"), [128, 256], tmp_path / "one")
     parameters = {"k": 8} if name == "last-k" else {}
     wanted, _ = measured(protocol_named(name, **parameters), [128, 256], tmp_path / "two")
-    found = {(r["length"], r["metric"]): r for r in derived(tokens.store.path, name, parameters, None, None).rows}
+    found = {
+        (r["length"], r["metric"]): r for r in derived([opened(tokens.store.path)], name, parameters, None, None).rows
+    }
     assert found.keys() == wanted.keys()
     for key, row in found.items():
         assert row["value"] == pytest.approx(wanted[key]["value"], rel=1e-6)
@@ -251,8 +253,8 @@ def test_what_a_run_does_not_hold_is_not_derived(tmp_path):
         ("rolling", {"tokens": 200}, None),
     ):
         with pytest.raises(StoreError, match="does not hold"):
-            derived(tokens.store.path, name, parameters, lengths, None)
-    rows = {r["length"] for r in derived(tokens.store.path, None, {}, [32, 64], None).rows}
+            derived([opened(tokens.store.path)], name, parameters, lengths, None)
+    rows = {r["length"] for r in derived([opened(tokens.store.path)], None, {}, [32, 64], None).rows}
     assert rows == {32, 64}, "shorter lengths of a nested-safe model are there"
 
 
@@ -260,7 +262,7 @@ def test_shorter_lengths_of_a_model_that_changes_with_the_length_are_not_derived
     model = tiny_model(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0})
     _, tokens = measured(protocol_named("prefix"), [128], tmp_path, model)
     with pytest.raises(StoreError, match="does not hold"):
-        derived(tokens.store.path, None, {}, [64], None)
+        derived([opened(tokens.store.path)], None, {}, [64], None)
 
 
 def test_the_first_documents_do_not_depend_on_how_many_are_drawn(tmp_path):
@@ -307,7 +309,7 @@ def test_what_does_not_fit_into_memory_is_marked_and_the_rest_goes_on(tmp_path):
     model = LanguageModel("narrow", Narrow(), byte_tokenizer(), 64)
     rows, tokens = measured(protocol_named("prefix"), [32, 64, 128, 256], tmp_path, model)
     assert [rows[n, "perplexity"]["status"] for n in (32, 64, 128, 256)] == ["ok", "ok", "oom", "oom"]
-    assert any("could not read" in note for note in table(tokens).notes)
+    assert any("could not read" in note for note in table([tokens]).notes)
     # With more memory, the same run is completed.
     Narrow.limit = 1000
     rows, _ = measured(protocol_named("prefix"), [32, 64, 128, 256], tmp_path, model)
@@ -330,7 +332,7 @@ def test_what_lies_beyond_a_learned_table_is_a_hole_beside_what_does_not(name, t
     assert {length: rows[length, "nll"]["status"] for length, _ in rows} == {
         length: "ok" if length <= 64 else "-" for length, _ in rows
     }
-    assert any("table of 64 positions" in note for note in table(tokens).notes)
+    assert any("table of 64 positions" in note for note in table([tokens]).notes)
     whole, _ = measured(protocol_named(name), [64, 256], tmp_path / "whole", tiny_model())
     assert rows[64, "nll"]["value"] == pytest.approx(whole[64, "nll"]["value"], abs=1e-6)
 
@@ -404,3 +406,28 @@ def test_rows_are_json(tmp_path):
         assert row["low"] <= row["value"] <= row["high"]
         assert row["protocol"] == "ppl@prefix:L=32"
         assert row["extrapolation"] == 0.5
+
+
+def test_seeds_make_one_line_their_mean_and_an_interval_over_both(tmp_path):
+    stores, apart = [], []
+    for seed in range(3):
+        model = tiny_model(seed=seed)
+        model.name = f"hope-{seed}"
+        rows, tokens = measured(protocol_named("bucket"), [256], tmp_path, model)
+        stores.append(tokens)
+        apart.append(rows[64, "nll"])
+    other = tiny_model(seed=4)
+    other.name = "rope-0"
+    stores.append(measured(protocol_named("bucket"), [256], tmp_path, other)[1])
+    groups = by_seed(stores)
+    assert [len(group) for group in groups] == [3, 1]
+    pooled = table(groups[0])
+    (row,) = [row for row in pooled.rows if (row["length"], row["metric"]) == (64, "nll")]
+    assert (row["model"], row["n_seeds"]) == ("hope (3 seeds)", 3)
+    assert row["value"] == pytest.approx(np.mean([one["value"] for one in apart]))
+    assert row["low"] < row["value"] < row["high"]
+    assert row["high"] - row["low"] > 0.9 * np.mean([one["high"] - one["low"] for one in apart])
+    assert any("3 training seeds" in note for note in pooled.notes)
+    fewer = measured(protocol_named("bucket"), [256], tmp_path / "fewer", tiny_model(), n_documents=2)[1]
+    with pytest.raises(StoreError, match="read different documents"):
+        table([stores[0], fewer])

@@ -44,3 +44,19 @@ def test_one_document_allows_no_interval():
 def test_the_same_numbers_give_the_same_interval():
     values = np.random.default_rng(0).random(30)
     assert ratio(values, np.ones(30)) == ratio(values, np.ones(30))
+
+
+def test_the_interval_over_seeds_and_documents_holds_the_truth():
+    """Effects of seed and document add up; with 8 seeds and 20 documents the interval is a little narrow."""
+    rng = np.random.default_rng(0)
+    hits = []
+    for _ in range(200):
+        values = 3 + 0.5 * rng.standard_normal((8, 1)) + 0.5 * rng.standard_normal((1, 20))
+        found = ratio(values, np.ones(20))
+        hits.append(found.low <= 3 <= found.high)
+    assert 0.86 <= np.mean(hits) <= 0.98
+
+
+def test_one_seed_is_no_seed():
+    values = np.random.default_rng(0).random(12)
+    assert ratio(values, np.ones(12)) == ratio(values[None], np.ones(12))

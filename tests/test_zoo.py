@@ -125,5 +125,7 @@ def test_cached_generation_equals_the_whole_pass_beyond_the_window(name, models)
 def test_a_model_of_the_zoo_may_be_given_another_rotary_encoding(models):
     swapped = load("zoo:rope", encoding="yarn:factor=4", device="cpu")
     assert swapped.encoding == "yarn:factor=4(swap)"
+    assert load("zoo:rope", encoding="longrope", device="cpu").encoding == "longrope(swap)"
+    assert load("zoo:rope", encoding="rope", device="cpu").encoding == "rope"
     model = AutoModelForCausalLM.from_pretrained(zoo.folder("zoo:rope"))
     assert type(model).__name__ == "HopeEvalForCausalLM"

@@ -13,7 +13,7 @@ from hope_eval.protocols import PROTOCOLS, Protocol, protocol_named
 from hope_eval.results.tables import render
 
 if TYPE_CHECKING:
-    from hope_eval.perplexity import PerplexityTable
+    from hope_eval.token_store import TokenStore
 
 # Documents, where --samples does not say.
 _SAMPLES = 10
@@ -44,6 +44,8 @@ _PROTOCOL_HELP = "\n\n".join(f"{name}: {cls.one_line}" for name, cls in PROTOCOL
               help="windows, sliding, rolling: tokens scored of each document, 0 for all.")  # fmt: skip
 @click.option("--from", "runs", type=click.Path(path_type=Path), metavar="RUN", multiple=True,
               help="Fill the table from the tokens of a run, without a model. Repeatable.")  # fmt: skip
+@click.option("--pool-seeds", is_flag=True,
+              help="Models named hope-0, hope-1… (see `train --seed`) make one line: their mean.")  # fmt: skip
 @click.pass_context
 def ppl(
     ctx: click.Context,
@@ -65,6 +67,7 @@ def ppl(
     weighting: str | None,
     tokens: int | None,
     runs: tuple[Path, ...],
+    pool_seeds: bool,
     **checkpoint: Any,
 ) -> None:
     """Perplexity at growing context lengths, beyond the training length too.
@@ -83,9 +86,11 @@ def ppl(
     if runs:
         if models or encodings:
             raise OptionError("--from reads runs that are there, and takes no --model or --encoding", "leave one out")
-        tables = [perplexity.derived(run, protocol, parameters, lengths, samples) for run in runs]
+        stores = [perplexity.opened(run) for run in runs]
+        groups = perplexity.by_seed(stores) if pool_seeds else [[one] for one in stores]
+        tables = [perplexity.derived(group, protocol, parameters, lengths, samples) for group in groups]
     else:
-        tables = list(
+        measured = dict(
             _measured(
                 models,
                 encodings,
@@ -101,6 +106,8 @@ def ppl(
                 command=options.command_line(),
             )
         )
+        groups = perplexity.by_seed(list(measured)) if pool_seeds else [[one] for one in measured]
+        tables = [perplexity.table(group, n_documents=measured[group[0]]) for group in groups]
     rows = [row for table in tables for row in table.rows]
     render(rows, form, perplexity.joint_notes(tables))
     broken = [f"{row['model']} {row['encoding']} at {row['length']}" for row in rows if row["status"] == "nan"]
@@ -119,9 +126,12 @@ def _measured(
     how: dict[str, Any],
     out: Path,
     **measuring: Any,
-) -> Iterator["PerplexityTable"]:
-    """Yield a table for every encoding of every model. What is misspelt shows before anything is measured."""
-    from hope_eval import corpora, evaluate, perplexity, zoo
+) -> Iterator[tuple["TokenStore", int]]:
+    """Yield the run of every encoding of every model, and its number of documents.
+
+    What is misspelt shows before anything is measured.
+    """
+    from hope_eval import corpora, evaluate, zoo
     from hope_eval.encoding import parse_encoding
     from hope_eval.model import checkpoint
 
@@ -141,7 +151,7 @@ def _measured(
                 lengths = _default_lengths(model.train_length)
             with progress(f"{model.name} {model.encoding}") as report:
                 tokens, n = evaluate.perplexity(model, corpus, protocol, lengths, out, report=report, **measuring)
-            yield perplexity.table(tokens, n_documents=n)
+            yield tokens, n
 
 
 def _default_lengths(train_length: int | None) -> tuple[int, ...]:

@@ -36,6 +36,7 @@ from hope_eval.model.attach import (
     attach,
     effective_inverse_frequencies,
     encoding_label,
+    is_nested_safe,
     set_rope_parameters,
     text_config,
 )
@@ -89,6 +90,7 @@ class Checkpoint:
         config = text_config(self.module)
         self._own: dict[str, Any] = {key: copy.deepcopy(getattr(config, key, None)) for key in _ENCODING_KEYS}
         self._own_encoding = encoding_label(self.module)
+        self._own_nested_safe = is_nested_safe(self.module)
         self._encoding = NATIVE
 
     def with_encoding(self, encoding: str = NATIVE) -> LanguageModel:
@@ -108,7 +110,9 @@ class Checkpoint:
         else:
             spec = parse_encoding(encoding)
             attach(self.module, spec, self.train_length)
-            label = str(spec) if self._same_frequencies() else f"{spec}(swap)"
+            # At the training length, dynamic NTK and LongRoPE are plain RoPE; their frequencies change later.
+            same = self._same_frequencies() and is_nested_safe(self.module) == self._own_nested_safe
+            label = str(spec) if same else f"{spec}(swap)"
         self._encoding = encoding
         return LanguageModel(
             name=self.name,
