@@ -431,3 +431,13 @@ def test_seeds_make_one_line_their_mean_and_an_interval_over_both(tmp_path):
     fewer = measured(protocol_named("bucket"), [256], tmp_path / "fewer", tiny_model(), n_documents=2)[1]
     with pytest.raises(StoreError, match="read different documents"):
         table([stores[0], fewer])
+
+
+def test_the_choice_of_documents_is_remembered_for_the_same_texts_only():
+    model = tiny_model()
+    other = Corpus("other", tuple(Document(f"d{n}", text + "more") for n, text in enumerate(TEXTS)), "other")
+    first = choose(model, CORPUS, 10, 2)
+    assert choose(model, CORPUS, 10, 2) is first
+    assert choose(model, other, 10, 2) is not first
+    assert len(choose(model, CORPUS, 10, 3).documents) == 3
+    assert len(choose(model, CORPUS, 10, 2, seed=1).documents) == 2

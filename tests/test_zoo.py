@@ -12,8 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hope_eval import zoo
 from hope_eval.corpora import load_corpus
-from hope_eval.errors import CheckpointError, LengthError
-from hope_eval.model.checkpoint import load
+from hope_eval.errors import CheckpointError, EncodingError, LengthError
+from hope_eval.model.checkpoint import load, load_checkpoint
 from hope_eval.task import Sample, Vocabulary, generator, task_class, task_names
 
 
@@ -122,10 +122,42 @@ def test_cached_generation_equals_the_whole_pass_beyond_the_window(name, models)
     assert agree > 0.99
 
 
-def test_a_model_of_the_zoo_may_be_given_another_rotary_encoding(models):
+def test_a_model_of_the_zoo_may_be_given_another_rotary_encoding(tmp_path):
     swapped = load("zoo:rope", encoding="yarn:factor=4", device="cpu")
     assert swapped.encoding == "yarn:factor=4(swap)"
     assert load("zoo:rope", encoding="longrope", device="cpu").encoding == "longrope(swap)"
     assert load("zoo:rope", encoding="rope", device="cpu").encoding == "rope"
-    model = AutoModelForCausalLM.from_pretrained(zoo.folder("zoo:rope"))
-    assert type(model).__name__ == "HopeEvalForCausalLM"
+    with pytest.raises(EncodingError, match="`alibi` of this model is more than rotary"):
+        load("zoo:alibi", encoding="hope", device="cpu")
+    checkpoint = load_checkpoint("zoo:rope", device="cpu")
+    for encoding, label in (("hope", "hope(swap)"), ("native", "rope")):
+        model = checkpoint.with_encoding(encoding)
+        assert model.encoding == label
+        model.module.save_pretrained(tmp_path / label)
+        back = AutoModelForCausalLM.from_pretrained(tmp_path / label)
+        assert back.config.encoding == label.removesuffix("(swap)")
+        assert torch.equal(back.model.rotary_emb.inv_freq, model.module.model.rotary_emb.inv_freq)
+
+
+def test_the_learned_model_is_read_as_far_as_it_goes(tmp_path):
+    result = hope_eval(
+        "ppl", "--model", "zoo:learned", "--protocol", "bucket", "--lengths", "1k", "--samples", "2", "--out", tmp_path,
+        "--format", "json", "--device", "cpu",
+    )  # fmt: skip
+    status = {row["length"]: row["status"] for row in json.loads(result.stdout)}
+    assert status == {64: "ok", 128: "ok", 256: "ok", 512: "-", 1024: "-"}
+
+
+@pytest.mark.parametrize("name", ["rope", "hope", "alibi", "t5", "fire", "xpos", "nope", "kerple", "sinusoidal"])
+def test_a_context_read_once_gives_the_scores_of_one_read_for_each_question(name, models):
+    model = models[name]
+    vocabulary = Vocabulary(model.tokenizer, 0)
+    for task in ("copying", "label_map", "rule_induction"):
+        prompt = task_class(task)().prompt(vocabulary, 200, generator(task))
+        together = model.score_prompts([prompt, prompt])
+        assert len(together) == 2
+        for sample, *found in zip(prompt.samples()[:2], *together, strict=False):
+            wanted = model.score([sample])[0]
+            for score in found:
+                np.testing.assert_allclose(score.nll, wanted.nll, atol=5e-4)
+                assert np.array_equal(score.greedy_hits, wanted.greedy_hits)

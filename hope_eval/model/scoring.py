@@ -29,7 +29,7 @@ from hope_eval.model.attach import (
     text_config,
 )
 from hope_eval.model.nll import choose
-from hope_eval.task import Sample
+from hope_eval.task import Prompt, Sample
 
 PrefixPolicy = Literal["auto", "bos", "eos", "none"]
 
@@ -201,6 +201,69 @@ class LanguageModel:
             half = len(samples) // 2
             return self.score(samples[:half]) + self.score(samples[half:])
         raise OutOfMemory(samples[0].n_read, figures, message)
+
+    def score_prompts(self, prompts: Sequence[Prompt]) -> list[list[Score]]:
+        """Score every question of prompts whose contexts are equally long; each context is read once.
+
+        The keys and values of the contexts are kept, and each question is read after them. A model that keeps
+        something else (sliding windows, recurrent states), or that changes with the length read, reads every question
+        with its whole context. The scores are the same.
+
+        Raises OutOfMemory, after halving the batch, for a prompt that does not fit.
+        """
+        assert len({len(prompt.context) for prompt in prompts}) == 1, "contexts read together are equally long"
+        if self.head == "chunked" and self.nested_safe and len(prompts[0].context) > 1:
+            try:
+                with torch.inference_mode(), _fastest_attention(self.device):
+                    scores = self._scored_after_contexts(prompts)
+                if scores is not None:
+                    return scores
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _is_out_of_memory(error):
+                    raise
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                if len(prompts) > 1:
+                    half = len(prompts) // 2
+                    return self.score_prompts(prompts[:half]) + self.score_prompts(prompts[half:])
+        return [[self.score([sample])[0] for sample in prompt.samples()] for prompt in prompts]
+
+    def _scored_after_contexts(self, prompts: Sequence[Prompt]) -> list[list[Score]] | None:
+        """Return the scores of all questions; None if the model keeps more than keys and values of the contexts."""
+        from transformers import DynamicCache
+        from transformers.cache_utils import DynamicLayer
+
+        contexts_BL = torch.stack([torch.as_tensor(np.asarray(p.context, np.int64)) for p in prompts])
+        # The last token of a context is read with each question: its prediction is scored where there is no query.
+        cache = self._decoder(
+            input_ids=contexts_BL[:, :-1].to(self.device), past_key_values=DynamicCache(), use_cache=True
+        ).past_key_values
+        if any(type(layer) is not DynamicLayer for layer in getattr(cache, "layers", [None])):
+            return None
+        kept = [(layer.keys, layer.values) for layer in cache.layers]
+        scores: list[list[Score]] = [[] for _ in prompts]
+        for number in range(max(len(prompt.questions) for prompt in prompts)):
+            asked = [
+                (row, prompt.questions[number]) for row, prompt in enumerate(prompts) if number < len(prompt.questions)
+            ]
+            # What is padded on the right is never looked at.
+            ids_BL = torch.zeros(len(prompts), max(len(question) for _, question in asked), dtype=torch.long)
+            for row, question in asked:
+                ids = np.concatenate([np.asarray(part, np.int64) for part in (question.query, question.target)])
+                ids_BL[row, : len(ids)] = torch.cat([contexts_BL[row, -1:], torch.from_numpy(ids[:-1])])
+            for layer, (keys, values) in zip(cache.layers, kept, strict=True):
+                layer.keys, layer.values = keys, values
+            output = self._decoder(input_ids=ids_BL.to(self.device), past_key_values=cache, use_cache=True)
+            hidden_BLD = output.last_hidden_state
+
+            def logits_of(row: int, start: int, stop: int, output: Any = output, hidden: Tensor = hidden_BLD) -> Tensor:
+                return self._head(output, hidden[row : row + 1, start:stop])[0]
+
+            for row, question in asked:
+                scored = slice(len(question.query), len(question))
+                target_T = torch.as_tensor(np.asarray(question.target), dtype=torch.long, device=self.device)
+                scores[row].append(self._in_chunks(logits_of, row, scored, target_T))
+        return scores
 
     def _scored(self, samples: Sequence[Sample]) -> list[Score]:
         for parent, name, rotary in self._pristine:
