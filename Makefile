@@ -4,6 +4,9 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Whether what pip would install, as its report says, includes packages of CUDA.
+WANTS_CUDA := import json, sys; \
+  sys.exit(not any(p["metadata"]["name"].startswith("nvidia") for p in json.load(sys.stdin)["install"]))
 TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: demo test check clean
@@ -27,7 +30,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Error: $(PYTHON) is older than Python 3.11"; echo "hint: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	@if command -v nvidia-smi >/dev/null || ! $(PIP) install --quiet --dry-run --report - $(TORCH) | grep -q 'nvidia-'; \
+	@if command -v nvidia-smi >/dev/null || ! $(PIP) install --quiet --dry-run --report - $(TORCH) | $(PYTHON) -c '$(WANTS_CUDA)'; \
 	  then index=; else index="--index-url https://download.pytorch.org/whl/cpu"; fi; \
 	  echo "installing $(TORCH) $$index"; $(PIP) install --quiet $$index $(TORCH)
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
