@@ -29,7 +29,7 @@ import transformers
 from torch import nn
 
 from hope_eval import LanguageModel, Sample
-from hope_eval.lengths import parse_lengths
+from hope_eval.lengths import parse_lengths, resolved
 
 
 @click.command()
@@ -42,7 +42,7 @@ def main(lengths: str, repeats: int, out: Path | None) -> None:
     language_model = LanguageModel(name="llama-1.2b-random", module=model, tokenizer=None)
     assert language_model.head == "chunked", language_model.head_reason
     figures = []
-    for length in parse_lengths(lengths):
+    for length in resolved(parse_lengths(lengths), None):
         ids = np.random.default_rng(0).integers(0, model.config.vocab_size, length)
         for way, score in (("full logits", full_logits), ("hope-eval", ours)):
             figure = {"way": way, "length": length, **measured(score, language_model, ids, repeats)}

@@ -18,6 +18,7 @@ import json
 import lzma
 import sys
 import sysconfig
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,8 @@ from typing import Any
 
 from hope_eval.errors import CorpusError, did_you_mean, require
 
-_OPENERS: dict[str, Callable[..., Any]] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
+# What opens a compressed file, by its ending.
+OPENERS: dict[str, Callable[..., Any]] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
 _TEXT = {".txt", ".md"}
 
 # Sources are grouped into documents of at least this many bytes: about 64k tokens of a usual vocabulary.
@@ -114,7 +116,7 @@ def _supported() -> list[str]:
 def _kind(path: Path) -> str:
     """Return txt, jsonl or parquet; empty for a file that holds no corpus."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in _OPENERS:
+    if suffixes and suffixes[-1] in OPENERS:
         suffixes.pop()
     last = suffixes[-1] if suffixes else ""
     return "txt" if last in _TEXT else last[1:] if last in (".jsonl", ".parquet") else ""
@@ -128,12 +130,12 @@ def _file(path: Path, label: str, field: str) -> Iterator[Document]:
     if not kind:
         raise CorpusError(f"`{path}` is of a kind that cannot be read", f"supported: {', '.join(_supported())}")
     try:
-        with _OPENERS.get(path.suffix.lower(), Path.open)(path, "rb") as stream:
+        with OPENERS.get(path.suffix.lower(), Path.open)(path, "rb") as stream:
             if kind == "txt":
                 yield Document(label, _decoded(stream.read(), str(path)))
             else:
                 yield from _jsonl(stream, path, label, field)
-    except (OSError, EOFError, lzma.LZMAError) as error:
+    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise CorpusError(f"cannot read `{path}`: {error}", "check the file and its permissions") from error
 
 

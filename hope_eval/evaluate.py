@@ -8,10 +8,12 @@ Work is cut into batches before anything is known of what is already done, and a
 a resumed run adds up the same numbers in the same order as one that was never interrupted.
 """
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +31,11 @@ from hope_eval.token_store import TokenizedDocument, TokenStore, n_words
 # Called with tokens read so far, and tokens to read in all.
 Report = Callable[[int, int], None]
 
+# The same, with the tokens that were read since the last call.
+Count = Callable[[int, int, int], None]
+
 # Tokens of one forward: short windows are read side by side on a GPU. A CPU gains nothing from it.
-_BATCH_TOKENS = {"cuda": 32_768}
+BATCH_TOKENS = {"cuda": 32_768}
 
 # How many documents are tokenised in one go; the tokenizer works on them in parallel.
 _TOKENIZED_AT_ONCE = 8
@@ -129,24 +134,13 @@ def perplexity(
     identity = {
         "task": "ppl",
         "version": VERSION,
-        "model": model.name,
-        "encoding": model.encoding,
-        "fingerprint": model.fingerprint,
-        "inverse_frequencies": model.inverse_frequencies(),
-        "nested_safe": model.nested_safe,
-        "train_length": model.train_length,
-        "max_length": model.max_length,
+        **identity_of(model),
         "protocol": protocol.name,
         "parameters": protocol.parameters(),
         "lengths": list(lengths),
         "prefix_token": token,
         "corpus": corpus.fingerprint,
         "seed": seed,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "device": model.device.type,
-        "kernel": model.kernel,
-        "head": model.head,
-        "nll": choose_nll(model.device.type).__name__,
     }
     provenance = {
         "corpus": corpus.name,
@@ -158,22 +152,46 @@ def perplexity(
         "head_reason": model.head_reason,
         **origin(model.device, command),
     }
-    with RunStore.writing(root, identity, provenance) as store:
+    with RunStore.writing(root, identity, provenance) as store, session(model, store, command, report) as count:
         tokens = TokenStore(store)
-        session = Session(model.device, command)
-        n_read = 0
-
-        def count(done: int, total: int, fresh: int) -> None:
-            nonlocal n_read
-            n_read += fresh
-            report(done, total)
-
-        try:
-            measure(model, chosen.documents, readable, tokens, token, count)
-        finally:
-            if n_read:
-                store.log_session(session.ended(n_read))
+        measure(model, chosen.documents, readable, tokens, token, count)
     return tokens, len(chosen.documents)
+
+
+def identity_of(model: LanguageModel) -> dict[str, Any]:
+    """Return all of a model that its scores follow from."""
+    return {
+        "model": model.name,
+        "encoding": model.encoding,
+        "fingerprint": model.fingerprint,
+        "inverse_frequencies": model.inverse_frequencies(),
+        "nested_safe": model.nested_safe,
+        "train_length": model.train_length,
+        "max_length": model.max_length,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "device": model.device.type,
+        "kernel": model.kernel,
+        "head": model.head,
+        "nll": choose_nll(model.device.type).__name__,
+    }
+
+
+@contextlib.contextmanager
+def session(model: LanguageModel, store: RunStore, command: str, report: Report) -> Iterator[Count]:
+    """Count the tokens that are read, report them, and note in the end what they took."""
+    work = Session(model.device, command)
+    n_read = 0
+
+    def count(done: int, total: int, fresh: int) -> None:
+        nonlocal n_read
+        n_read += fresh
+        report(done, total)
+
+    try:
+        yield count
+    finally:
+        if n_read:
+            store.log_session(work.ended(n_read))
 
 
 def measure(
@@ -182,7 +200,7 @@ def measure(
     cells: Sequence[Cell],
     tokens: TokenStore,
     prefix: int | None,
-    report: Callable[[int, int, int], None] = lambda done, total, fresh: None,
+    report: Count = lambda done, total, fresh: None,
 ) -> None:
     """Score every window of every cell that the run does not hold yet, and append it to the run.
 
@@ -234,7 +252,7 @@ def _batches(
     plan.sort(key=lambda pair: (-pair[1].n_read, pair[0].index, pair[1]))
     for n_read, group in groupby(plan, key=lambda pair: pair[1].n_read):
         pairs = list(group)
-        size = max(1, _BATCH_TOKENS.get(model.device.type, 0) // n_read)
+        size = max(1, BATCH_TOKENS.get(model.device.type, 0) // n_read)
         for start in range(0, len(pairs), size):
             yield pairs[start : start + size]
 

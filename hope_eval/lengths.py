@@ -1,6 +1,10 @@
-"""Lengths in tokens, as people write them: `512`, `4k` (4,096), `2k,8k,32k`, `1m`; and amounts: `100M` (10^8)."""
+"""Lengths in tokens, as people write them: `512`, `4k` (4,096), `2k,8k,32k`, `1m`; and amounts: `100M` (10^8).
+
+Lengths may also be given in training lengths, `1x,2x,4x`: `resolved` makes tokens of them, for one model.
+"""
 
 import re
+from dataclasses import dataclass
 from itertools import pairwise
 
 from hope_eval.errors import LengthError
@@ -8,19 +12,69 @@ from hope_eval.errors import LengthError
 _UNITS = {"m": 1 << 20, "k": 1 << 10, "": 1}
 
 
-def parse_lengths(text: str) -> tuple[int, ...]:
-    """Read ascending lengths, `2k,8k,32k`.
+@dataclass(frozen=True, order=True)
+class Times:
+    """A length in training lengths: `2x`."""
 
-    Raises LengthError for what is no length, is below 2, or does not ascend.
+    factor: float
+
+    def __str__(self) -> str:
+        return f"{self.factor:g}x"
+
+
+Lengths = tuple[int, ...] | tuple[Times, ...]
+
+# Where nobody asks for others.
+DEFAULT: tuple[Times, ...] = (Times(0.5), Times(1), Times(2), Times(4))
+
+
+def parse_lengths(text: str) -> Lengths:
+    """Read ascending lengths, `2k,8k,32k`, or `1x,2x,4x`.
+
+    Raises LengthError for what is no length, is below 2, does not ascend, or mixes the two kinds.
     """
-    lengths = tuple(parse_length(part) for part in text.split(","))
-    for before, after in pairwise(lengths):
-        if after <= before:
-            raise LengthError(
-                f"lengths must ascend, got {short_length(after)} after {short_length(before)}",
-                "--lengths " + ",".join(map(short_length, sorted(set(lengths)))),
-            )
+    parts = text.split(",")
+    relative = [re.fullmatch(r"(\d+(?:\.\d+)?)x", part.strip().lower()) for part in parts]
+    if any(relative) and not all(relative):
+        raise LengthError(f"`{text}` mixes tokens and training lengths", "write 2k,8k or 1x,4x")
+    if all(relative):
+        times = tuple(Times(float(match[1])) for match in relative if match)
+        if not all(one.factor for one in times):
+            raise LengthError(f"`{text}`: no length is 0", "--lengths 1x,2x")
+        _check_ascending(times)
+        return times
+    lengths = tuple(parse_length(part) for part in parts)
+    _check_ascending(lengths)
     return lengths
+
+
+def _check_ascending(lengths: Lengths) -> None:
+    sizes = [length.factor if isinstance(length, Times) else length for length in lengths]
+    names = [str(length) if isinstance(length, Times) else short_length(length) for length in lengths]
+    for (before, name), (after, next_name) in pairwise(zip(sizes, names, strict=True)):
+        if after <= before:
+            ordered = dict(sorted(zip(sizes, names, strict=True)))
+            raise LengthError(
+                f"lengths must ascend, got {next_name} after {name}", "--lengths " + ",".join(ordered.values())
+            )
+
+
+def resolved(lengths: Lengths, train_length: int | None) -> tuple[int, ...]:
+    """Return lengths in tokens, for a model that was trained at `train_length`.
+
+    Raises LengthError for lengths in training lengths if nothing tells that one.
+    """
+    tokens = []
+    for length in lengths:
+        if isinstance(length, int):
+            tokens.append(length)
+        elif train_length is None:
+            raise LengthError(
+                "nothing tells the training length of the model", "give --lengths in tokens, such as --lengths 2k,8k"
+            )
+        else:
+            tokens.append(max(2, round(length.factor * train_length)))
+    return tuple(dict.fromkeys(tokens))
 
 
 def parse_length(text: str) -> int:

@@ -26,7 +26,11 @@ from hope_eval.errors import TrainingError
 from hope_eval.task import Vocabulary, generator, task_class
 
 # Of all lines; what is missing to 1 is text. Copying and recall are learned slowly, the others by the way.
-SHARES = {"copying": 0.13, "associative_recall": 0.14, "passkey": 0.04, "label_map": 0.05, "rule_induction": 0.04}
+SHARES = {"copy": 0.13, "associative_recall": 0.14, "passkey": 0.04, "label_map": 0.05, "rule_induction": 0.04}
+
+# What stands for a task in the key of its lines. The bundled models were trained when `copy` was called `copying`, and
+# the one command that trains them again is to give it the lines that they have read.
+_KEYS = {"copy": "copying"}
 
 # Reading the same text more often than this teaches a model to recite it.
 MOST_EPOCHS = 100
@@ -123,7 +127,7 @@ def _fill(folder: Path, vocabulary: Vocabulary, kinds: np.ndarray, rows: range, 
     n = 0
     for row, kind in zip(rows, kinds, strict=True):
         if kind:
-            rng = generator("train", str(kind), seed, length, row)
+            rng = generator("train", _KEYS.get(str(kind), str(kind)), seed, length, row)
             task = task_class(str(kind))().varied(rng, length)
             ids[row], scored[row] = task.prompt(vocabulary, length, rng, joined=True).line()
             n += 1

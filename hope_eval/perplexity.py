@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from hope_eval.lengths import short_length
 from hope_eval.protocols import Cell, Protocol, protocol_named
 from hope_eval.results.store import RunStore
 from hope_eval.results.summary import Interval, ratio
+from hope_eval.results.tables import Row, RunTable, without_seed
 from hope_eval.token_store import TokenStore
 
 # Raise it when the same command would give other numbers.
@@ -23,32 +23,13 @@ VERSION = 1
 # With fewer documents than this, a bootstrap interval is too narrow.
 _FEW = 10
 
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class PerplexityTable:
-    """Rows of one run, and what a reader must know of them.
-
-    notes: one fact a line; lines of several tables that say the same come out the same.
-    model: how the run calls its model, with its encoding.
-    about: how that model was read.
-    run:   the id of the run.
-    """
-
-    rows: list[Row]
-    notes: list[str]
-    model: str
-    about: str
-    run: str
-
 
 def table(
     stores: Sequence[TokenStore],
     protocol: Protocol | None = None,
     lengths: Sequence[int] | None = None,
     n_documents: int | None = None,
-) -> PerplexityTable:
+) -> RunTable:
     """Return the table of a run; by default of its own protocol, at its own lengths, over all of its documents.
 
     stores: of one run, or of one for each training seed of a model: then of their mean.
@@ -64,11 +45,11 @@ def table(
             raise StoreError(
                 f"{tokens.store.id} and {other.store.id} read different documents", "run both with the same --samples"
             )
-    name = identity["model"] if len(stores) == 1 else f"{_without_seed(identity['model'])} ({len(stores)} seeds)"
+    name = identity["model"] if len(stores) == 1 else f"{without_seed(identity['model'])} ({len(stores)} seeds)"
     rows = _rows(stores, name, protocol, lengths or identity["lengths"], documents)
     notes = _notes(tokens, protocol, len(documents), len(stores))
     runs = ", ".join(one.store.id for one in stores)
-    return PerplexityTable(rows, notes, f"{name} {identity['encoding']}", _about(tokens), runs)
+    return RunTable(rows, notes, f"{name} {identity['encoding']}", _about(tokens), runs)
 
 
 def by_seed(stores: Sequence[TokenStore]) -> list[list[TokenStore]]:
@@ -77,23 +58,9 @@ def by_seed(stores: Sequence[TokenStore]) -> list[list[TokenStore]]:
     for tokens in stores:
         identity = dict(tokens.store.header["identity"])
         identity.pop("fingerprint")
-        identity["model"] = _without_seed(identity["model"])
+        identity["model"] = without_seed(identity["model"])
         groups.setdefault(json.dumps(identity, sort_keys=True), []).append(tokens)
     return list(groups.values())
-
-
-def _without_seed(model: str) -> str:
-    return re.sub(r"-\d+$", "", model)
-
-
-def joint_notes(tables: Sequence[PerplexityTable]) -> list[str]:
-    """Return the notes of several tables, each fact once, with the models that it holds for."""
-    notes = list(dict.fromkeys(note for table in tables for note in table.notes))
-    for about in dict.fromkeys(table.about for table in tables):
-        models = ", ".join(dict.fromkeys(table.model for table in tables if table.about == about))
-        notes.append(f"{models}: {about}")
-    runs = list(dict.fromkeys(table.run for table in tables))
-    return [*notes, f"run{'s' * (len(runs) > 1)} {', '.join(runs)}"]
 
 
 def opened(path: Path) -> TokenStore:
@@ -111,7 +78,7 @@ def derived(
     parameters: dict[str, Any],
     lengths: Sequence[int] | None,
     n_documents: int | None,
-) -> PerplexityTable:
+) -> RunTable:
     """Return the table of another protocol, or of other lengths, from the tokens of a run, or of one for each seed.
 
     name:       of the protocol; None: the run's own.
@@ -144,6 +111,7 @@ def _rows(
         base = {
             "model": name,
             "encoding": identity["encoding"],
+            "family": "ppl",
             "task": "ppl",
             "protocol": f"ppl@{cell.protocol}",
             "length": cell.length,

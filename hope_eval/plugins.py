@@ -33,16 +33,24 @@ def module_from_file(path: Path, package: str = "hope_eval_plugins") -> ModuleTy
     return module
 
 
+def classes_in(module: ModuleType, base: type[T]) -> list[type[T]]:
+    """Return the public classes that a module defines and that derive from `base`, in their order."""
+    return [
+        member
+        for name, member in vars(module).items()
+        if inspect.isclass(member)
+        and issubclass(member, base)
+        and member.__module__ == module.__name__
+        and not name.startswith("_")
+    ]
+
+
 def only_class(module: ModuleType, base: type[T]) -> type[T]:
     """Return the one class of a module that derives from `base`.
 
     Raises OptionError if there are none, or several.
     """
-    classes = [
-        member
-        for member in vars(module).values()
-        if inspect.isclass(member) and issubclass(member, base) and member.__module__ == module.__name__
-    ]
+    classes = classes_in(module, base)
     if len(classes) != 1:
         name = Path(module.__file__ or module.__name__).name
         raise OptionError(f"`{name}` defines {len(classes)} classes of {base.__name__}", "one file defines one")

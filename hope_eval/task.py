@@ -7,6 +7,9 @@ and reads the context once for all of them; training asks them one after the oth
     trained on  context query target query target query target       one line as long as asked for
 
 Only targets are scored, and only targets are trained on.
+
+A file of `tasks/` holds one task, or a few that are close; a task's name is that of its class: `CopyText` is
+`copy_text`. On a command line its parameters follow: `needle:n_needles=4`.
 """
 
 import dataclasses
@@ -14,18 +17,38 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
 from hope_eval.errors import ContextTooShortError, TaskError, did_you_mean
-from hope_eval.plugins import module_from_file, only_class
+from hope_eval.plugins import classes_in, module_from_file
+from hope_eval.vocabulary import PROSE, Examples, Haystack, Ids, Vocabulary, lay_out
 
-Ids = Sequence[int] | np.ndarray
+__all__ = [
+    "PROSE",
+    "Examples",
+    "Grade",
+    "Haystack",
+    "Ids",
+    "Prompt",
+    "Question",
+    "Sample",
+    "Task",
+    "TaskError",
+    "Vocabulary",
+    "generator",
+    "lay_out",
+]
+
+Family = Literal["copy", "retrieve", "fewshot"]
+FAMILIES: tuple[str, ...] = get_args(Family)
+
+# What a free answer is worth, by metric: {"strict": 1.0, "loose": 1.0}.
+Grade = dict[str, float]
 
 _HERE = Path(__file__).parent
 # Beside the package in a checkout, within it where it is installed.
@@ -67,14 +90,28 @@ class Sample:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked on a context: ids to read, ids to be predicted, and what results are sliced by."""
+    """What is asked on a context.
+
+    query:   ids to read.
+    target:  ids to be predicted; of a task with free answers, none.
+    meta:    what results are sliced by, and what a free answer is graded by.
+    choices: other answers, which compete with the target: the likeliest is the one chosen. Of a question with a single
+             right answer and nothing to choose from: a counterfactual, whose likelihood tells how much is known.
+    """
 
     query: Ids
     target: Ids
     meta: Mapping[str, object] = field(default_factory=dict)
+    choices: tuple[Ids, ...] = ()
+
+    @property
+    def answers(self) -> tuple[Ids, ...]:
+        """The target and all other answers."""
+        return (self.target, *self.choices)
 
     def __len__(self) -> int:
-        return len(self.query) + len(self.target)
+        """Tokens of the question and its longest answer."""
+        return len(self.query) + max(map(len, self.answers))
 
 
 @dataclass(frozen=True)
@@ -98,56 +135,6 @@ class Prompt:
         return ids, scored
 
 
-class Vocabulary:
-    """A tokenizer as tasks see it: pieces of text as ids, and words that are one id each.
-
-    tokenizer: of transformers, or anything with `encode(text) -> ids`.
-    prefix:    the id that every context begins with (BOS, else EOS); None: nothing.
-    """
-
-    def __init__(self, tokenizer: Any, prefix: int | None) -> None:
-        self.tokenizer = tokenizer
-        self.start: list[int] = [] if prefix is None else [prefix]
-        self._pieces: dict[str, list[int]] = {}
-
-    def encode(self, text: str) -> list[int]:
-        """Return the ids of a piece of text, without special tokens. Pieces are remembered: there should be few."""
-        if text not in self._pieces:
-            try:
-                ids = self.tokenizer.encode(text, add_special_tokens=False)
-            except TypeError:
-                ids = self.tokenizer.encode(text)
-            self._pieces[text] = list(ids)
-        return self._pieces[text]
-
-    @cached_property
-    def _words(self) -> np.ndarray:
-        tokens = getattr(self.tokenizer, "convert_ids_to_tokens", None)
-        if tokens is None:
-            return np.zeros(0, np.int64)
-        # Byte-level tokenizers write a space as Ġ, SentencePiece as ▁.
-        return np.array(
-            [
-                number
-                for number, text in enumerate(tokens(list(range(len(self.tokenizer)))))
-                if text and re.fullmatch(r"[Ġ▁][A-Za-z]{2,}", text)
-            ],
-            np.int64,
-        )
-
-    def words(self, n: int) -> np.ndarray:
-        """Return the first n ids that stand for a space and two or more letters [n].
-
-        Raises TaskError if the tokenizer has fewer.
-        """
-        if len(self._words) < n:
-            raise TaskError(
-                f"the task needs {n} words that are one token each, and the tokenizer has {len(self._words)}",
-                "choose another task, or a model with a larger vocabulary",
-            )
-        return self._words[:n]
-
-
 @dataclass(frozen=True)
 class Task(ABC):
     """A kind of question. Its fields are its parameters; their values and `version` are its identity.
@@ -155,20 +142,57 @@ class Task(ABC):
     source:   the paper that defines it, as an arXiv id; empty for one of our own.
     version:  raise it when the same parameters make other prompts.
     one_line: what it asks.
+    family:   the command that measures it.
+    metric:   the one that counts: `accuracy` (all tokens of the answer, greedily), `choice_accuracy` (the likeliest of
+              the answers offered), or one of its grades.
+    chat:     whether a chat model is asked in its template.
+    controls: variants that say what a score is worth. `floor`: what the answer depends on is missing; `ceiling`: there
+              is nothing else in the context. Each is a value of a field `control`, which is empty otherwise.
+    uses:     what a user may bring along with --data: `text` to hide things in, `examples` with labels; empty: nothing.
+    n_new:    tokens of a free answer, which the model writes and `grade` grades; 0: answers are fixed.
+    limits:   of parameters: least and greatest number, or the words there are.
+
+    Raises TaskError for a parameter that is out of its limits.
     """
 
     source: ClassVar[str]
     version: ClassVar[int]
     one_line: ClassVar[str]
+    family: ClassVar[Family]
+    metric: ClassVar[str] = "accuracy"
+    chat: ClassVar[bool] = True
+    controls: ClassVar[tuple[str, ...]] = ()
+    uses: ClassVar[str] = ""
+    n_new: ClassVar[int] = 0
+    limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+
+    def __post_init__(self) -> None:
+        for key, limit in self.limits.items():
+            value = getattr(self, key)
+            if isinstance(value, str):
+                if value not in limit:
+                    allowed = ", ".join(filter(None, limit))
+                    raise TaskError(f"`{key}` of `{self.name}` is no `{value}`", f"one of {allowed}")
+            elif not limit[0] <= value <= limit[1]:
+                raise TaskError(
+                    f"`{key}` of `{self.name}` is {value}", f"from {limit[0]:g} to {limit[1]:g}: {self.name}:{key}=…"
+                )
 
     @abstractmethod
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:
         """Return a prompt whose longest question makes it `length` tokens long, everything counted.
 
+        What is asked for is drawn before the filler, so that it is the same at all lengths. Under the control
+        `ceiling`, the prompt is as short as it goes.
+
         joined: all questions go into one line of that length, for training; otherwise each by itself.
 
         Raises ContextTooShortError, naming the least length that will do.
         """
+
+    def grade(self, answer: str, meta: Mapping[str, Any]) -> Grade:
+        """Return what a free answer is worth, given the meta of its question."""
+        raise NotImplementedError
 
     def varied(self, rng: np.random.Generator, length: int) -> "Task":
         """Return the task with other parameters that fit into `length`, for training on more than one."""
@@ -180,15 +204,26 @@ class Task(ABC):
         least: tokens that it must have. Raises ContextTooShortError if it has fewer.
         """
         sizes = [len(question) for question in questions]
-        fixed = len(vocabulary.start) + (sum(sizes) if joined else max(sizes))
+        fixed = len(vocabulary.start) + (sum(sizes) if joined else max(sizes)) + self.n_new
         if length < fixed + least:
             raise ContextTooShortError(self.name, length, fixed + least)
         return length - fixed
 
     @property
     def name(self) -> str:
-        """The name of the file that defines it."""
-        return type(self).__module__.rpartition(".")[2]
+        """The name of its class in lower case: `copy_text`."""
+        return task_name(type(self))
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The parameters that are not at their defaults."""
+        values = dataclasses.asdict(self)
+        return {f.name: values[f.name] for f in dataclasses.fields(self) if values[f.name] != f.default}
+
+    def __str__(self) -> str:
+        """As it is written on a command line: `needle:n_needles=4`."""
+        given = ",".join(f"{key}={value}" for key, value in self.parameters.items() if key != "control")
+        return f"{self.name}:{given}" if given else self.name
 
     @property
     def fingerprint(self) -> str:
@@ -198,22 +233,75 @@ class Task(ABC):
 
 
 def generator(*key: object) -> np.random.Generator:
-    """Return the random generator of one prompt: of (split, task, seed, length, index), and of nothing else."""
+    """Return the random generator of one prompt: of (split, task, seed, …, index), and of nothing else."""
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16]))
 
 
-def task_names() -> list[str]:
-    """Return the names of the tasks of this project: its file names."""
-    return sorted(path.stem for path in FOLDER.glob("[a-z]*.py"))
+def task_name(cls: type[Task]) -> str:
+    """Return the name of a task: that of its class, in lower case with underscores."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "_", cls.__name__).lower()
+
+
+def task_names(family: str = "") -> list[str]:
+    """Return the names of the tasks of this project, of one family or of all."""
+    return [name for name, cls in _ours() if family in ("", cls.family)]
+
+
+def _ours() -> Iterator[tuple[str, type[Task]]]:
+    for path in sorted(FOLDER.glob("[a-z]*.py")):
+        for cls in classes_in(module_from_file(path, "hope_eval_tasks"), Task):  # type: ignore[type-abstract]
+            yield task_name(cls), cls
 
 
 def task_class(name: str) -> type[Task]:
     """Return the class of a task by its name, or by the path of a Python file that defines one.
 
-    Raises TaskError if there is none of that name.
+    Of a file that defines several, the name of one follows: `my.py/copy_text`. Raises TaskError if there is none.
     """
-    path = Path(name) if name.endswith(".py") else FOLDER / f"{name}.py"
-    if not path.is_file():
-        raise TaskError(f"no task is called `{name}`", did_you_mean(name, task_names(), "or give a Python file"))
-    return only_class(module_from_file(path, "hope_eval_tasks"), Task)  # type: ignore[type-abstract]
+    if ".py" in name:
+        file, _, wanted = name.partition(".py")
+        path = Path(f"{file}.py").expanduser()
+        if not path.is_file():
+            raise TaskError(f"no file `{path}`", "--task takes a name or the path of a Python file")
+        defined = classes_in(module_from_file(path, "hope_eval_tasks_of_ones_own"), Task)  # type: ignore[type-abstract]
+        known = {task_name(cls): cls for cls in defined}
+        wanted = wanted.removeprefix("/")
+        if not wanted and len(known) == 1:
+            return next(iter(known.values()))
+        hint = f"it has {', '.join(known)}: {path}/{next(iter(known))}" if known else "derive a dataclass from Task"
+        if wanted not in known:
+            raise TaskError(f"`{path}` defines {len(known)} tasks, and `{wanted}` is none of them", hint)
+        return known[wanted]
+    known = dict(_ours())
+    if name not in known:
+        raise TaskError(
+            f"no task is called `{name}`",
+            did_you_mean(name, known, "`hope-eval tasks` lists all, and a Python file may define one"),
+        )
+    return known[name]
+
+
+def parse_task(text: str) -> Task:
+    """Read `name[:parameter=value,…]`; `path/to/mine.py` is a name too.
+
+    Raises TaskError for an unknown name or parameter and for a value that does not fit.
+    """
+    name, _, rest = text.partition(":")
+    cls = task_class(name)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "control"}
+    given: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        key, _, value = part.partition("=")
+        if key not in fields:
+            allowed = f"it has {', '.join(fields)}" if fields else "it has none"
+            raise TaskError(f"`{name}` has no parameter `{key}`", did_you_mean(key, fields, allowed))
+        kind: Any = type(fields[key].default)
+        words = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+        try:
+            given[key] = words[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            raise TaskError(
+                f"`{key}` of `{name}` is a {kind.__name__}, got `{value}`", f"{name}:{key}={fields[key].default}"
+            ) from None
+    return cls(**given)

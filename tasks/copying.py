@@ -1,36 +1,253 @@
-"""Copying: a string of random words, a separator, and the same string again.
+"""Copying: a string, and the same string again; whole, from a part of it, or after a while.
 
-    <s> return self list open \n return self list open
-                                 ~~~~~~~~~~~~~~~~~~~~~ target
+    copy              <s> return self list open \\n return self list open
+                                                    ~~~~~~~~~~~~~~~~~~~~~ target
+    ngram_prefix      <s> return self list open zoo xml size \\n list open zoo xml size
+                                                                             ~~~~~~~~ target: what follows
+    ngram_suffix      <s> return self list open zoo xml size \\n open zoo xml self list
+                                                                             ~~~~~~~~~ target: what comes before
+    duplicate_ngram   <s> return A B C xml … size A B C open \\n size A B C open
+                                                                            ~~~~ target, and not xml
+
+A string is of random words, drawn uniformly and so without anything to guess by, or a stretch of text. The position of
+the first error, and what kind of error it is, tell how a model goes wrong.
 
 Source: Jelassi, Brandfonbrener, Kakade & Malach, 2024, "Repeat After Me", arXiv 2402.01032.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar
 
 import numpy as np
 
-from hope_eval.task import Prompt, Question, Task, Vocabulary
+from hope_eval.task import Prompt, Question, Task, TaskError, Vocabulary
+
+# Distinct words that can be asked of a tokenizer.
+_SYMBOLS = {"n_symbols": (2, 1 << 20)}
+
+
+# Strings that are drawn before it is said that there is none with what is asked for.
+_TRIES = 100
+
+
+class _Copying(Task):
+    """What all of them have in common."""
+
+    source = "2402.01032"
+    version = 1
+    family = "copy"
+    chat = False
+
+
+def _drawn(vocabulary: Vocabulary, n_symbols: int, n: int, rng: np.random.Generator) -> np.ndarray:
+    """Return n words, each one of the first n_symbols of the vocabulary."""
+    return vocabulary.words(n_symbols)[rng.integers(n_symbols, size=n)]
+
+
+class _WholeCopy(_Copying):
+    """The string and its copy fill the context."""
+
+    def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:
+        separator = vocabulary.encode("\n")
+        room = self.room(vocabulary, length, [Question((), ())], joined, 2 + len(separator))
+        n, odd = divmod(room - len(separator), 2)
+        string = self.string(vocabulary, n, rng)
+        # One token too many becomes a second separator.
+        context = np.concatenate([vocabulary.start, string, separator, separator[:1] * odd]).astype(np.int64)
+        return Prompt(context, (Question((), string, {"distance": n + len(separator) + odd}),))
+
+    def string(self, vocabulary: Vocabulary, n: int, rng: np.random.Generator) -> np.ndarray:
+        """Return the ids that are to be copied [n]."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class Copying(Task):
+class Copy(_WholeCopy):
     """Copy a string that is half as long as the context.
 
     n_symbols: different words that the string is drawn from, uniformly.
     """
 
-    source = "2402.01032"
-    version = 1
     one_line = "repeat a string of random words that fills half of the context"
 
     n_symbols: int = 512
 
+    limits = _SYMBOLS
+
+    def string(self, vocabulary: Vocabulary, n: int, rng: np.random.Generator) -> np.ndarray:  # noqa: D102
+        return _drawn(vocabulary, self.n_symbols, n, rng)
+
+
+@dataclass(frozen=True)
+class CopyText(_WholeCopy):
+    """Copy a stretch of text; half of it can be guessed, as in all text."""
+
+    one_line = "repeat a stretch of text that fills half of the context"
+    uses = "text"
+
+    def string(self, vocabulary: Vocabulary, n: int, rng: np.random.Generator) -> np.ndarray:  # noqa: D102
+        return vocabulary.haystack("text", n, rng).ids
+
+
+@dataclass(frozen=True)
+class CopyShuffled(CopyText):
+    """Copy the tokens of a stretch of text in random order: as frequent as in text, and nothing to guess."""
+
+    one_line = "repeat the tokens of a stretch of text in random order"
+
+    def string(self, vocabulary: Vocabulary, n: int, rng: np.random.Generator) -> np.ndarray:  # noqa: D102
+        return rng.permutation(super().string(vocabulary, n, rng))
+
+
+@dataclass(frozen=True)
+class NgramPrefix(_Copying):
+    """Go on from a few words of the string, which occur in it once.
+
+    n:           words that are given.
+    n_answer:    words that follow, and are asked for.
+    n_questions: places that are asked for.
+    n_symbols:   different words that the string is drawn from.
+    """
+
+    one_line = "go on with the string from three words of it"
+
+    n: int = 3
+    n_answer: int = 8
+    n_questions: int = 8
+    n_symbols: int = 512
+
+    limits = {**_SYMBOLS, "n": (1, 1024), "n_answer": (1, 1024), "n_questions": (1, 1024)}
+
+    # Where the answer begins, counted from the beginning of the key.
+    backwards: ClassVar[bool] = False
+
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
         separator = vocabulary.encode("\n")
-        room = self.room(vocabulary, length, [Question((), ())], joined, 2 + len(separator))
-        n, odd = divmod(room - len(separator), 2)
-        string = vocabulary.words(self.n_symbols)[rng.integers(self.n_symbols, size=n)]
-        # One token too many becomes a second separator.
-        context = np.concatenate([vocabulary.start, string, separator, separator[:1] * odd]).astype(np.int64)
-        return Prompt(context, (Question((), string, {"distance": n + len(separator) + odd}),))
+        asked = [Question(np.zeros(len(separator) + self.n), np.zeros(self.n_answer))] * self.n_questions
+        room = self.room(vocabulary, length, asked, joined, self.n + self.n_answer + 1)
+        string = _drawn(vocabulary, self.n_symbols, room, rng)
+        keys = np.lib.stride_tricks.sliding_window_view(string, self.n)
+        first, last = (self.n_answer, room - self.n) if self.backwards else (0, room - self.n - self.n_answer)
+        # Stratified: one place in each part of the string, moved on until the key is one that occurs once.
+        edges = np.linspace(first, last + 1, self.n_questions + 1).astype(int)
+        questions = []
+        for low, high in pairwise(edges):
+            drawn = int(rng.integers(low, max(low + 1, high)))
+            places = (*range(drawn, last + 1), *range(first, drawn))
+            place = next((at for at in places if (keys == keys[at]).all(1).sum() == 1), None)
+            if place is None:
+                raise TaskError(
+                    f"no {self.n} words of a string of {room} occur in it once", "raise n, or n_symbols, of the task"
+                )
+            begins = place - self.n_answer if self.backwards else place + self.n
+            meta = {"depth": begins / room, "distance": room - begins + len(separator) + self.n}
+            answer = string[begins : begins + self.n_answer]
+            questions.append(Question(np.concatenate([separator, string[place : place + self.n]]), answer, meta))
+        return Prompt(np.concatenate([vocabulary.start, string]).astype(np.int64), tuple(questions))
+
+
+@dataclass(frozen=True)
+class NgramSuffix(NgramPrefix):
+    """Say what comes before a few words of the string, which occur in it once."""
+
+    one_line = "say what comes before three words of the string"
+
+    backwards = True
+
+
+@dataclass(frozen=True)
+class DuplicateNgram(_Copying):
+    """Go on from a few words that the string has twice; only the word before them tells which of the two is meant.
+
+    n:         words that the string has twice.
+    n_answer:  words that follow, and are asked for.
+    n_symbols: different words that the string is drawn from.
+    """
+
+    one_line = "go on from three words that the string has twice, told apart by the word before"
+
+    n: int = 3
+    n_answer: int = 4
+    n_symbols: int = 512
+
+    limits = {**_SYMBOLS, "n": (1, 1024), "n_answer": (1, 1024)}
+
+    def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
+        separator = vocabulary.encode("\n")
+        size = 1 + self.n + self.n_answer
+        key = np.concatenate([separator, np.zeros(1 + self.n)])
+        room = self.room(vocabulary, length, [Question(key, np.zeros(self.n_answer))] * 2, joined, 2 * size)
+        for _ in range(_TRIES):
+            string, places = self._string(vocabulary, room, rng)
+            keys = np.lib.stride_tricks.sliding_window_view(string, self.n)
+            if (keys == keys[places[0] + 1]).all(1).sum() == 2:
+                break
+        else:
+            raise TaskError(
+                f"{self.n} words of a string of {room} are there more than twice", "raise n, or n_symbols, of the task"
+            )
+        questions = []
+        for place, other in (places, places[::-1]):
+            begins = place + 1 + self.n
+            answer, lure = (string[at + 1 + self.n : at + size].copy() for at in (place, other))
+            meta = {"depth": begins / room, "distance": room - begins + len(key), "later": place > other}
+            query = np.concatenate([separator, string[place:begins]])
+            questions.append(Question(query, answer, meta, (lure,)))
+        return Prompt(np.concatenate([vocabulary.start, string]).astype(np.int64), tuple(questions))
+
+    def _string(self, vocabulary: Vocabulary, room: int, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
+        """Return a string with the same words in either half, and where the word before each of them is."""
+        size = 1 + self.n + self.n_answer
+        string = _drawn(vocabulary, self.n_symbols, room, rng)
+        half = room // 2
+        places = [int(rng.integers(0, half - size + 1)), int(rng.integers(half, room - size + 1))]
+        first, second = (string[place : place + size] for place in places)
+        second[1 : 1 + self.n] = first[1 : 1 + self.n]
+        # What tells them apart, and what follows, must differ.
+        words = vocabulary.words(self.n_symbols)
+        for at in (0, 1 + self.n):
+            second[at] = rng.choice(words[words != first[at]])
+        return string, places
+
+
+@dataclass(frozen=True)
+class CopyDistance(_Copying):
+    """Copy a short string from far back: its length and its distance vary apart from each other.
+
+    n_string:  words of the string.
+    n_given:   of these, how many are given; the others are asked for.
+    distance:  tokens from the string's beginning to where it is asked for; 0: as far as the context goes.
+    n_symbols: different words: half are for the string, half for the filler.
+    """
+
+    one_line = "repeat a short string from a distance, filler between"
+
+    n_string: int = 16
+    n_given: int = 3
+    distance: int = 0
+    n_symbols: int = 512
+
+    limits = {**_SYMBOLS, "n_string": (2, 1 << 20), "n_given": (1, 1 << 20), "distance": (0, 1 << 30)}
+
+    def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
+        words = vocabulary.words(self.n_symbols)
+        if self.n_string > len(words[::2]) or self.n_given >= self.n_string:
+            raise TaskError(
+                f"a string of {self.n_string} different words, {self.n_given} of them given, is not among "
+                f"{len(words[::2])}",
+                "raise n_symbols, or lower n_string or n_given, of the task",
+            )
+        string = rng.permutation(words[::2])[: self.n_string]
+        separator = vocabulary.encode("\n")
+        question = Question(np.concatenate([separator, string[: self.n_given]]), string[self.n_given :])
+        nearest = self.n_string + len(separator)
+        if 0 < self.distance < nearest:
+            raise TaskError(f"a string of {self.n_string} is {nearest} tokens away at least", f"distance={nearest}")
+        room = self.room(vocabulary, length, [question], joined, max(nearest, self.distance) - len(separator))
+        begins = room + len(separator) - self.distance if self.distance else 0
+        filler = words[1::2][rng.integers(len(words) // 2, size=room)]
+        filler[begins : begins + self.n_string] = string
+        meta = {"depth": begins / room, "distance": room - begins + len(separator)}
+        context = np.concatenate([vocabulary.start, filler]).astype(np.int64)
+        return Prompt(context, (replace(question, meta=meta),))

@@ -7,64 +7,151 @@ A class owns a few words and a label, all drawn anew for every prompt. A text is
 class, in random order. So a label can be told from the examples only, and chance is 1 / classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hope_eval.task import Prompt, Question, Task, Vocabulary
+from hope_eval.task import Prompt, Question, Task, TaskError, Vocabulary, lay_out
 
 
 @dataclass(frozen=True)
 class LabelMap(Task):
-    """Label texts as the examples do.
+    """Label texts as the examples do; the labels are what the right one competes with.
 
-    n_classes:   classes, which take turns.
-    n_words:     words that belong to a class.
-    text_length: words of a text.
+    n_classes:   classes, which take turns; 0: four that are made up, or all of those you bring along (--data).
+    n_words:     words that belong to a class that is made up.
+    text_length: words of a text that is made up.
     n_questions: texts whose labels are asked for.
+    n_shots:     examples; 0: as many as fit.
+    placement:   fill: examples fill the context; packed: they are close to the question; spread: all over it.
+    control:     permuted: the labels of the examples are shuffled; last: only one example of each class is left.
     """
 
     source = ""
     version = 1
     one_line = "label a text as the examples before it are labelled"
+    family = "fewshot"
+    metric = "choice_accuracy"
+    controls = ("permuted", "last")
+    uses = "examples"
 
-    n_classes: int = 4
+    n_classes: int = 0
     n_words: int = 2
     text_length: int = 3
     n_questions: int = 8
+    n_shots: int = 0
+    placement: str = "fill"
+    control: str = ""
+
+    limits = {
+        "n_classes": (0, 1 << 20),
+        "n_words": (1, 100),
+        "text_length": (1, 100),
+        "n_questions": (1, 1000),
+        "n_shots": (0, 1 << 30),
+        "placement": ("fill", "packed", "spread"),
+    }
 
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
-        words = rng.permutation(vocabulary.words(512))
-        n_owned = self.n_classes * self.n_words
-        owned = words[:n_owned].reshape(self.n_classes, self.n_words)
-        labels, noise = words[n_owned : n_owned + self.n_classes], words[n_owned + self.n_classes :]
-        arrow, end = vocabulary.encode(" ->"), vocabulary.encode("\n")
-        classes = _rounds(self.n_classes, rng)
+        made_up = vocabulary.examples is None
+        n_classes, example = (self._made_up if made_up else self._brought)(vocabulary, rng)
+        n_questions = self.n_questions
+        if joined:
+            # All that can be answered: from the third round on, most words have been seen.
+            fits = (length - len(vocabulary.start)) // len(example(True))
+            n_questions = max(1, fits - 2 * n_classes)
+        questions = [example(True) for _ in range(n_questions)]
+        at_least = self.n_shots or (2 if made_up else 1) * n_classes
+        if at_least < n_classes:
+            raise TaskError(f"{at_least} examples do not show {n_classes} classes", "raise n_shots of the task")
+        # Asked for, then shown: what is asked is the same at all lengths.
+        first = [example(False) for _ in range(at_least)]
+        head = vocabulary.encode("Label the last text as the others are labelled.\n") if vocabulary.chat else []
+        room = self.room(vocabulary, length, questions, joined, len(head) + sum(map(len, first))) - len(head)
+        shots = self._as_many_as_fit(first, example, room)
+        if self.control == "last":
+            shots = list({shot.meta["class"]: shot for shot in shots}.values())
+            room = sum(map(len, shots))
+        lines = [(*shot.query[: len(shot.query) - len(vocabulary.end)], *shot.target) for shot in shots]
+        if self.control == "permuted":
+            lines = _permuted(shots, rng, len(vocabulary.end))
+            # Labels differ in length; what is over goes from the beginning.
+            while sum(map(len, lines)) > room:
+                lines = lines[1:]
+        placement = "fill" if self.control == "last" else self.placement
+        laid = lay_out(vocabulary, lines, room, placement, rng)
+        context = np.concatenate([vocabulary.start, head, laid]).astype(np.int64)
+        return Prompt(context, tuple(replace(q, meta={**q.meta, "shots": len(shots)}) for q in questions))
 
-        def example() -> Question:
+    def _as_many_as_fit(self, first: list[Question], example: Callable[[bool], Question], room: int) -> list[Question]:
+        shots, size = list(first), sum(map(len, first))
+        while not self.n_shots:
+            shot = example(False)
+            size += len(shot)
+            if size > room:
+                break
+            shots.append(shot)
+        return shots
+
+    def _made_up(self, vocabulary: Vocabulary, rng: np.random.Generator) -> tuple[int, Callable[[bool], Question]]:
+        """Return the number of classes, and what makes an example of the class whose turn it is."""
+        n_classes = self.n_classes or 4
+        words = rng.permutation(vocabulary.words(512))
+        n_owned = n_classes * self.n_words
+        if n_owned + n_classes > 256:
+            raise TaskError(f"{n_classes} classes of {self.n_words} words are too many", "lower n_classes")
+        owned = words[:n_owned].reshape(n_classes, self.n_words)
+        labels, noise = words[n_owned : n_owned + n_classes], words[n_owned + n_classes :]
+        arrow, end = vocabulary.encode(" ->"), vocabulary.encode("\n")
+        classes = _rounds(n_classes, rng)
+
+        def example(asked: bool) -> Question:
             which = next(classes)
             text = noise[rng.integers(len(noise), size=self.text_length)]
             text[rng.integers(self.text_length)] = owned[which, rng.integers(self.n_words)]
-            return Question((*text, *arrow), (labels[which], *end), {"class": int(which)})
+            others = tuple((label, *end) for label in np.delete(labels, which)) if asked else ()
+            return Question((*text, *arrow, *vocabulary.end), (labels[which], *end), {"class": int(which)}, others)
 
-        n_questions, size = self.n_questions, len(example())
-        if joined:
-            # All that can be answered: from the third round on, most words have been seen.
-            fits = (length - len(vocabulary.start)) // size
-            n_questions = max(1, fits - 2 * self.n_classes)
-        questions = [example() for _ in range(n_questions)]
-        room = self.room(vocabulary, length, questions, joined, 2 * self.n_classes * size)
-        shots = [example() for _ in range(room // size)]
-        # What is left over is empty lines.
-        blank = (end * room)[: room - size * len(shots)]
-        context = np.concatenate([vocabulary.start, blank, *((*s.query, *s.target) for s in shots)]).astype(np.int64)
-        return Prompt(context, tuple(replace(q, meta={**q.meta, "shots": len(shots)}) for q in questions))
+        return n_classes, example
+
+    def _brought(self, vocabulary: Vocabulary, rng: np.random.Generator) -> tuple[int, Callable[[bool], Question]]:
+        """Return the same for the labelled texts that a user brought along."""
+        examples = vocabulary.examples
+        assert examples is not None
+        names = sorted(examples.shown)
+        if self.n_classes > len(names):
+            raise TaskError(f"`{examples.name}` has {len(names)} labels, not {self.n_classes}", "lower n_classes")
+        names = [names[which] for which in rng.permutation(len(names))[: self.n_classes or len(names)]]
+        end = vocabulary.encode("\n")
+        answers = [(*vocabulary.encode(f" {name}"), *end) for name in names]
+        turns = {True: _rounds(len(names), rng), False: _rounds(len(names), rng)}
+        texts = {
+            asked: [iter(_rounds(len(part[name]), rng)) for name in names]
+            for asked, part in ((True, examples.asked), (False, examples.shown))
+        }
+
+        def example(asked: bool) -> Question:
+            which = next(turns[asked])
+            text = (examples.asked if asked else examples.shown)[names[which]][next(texts[asked][which])]
+            others = tuple(answers[:which] + answers[which + 1 :]) if asked else ()
+            query = (*vocabulary.encode(f"{text.strip()} ->"), *vocabulary.end)
+            return Question(query, answers[which], {"class": names[which]}, others)
+
+        return len(names), example
 
     def varied(self, rng: np.random.Generator, length: int) -> "LabelMap":
         """Return the task with 2 to 6 classes of 1 or 2 words."""
         most = max(3, min(7, length // 16))
         return replace(self, n_classes=int(rng.integers(2, most)), n_words=int(rng.integers(1, 3)))
+
+
+def _permuted(shots: list[Question], rng: np.random.Generator, n_end: int) -> list[tuple[int, ...]]:
+    """Return the shots as lines, with the labels of others."""
+    order = rng.permutation(len(shots))
+    return [
+        (*shot.query[: len(shot.query) - n_end], *shots[other].target) for shot, other in zip(shots, order, strict=True)
+    ]
 
 
 def _rounds(n: int, rng: np.random.Generator) -> Iterator[int]:

@@ -10,61 +10,64 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hope_eval.task import Prompt, Question, Task, Vocabulary
-
-_FILLER = (
-    " The river runs past the old mill.",
-    " The boats come home at noon.",
-    " The hills are far away.",
-    " A train leaves every hour.",
-    " The market opens on Monday.",
-    " Snow lies on the roofs.",
-    " The children play in the yard.",
-    " The lamp stands by the window.",
-    " It rains in the valley.",
-    " The baker sells bread and rolls.",
-    " The road turns left at the church.",
-    " The birds fly south in autumn.",
-)
+from hope_eval.task import PROSE, Prompt, Question, Task, Vocabulary
 
 
 @dataclass(frozen=True)
 class Passkey(Task):
-    """Find a number.
+    """Find a number. A number of other digits is what its likelihood is compared with.
 
-    digits: of the number.
-    depth:  where it stands, from 0 (the beginning) to 1 (the end); below 0: anywhere.
+    digits:   of the number.
+    depth:    where it stands, from 0 (the beginning) to 1 (the end); below 0: anywhere.
+    distance: tokens from its sentence to the question, whatever the length; 0: as `depth` says.
+    control:  floor: there is no number; ceiling: there is nothing else.
     """
 
     source = "2305.16300"
     version = 1
     one_line = "find a number that is hidden in a text about other things"
+    family = "retrieve"
+    controls = ("floor", "ceiling")
 
     digits: int = 5
     depth: float = -1.0
+    distance: int = 0
+    control: str = ""
+
+    limits = {"digits": (1, 1000), "depth": (-1, 1), "distance": (0, 1 << 30)}
 
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
-        key = "".join(map(str, rng.integers(10, size=self.digits)))
-        pieces = [" The pass key is", *(f" {digit}" for digit in key), "."]
-        needle = [token for piece in pieces for token in vocabulary.encode(piece)]
-        answer = [token for piece in pieces[1:-1] for token in vocabulary.encode(piece)]
-        question = Question([*vocabulary.encode("\n"), *vocabulary.encode(pieces[0])], answer)
-        room = self.room(vocabulary, length, [question], joined, len(needle))
+        key = rng.integers(10, size=self.digits)
+        question = Question(
+            vocabulary.asked("Repeat the sentence of the text that tells the pass key.", "The pass key is"),
+            _digits(vocabulary, key),
+            choices=(_digits(vocabulary, (key + 5) % 10),),
+        )
+        sentence = [*vocabulary.encode(" The pass key is"), *question.target, *vocabulary.encode(".")]
+        room = self.room(vocabulary, length, [question], joined, max(len(sentence), self.distance))
+        if self.control == "ceiling":
+            return Prompt(np.array([*vocabulary.start, *sentence], np.int64), (question,))
         depth = self.depth if self.depth >= 0 else float(rng.random())
-        n_before = round(depth * (room - len(needle)))
+        n_before = room - self.distance if self.distance else round(depth * (room - len(sentence)))
         # What is left over goes to the beginning, where a sentence is cut: before the needle none is.
-        after = _sentences(vocabulary, room - len(needle) - n_before, rng)
-        before = _filled(vocabulary, room - len(needle) - len(after), rng)
-        context = np.concatenate([vocabulary.start, before, needle, after]).astype(np.int64)
-        meta = {"depth": len(before) / max(1, room - len(needle)), "distance": len(needle) + len(after)}
+        after = _sentences(vocabulary, room - len(sentence) - n_before, rng)
+        before = _filled(vocabulary, room - len(sentence) - len(after), rng)
+        meta = {"depth": len(before) / max(1, room - len(sentence)), "distance": len(sentence) + len(after)}
+        if self.control == "floor":
+            sentence = _filled(vocabulary, len(sentence), rng)
+        context = np.concatenate([vocabulary.start, before, sentence, after]).astype(np.int64)
         return Prompt(context, (replace(question, meta=meta),))
+
+
+def _digits(vocabulary: Vocabulary, key: np.ndarray) -> list[int]:
+    return [token for digit in key.tolist() for token in vocabulary.encode(f" {digit}")]
 
 
 def _sentences(vocabulary: Vocabulary, room: int, rng: np.random.Generator) -> list[int]:
     """Return whole sentences of at most `room` tokens."""
     ids: list[int] = []
     while True:
-        sentence = vocabulary.encode(_FILLER[rng.integers(len(_FILLER))])
+        sentence = vocabulary.encode(f" {PROSE[rng.integers(len(PROSE))]}")
         if len(ids) + len(sentence) > room:
             return ids
         ids += sentence
@@ -73,7 +76,7 @@ def _sentences(vocabulary: Vocabulary, room: int, rng: np.random.Generator) -> l
 def _filled(vocabulary: Vocabulary, room: int, rng: np.random.Generator) -> list[int]:
     """Return exactly `room` tokens of sentences; the first one lacks its beginning."""
     ids = _sentences(vocabulary, room, rng)
-    sentence = vocabulary.encode(_FILLER[rng.integers(len(_FILLER))])
+    sentence = vocabulary.encode(f" {PROSE[rng.integers(len(PROSE))]}")
     while len(ids) < room:
         ids = [*sentence[max(0, len(sentence) - room + len(ids)) :], *ids]
     return ids

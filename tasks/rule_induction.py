@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hope_eval.task import Prompt, Question, Task, Vocabulary
+from hope_eval.task import Prompt, Question, Task, TaskError, Vocabulary, lay_out
 
 RULES: dict[str, Callable[[list[str]], list[str]]] = {
     "copy": lambda x: x,
@@ -37,16 +37,29 @@ class RuleInduction(Task):
 
     rule:        one of RULES; empty: any.
     n_questions: strings to apply it to.
+    n_shots:     examples; 0: as many as fit.
+    placement:   fill: examples fill the context; packed: they are close to the question; spread: all over it.
+    control:     permuted: the answers of the examples are shuffled.
     """
 
     source = ""
     version = 1
+    family = "fewshot"
     one_line = "find the rule that examples follow, and apply it"
+
+    controls = ("permuted",)
 
     rule: str = ""
     n_questions: int = 4
+    n_shots: int = 0
+    placement: str = "fill"
+    control: str = ""
+
+    limits = {"n_questions": (1, 1000), "n_shots": (0, 1 << 30), "placement": ("fill", "packed", "spread")}
 
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
+        if self.rule and self.rule not in RULES:
+            raise TaskError(f"there is no rule `{self.rule}`", f"one of {', '.join(RULES)}")
         rule = self.rule or list(RULES)[rng.integers(len(RULES))]
         end = vocabulary.encode("\n")
 
@@ -57,18 +70,30 @@ class RuleInduction(Task):
 
         longest = 5 * len(vocabulary.encode(" a")) * 3 + 8
         n_questions = max(1, (length - 4 * longest) // longest) if joined else self.n_questions
-        questions = [example() for _ in range(n_questions)]
-        room = self.room(vocabulary, length, questions, joined, 2 * longest)
-        shots: list[Question] = []
-        while True:
-            shot = example()
-            if sum(map(len, shots)) + len(shot) > room:
-                break
-            shots.append(shot)
-        # What is left over is empty lines.
-        blank = (end * room)[: room - sum(map(len, shots))]
-        context = np.concatenate([vocabulary.start, blank, *((*s.query, *s.target) for s in shots)]).astype(np.int64)
+        questions = [replace(q, query=(*q.query, *vocabulary.end)) for q in (example() for _ in range(n_questions))]
+        head = vocabulary.encode("Treat the last line as the others are treated.\n") if vocabulary.chat else []
+        first = [example() for _ in range(self.n_shots)]
+        least = len(head) + max(2 * longest, sum(map(len, first)))
+        room = self.room(vocabulary, length, questions, joined, least) - len(head)
+        shots = first or _as_many_as_fit(example, room)
+        lines = [(*s.query, *s.target) for s in shots]
+        if self.control == "permuted":
+            answers = [shots[at].target for at in rng.permutation(len(shots))]
+            lines = [(*s.query, *answer) for s, answer in zip(shots, answers, strict=True)]
+        laid = lay_out(vocabulary, lines, room, self.placement, rng)
+        context = np.concatenate([vocabulary.start, head, laid]).astype(np.int64)
         return Prompt(context, tuple(replace(q, meta={**q.meta, "shots": len(shots)}) for q in questions))
+
+
+def _as_many_as_fit(example: Callable[[], Question], room: int) -> list[Question]:
+    shots: list[Question] = []
+    size = 0
+    while True:
+        shot = example()
+        size += len(shot)
+        if size > room:
+            return shots
+        shots.append(shot)
 
 
 def _ids(vocabulary: Vocabulary, letters: list[str]) -> list[int]:

@@ -12,13 +12,15 @@ ROOT = Path(hope_eval.__file__).parent
 # Each may import those before it. What is not named here may not exist.
 LAYERS = [
     {"errors"},
-    {"plugins", "lengths", "zoo"},
+    {"plugins", "lengths", "zoo", "vocabulary"},
     {"task", "results"},
-    {"protocols", "corpora", "token_store"},
-    {"perplexity", "lines", "tokenizer"},
+    {"protocols", "corpora", "examples", "token_store"},
+    {"perplexity", "answers", "lines", "suites", "tokenizer"},
     {"encoding", "encodings", "provenance"},
     {"model"},
     {"evaluate", "train"},
+    {"ask", "samples"},
+    {"measure"},
     {"cli"},
     {"__init__", "__main__"},
 ]

@@ -97,8 +97,8 @@ def test_a_change_is_another_run_and_never_a_stale_hit(checkpoint, stories, tmp_
 
 def test_a_narrow_terminal_gets_lengths_one_below_the_other():
     rows = [
-        {"model": "m", "encoding": "rope", "train_length": 64, "metric": "perplexity", "status": "ok", "run": "r",
-         "length": length, "label": "", "value": 12.345, "low": 11.0, "high": 13.0}
+        {"model": "m", "encoding": "rope", "task": "ppl", "train_length": 64, "metric": "perplexity", "status": "ok",
+         "run": "r", "length": length, "label": "", "value": 12.345, "low": 11.0, "high": 13.0}
         for length in (32, 64, 128, 256)
     ]  # fmt: skip
     for width, n_lines in ((200, 1), (80, 4)):

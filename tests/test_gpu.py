@@ -48,7 +48,7 @@ def test_the_fused_nll_is_in_use_and_agrees_with_the_plain_one():
             torch.testing.assert_close(found[0], wanted[0], atol=2e-5, rtol=1e-5, equal_nan=True)
             keep = torch.arange(70, device="cuda") != 2
             assert torch.equal(found[1][keep], wanted[1][keep])
-            assert bool(found[1][1]), "among equals the first"
+            assert int(found[1][1]) == 0, "among equals the first"
 
 
 def test_memory_of_a_large_vocabulary_stays_small():
@@ -94,6 +94,7 @@ def test_fast_attention_is_the_equation_forward_and_backward(spec, head_dim, dty
     parsed = parse_encoding(spec)
     encoding = parsed.build(Geometry(head_dim, 6, 256, d_model=6 * head_dim)).to("cuda")
     own = list(encoding.parameters())
+    torch.manual_seed(0)
     with torch.no_grad():
         for parameter in own:
             parameter += torch.randn_like(parameter) * 0.3

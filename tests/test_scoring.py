@@ -8,8 +8,9 @@ from conftest import VOCAB_SIZE, Uniform, byte_tokenizer, story, tiny_model, tin
 
 from hope_eval.errors import LengthError, OptionError
 from hope_eval.model import nll, scoring
+from hope_eval.model.checkpoint import load
 from hope_eval.model.scoring import LanguageModel, OutOfMemory
-from hope_eval.task import Sample
+from hope_eval.task import Prompt, Question, Sample, Vocabulary, generator, parse_task
 
 IDS = np.random.default_rng(0).integers(1, VOCAB_SIZE, 150)
 
@@ -227,3 +228,278 @@ def test_documents_are_encoded_without_special_tokens():
     model = tiny_model()
     ((ids, _),) = model.encode(["abc"])
     assert byte_tokenizer().decode(ids) == "abc"
+
+
+def prompts_of(vocab_size: int, n: int = 2, size: int = 100, longest: int = 16) -> list[Prompt]:
+    """Return prompts with questions and choices of different lengths, `size + longest` tokens long at the most."""
+    rng = np.random.default_rng(0)
+
+    def ids(n: int) -> np.ndarray:
+        return rng.integers(1, vocab_size, n)
+
+    def questions() -> tuple[Question, ...]:
+        return (
+            Question(ids(3), ids(4), choices=(ids(2), ids(longest - 3))),
+            Question((), ids(1)),
+            Question(ids(7), ids(2), choices=(ids(3),)),
+        )
+
+    return [Prompt(np.concatenate([[0], ids(size - 1)]), questions()) for _ in range(n)]
+
+
+def check_read_separately(model: LanguageModel, prompts: list[Prompt], atol: float) -> None:
+    """Assert that all scores of prompts are those of every answer read with its whole context."""
+    scores = model.score_prompts(prompts)
+    assert [len(one) for one in scores] == [len(prompt.questions) for prompt in prompts]
+    for prompt, found in zip(prompts, scores, strict=True):
+        for question, score in zip(prompt.questions, found, strict=True):
+            wanted, *others = (model.score([Sample(prompt.context, a, question.query)])[0] for a in question.answers)
+            np.testing.assert_allclose(score.nll, wanted.nll, atol=atol)
+            assert np.array_equal(score.target, question.target)
+            assert np.array_equal(score.greedy, wanted.greedy)
+            np.testing.assert_allclose(score.others, [other.nll.sum() for other in others], atol=len(IDS) * atol / 10)
+            assert score.others.dtype == np.float32
+
+
+def calls_of(model: LanguageModel) -> list[tuple[int, ...]]:
+    """Return a list that the shapes of what the decoder reads are added to."""
+    calls: list[tuple[int, ...]] = []
+    own = model._decoder.forward
+
+    def forward(input_ids, **rest):
+        calls.append(tuple(input_ids.shape))
+        return own(input_ids=input_ids, **rest)
+
+    model._decoder.forward = forward
+    return calls
+
+
+ZOO = ["rope", "hope", "nope", "prope", "xpos", "alibi", "kerple", "fire", "t5", "sinusoidal", "learned"]
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_contexts_read_once_give_the_scores_of_contexts_read_for_every_answer(name, monkeypatch):
+    model = load(f"zoo:{name}", device="cpu")
+    # To the very end of the position table of `learned`, and for one model beyond where it was trained.
+    prompts = prompts_of(4096, n=1 + (name == "learned"), size={"learned": 240, "hope": 300}.get(name, 130))
+    for copies in (1, 1 << 40):
+        monkeypatch.setitem(scoring._COPIES_BYTES, "cpu", copies)
+        check_read_separately(model, prompts, 5e-4)
+
+
+@pytest.mark.parametrize("copies", [1, 1 << 40], ids=["one by one", "all at once"])
+def test_answers_are_read_side_by_side_as_far_as_memory_goes(copies, monkeypatch):
+    monkeypatch.setitem(scoring._COPIES_BYTES, "cpu", copies)
+    model = tiny_model()
+    prompts = prompts_of(VOCAB_SIZE)
+    calls = calls_of(model)
+    model.score_prompts(prompts)
+    # Six answers to each of two prompts; what is read of each is the context's last token, the question, and the
+    # answer but for its end.
+    assert calls == [(2, 99), *([(12, 16)] if copies > 1 else [(2, n) for n in (7, 5, 16, 1, 9, 10)])]
+    check_read_separately(model, prompts, 5e-5)
+    check_read_separately(model, prompts[1:], 5e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_contexts_read_once_give_the_same_scores_in_every_family(name):
+    model = LanguageModel(name, family(name), None)
+    check_read_separately(model, prompts_of(VOCAB_SIZE, size=40), 5e-5)
+
+
+RECURRENT = {
+    "mamba": {"state_size": 8},
+    "lfm2": {"full_attn_idxs": [1]},
+    # Keeps nothing of what it has read.
+    "openai-gpt": {"n_embd": 32, "n_layer": 2, "n_head": 2, "max_position_embeddings": 128},
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_what_keeps_no_keys_and_values_reads_the_context_with_every_answer(name):
+    model = LanguageModel(name, tiny_module(name, **RECURRENT[name]), None)
+    check_read_separately(model, prompts_of(VOCAB_SIZE, size=50), 5e-5)
+
+
+def test_frequencies_that_change_with_the_length_read_every_answer_with_its_context():
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    model = LanguageModel("dynamic", tiny_module(rope_parameters=rope), None)
+    assert not model.nested_safe
+    calls = calls_of(model)
+    prompts = prompts_of(VOCAB_SIZE, size=100)
+    model.score_prompts(prompts)
+    assert min(n_read for _, n_read in calls) > 100
+    check_read_separately(model, prompts, 1e-5)
+
+
+class Logits(torch.nn.Module):
+    """A model of one's own: nothing but logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = tiny_module()
+
+    def forward(self, ids_BL: torch.Tensor) -> torch.Tensor:
+        return self.inner(ids_BL).logits
+
+
+def test_a_module_of_ones_own_gives_the_same_scores():
+    own, ours = LanguageModel("own", Logits(), byte_tokenizer()), tiny_model()
+    assert own.head == "full"
+    prompts = prompts_of(VOCAB_SIZE)
+    check_read_separately(own, prompts, 1e-6)
+    for mine, others in zip(own.score_prompts(prompts), ours.score_prompts(prompts), strict=True):
+        for one, other in zip(mine, others, strict=True):
+            np.testing.assert_allclose(one.nll, other.nll, atol=1e-4)
+            np.testing.assert_allclose(one.others, other.others, atol=1e-3)
+
+
+def test_out_of_memory_halves_the_contexts_then_reads_them_for_every_answer_then_gives_up():
+    model, prompts = tiny_model(), prompts_of(VOCAB_SIZE, n=4)
+    wanted = model.score_prompts(prompts)
+    own, tried = model.module.model.forward, []
+
+    def narrow(input_ids, **rest):
+        tried.append(len(input_ids))
+        if len(input_ids) > limit["rows"]:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return own(input_ids=input_ids, **rest)
+
+    limit = {"rows": 0}
+    model.module.model.forward = narrow
+    for rows, first in ((12, [4, 24, 2, 12, 2, 12]), (1, [4, 2, 1, 6, 1, 1, 1, 1, 1, 1, 1, 6])):
+        tried.clear()
+        limit["rows"] = rows
+        for mine, others in zip(model.score_prompts(prompts), wanted, strict=True):
+            for one, other in zip(mine, others, strict=True):
+                np.testing.assert_allclose(one.nll, other.nll, atol=1e-4)
+                np.testing.assert_allclose(one.others, other.others, atol=1e-3)
+        assert tried[: len(first)] == first
+    limit["rows"] = 0
+    with pytest.raises(OutOfMemory) as caught:
+        model.score_prompts(prompts)
+    assert caught.value.n_read == 107
+
+
+def greedy(module, ids: list[int], n: int) -> list[int]:
+    """Return what greedy decoding writes, by repeated reading of the whole."""
+    line = list(ids)
+    with torch.no_grad():
+        for _ in range(n):
+            output = module(torch.tensor([line]))
+            logits = output if isinstance(output, torch.Tensor) else output.logits
+            line.append(int(logits[0, -1].argmax()))
+    return line[len(ids) :]
+
+
+def starts_of(vocab_size: int, n: int = 3, size: int = 30) -> list[list[int]]:
+    return np.random.default_rng(1).integers(1, vocab_size, (n, size)).tolist()
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3_text", "gpt_neox", "own"])
+def test_what_is_written_is_greedy_decoding_and_batches_do_not_matter(name):
+    module = Logits() if name == "own" else family(name)
+    model = LanguageModel(name, module, byte_tokenizer())
+    starts = starts_of(VOCAB_SIZE)
+    together = model.generate(starts, 12)
+    assert [greedy(module, start, 12) for start in starts] == together
+    assert [model.generate([start], 12)[0] for start in starts] == together
+    assert model.generate(starts, 5) == [written[:5] for written in together]
+
+
+@pytest.mark.parametrize("name", ["rope", "hope", "t5"])
+def test_models_of_the_zoo_write_greedily(name):
+    model = load(f"zoo:{name}", device="cpu")
+    starts = starts_of(4096, n=2, size=260)
+    assert model.generate(starts, 5) == [greedy(model.module, start, 5) for start in starts]
+
+
+@pytest.mark.parametrize("module", [tiny_module, Logits])
+def test_writing_ends_where_the_model_ends_it(module):
+    model = LanguageModel("tiny", module(), byte_tokenizer())
+    starts = starts_of(VOCAB_SIZE)
+    whole = model.generate(starts, 12)
+    end = whole[0][4]
+    assert not set(whole[0][:4]) & {end}
+    model.tokenizer.eos_token = model.tokenizer.convert_ids_to_tokens(end)
+    if module is tiny_module:
+        model.module.generation_config.eos_token_id = None
+    written = model.generate(starts, 12)
+    assert written[0] == whole[0][:4]
+    for found, complete in zip(written[1:], whole[1:], strict=True):
+        assert found == (complete[: complete.index(end)] if end in complete else complete)
+
+
+def test_a_checkpoint_names_its_ends_and_so_does_its_tokenizer():
+    model = tiny_model()
+    for own, ends in ((None, [0]), (0, [0]), (7, [7, 0]), ([9, 7, 0], [9, 7, 0])):
+        model.module.generation_config.eos_token_id = own
+        assert model.end_tokens() == ends
+    model.tokenizer.eos_token = None
+    assert model.end_tokens() == [9, 7, 0]
+    assert LanguageModel("own", Logits(), None).end_tokens() == []
+
+
+def test_sampling_and_penalties_of_a_checkpoint_do_not_apply_and_are_left_as_they_were():
+    model, starts = tiny_model(), starts_of(VOCAB_SIZE)
+    wanted = model.generate(starts, 12)
+    own = transformers.GenerationConfig(
+        do_sample=True, temperature=5.0, top_k=3, repetition_penalty=3.0, no_repeat_ngram_size=1, eos_token_id=0,
+        max_length=31, min_new_tokens=12, num_beams=2, bad_words_ids=[[wanted[0][0]]],
+    )  # fmt: skip
+    model.module.generation_config = own
+    before = own.to_dict()
+    assert model.generate(starts, 12) == wanted
+    assert model.module.generation_config is own
+    assert own.to_dict() == before
+    model.module.forward = None
+    with pytest.raises(TypeError):
+        model.generate(starts, 12)
+    assert model.module.generation_config is own, "whatever happens"
+
+
+def test_what_does_not_fit_is_written_in_halves(monkeypatch):
+    model, starts = tiny_model(), starts_of(VOCAB_SIZE)
+    wanted, own, tried, most = model.generate(starts, 6), LanguageModel._written, [], 1
+
+    def written(self, ids_BL, n, ends):
+        tried.append(len(ids_BL))
+        if len(ids_BL) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return own(self, ids_BL, n, ends)
+
+    monkeypatch.setattr(LanguageModel, "_written", written)
+    assert model.generate(starts, 6) == wanted
+    assert tried == [3, 1, 2, 1, 1]
+    most = 0
+    with pytest.raises(OutOfMemory) as caught:
+        model.generate(starts, 6)
+    assert caught.value.n_read == 36
+
+
+@pytest.mark.parametrize("name", ["rope", *(pytest.param(name, marks=pytest.mark.slow) for name in ("hope", "t5"))])
+def test_an_answer_is_right_where_the_model_writes_it_and_only_there(name):
+    """Teacher-forced likeliest tokens are as good as writing, within the window and beyond it."""
+    model = load(f"zoo:{name}", device="cpu")
+    vocabulary = Vocabulary(model.tokenizer, 0)
+    seen = []
+    for text in ("associative_recall:n_questions=4", "rule_induction", "passkey", "copy_distance:n_string=8"):
+        for length in (150, 400):
+            prompt = parse_task(text).prompt(vocabulary, length, generator(text, length))
+            for question, score in zip(prompt.questions, *model.score_prompts([prompt]), strict=True):
+                target = [int(token) for token in question.target]
+                (written,) = model.generate([[*prompt.context, *question.query]], len(target))
+                assert score.greedy_hits.all() == (written == target)
+                seen.append(written == target)
+    assert 0 < np.mean(seen) < 1, "some are right and some are wrong"
+
+
+def test_an_answer_of_a_tiny_llama_is_right_where_it_writes_it_and_only_there():
+    model = tiny_model()
+    for start in starts_of(VOCAB_SIZE):
+        target = greedy(model.module, start, 6)
+        for at in (None, 0, 3, 5):
+            wanted = [token if number != at else token + 1 for number, token in enumerate(target)]
+            prompt = Prompt(start[:20], (Question(start[20:], wanted),))
+            assert model.score_prompts([prompt])[0][0].greedy_hits.all() == (at is None)
+            assert (model.generate([start], 6) == [wanted]) == (at is None)

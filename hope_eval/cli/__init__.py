@@ -5,8 +5,11 @@ from typing import Any
 import click
 
 import hope_eval
+from hope_eval.cli.answers import copy, fewshot, retrieve
 from hope_eval.cli.encodings import encodings
 from hope_eval.cli.ppl import ppl
+from hope_eval.cli.run import run
+from hope_eval.cli.tasks import tasks
 from hope_eval.cli.train import train
 from hope_eval.cli.zoo import zoo
 from hope_eval.errors import HopeEvalError
@@ -29,12 +32,13 @@ def main() -> None:
     """How far past its training window does a language model work, and how do position encodings compare?
 
     \b
+    hope-eval run --suite quick
     hope-eval ppl --model path/to/checkpoint --lengths 2k,8k,32k
-    hope-eval ppl --model checkpoint --encoding native --encoding hope --lengths 2k,8k,32k
+    hope-eval retrieve --model checkpoint --encoding native --encoding hope --task needle --lengths 1x,2x,4x
     hope-eval train rope hope --out runs/mine
     hope-eval encodings hope --length 512 --head-dim 64
     """
 
 
-for command in (ppl, zoo, encodings, train):
+for command in (run, ppl, copy, retrieve, fewshot, tasks, zoo, encodings, train):
     main.add_command(command)

@@ -1,21 +1,30 @@
 """Options that every evaluating command has, and how their values are read."""
 
+import dataclasses
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hope_eval.lengths import parse_length, parse_lengths
-from hope_eval.results.tables import FORMATS
+from hope_eval.cli.progress import progress
+from hope_eval.errors import OptionError
+from hope_eval.lengths import Lengths, parse_length, parse_lengths, resolved
+
+if TYPE_CHECKING:
+    from hope_eval.results.tables import RunTable
+    from hope_eval.suites import Entry
+    from hope_eval.task import Task
+
+FORMATS = ("table", "csv", "json", "markdown", "latex")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-def read_lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
-    """Read `2k,8k,32k`: the callback of an option that takes several lengths."""
+def read_lengths(ctx: click.Context, param: click.Parameter, value: str | None) -> Lengths | None:
+    """Read `2k,8k,32k`, or `1x,2x`: the callback of an option that takes several lengths."""
     return None if value is None else parse_lengths(value)
 
 
@@ -81,14 +90,15 @@ evaluation = _stack(
         "--lengths",
         callback=read_lengths,
         metavar="LENGTHS",
-        help="Context lengths in the model's own tokens, e.g. 2k,8k,32k.  [default: 1/2, 1, 2 and 4 times the training "
-        "length]",
+        help="Context lengths in the model's own tokens, e.g. 2k,8k,32k, or in training lengths, e.g. 1x,4x.  "
+        "[default: 0.5x,1x,2x,4x]",
     ),
     click.option(
         "--samples",
         type=click.IntRange(1),
         metavar="N",
-        help="Samples (documents) at most; the first n of more are the same.  [default: 10]",
+        help="Samples (documents, contexts) of each length; the first n of more are the same.  [default: 10 documents, "
+        "or contexts for 400 questions]",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Which samples are drawn."),
     click.option(
@@ -100,6 +110,123 @@ evaluation = _stack(
     ),
     click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True),
 )
+
+
+texts = _stack(
+    click.option(
+        "--data",
+        metavar="TEXTS",
+        help="python (the standard library), python:torch,numpy, a .txt, .md, .jsonl[.bz2|.gz|.xz] or .parquet file, a "
+        "folder, or hf:name[:config]@revision. For label_map: labelled texts, as .csv, .jsonl, .json or a folder of "
+        "train.csv and test.csv.  [default: python, or what a task makes up]",
+    ),
+    click.option("--field", "text_field", default="text", show_default=True, metavar="NAME", help="Field of the text."),
+    click.option(
+        "--label", "label_field", default="label", show_default=True, metavar="NAME", help="Field of the label."
+    ),
+)
+
+chat = click.option(
+    "--chat/--plain", default=None, help="Ask in the model's chat template, or in plain text.  [default: by the model]"
+)
+
+prefix = click.option(
+    "--prefix",
+    type=click.Choice(["auto", "bos", "eos", "none"]),
+    default="auto",
+    show_default=True,
+    help="Token read before everything else; auto: BOS if there is one, else EOS.",
+)
+
+pool_seeds = click.option(
+    "--pool-seeds", is_flag=True, help="Models named hope-0, hope-1… (see `train --seed`) make one line: their mean."
+)
+
+distance = click.option(
+    "--distance",
+    callback=lambda ctx, param, value: tokens_only(parse_lengths(value)) if value else None,
+    metavar="LENGTHS",
+    help="Tokens from what is asked for to the question, whatever the context length, e.g. 256,1k; each makes a line.",
+)
+
+# How tasks are asked.
+asking = _stack(
+    texts,
+    chat,
+    prefix,
+    click.option(
+        "--controls/--no-controls",
+        default=True,
+        show_default=True,
+        help="Also ask without what the answer depends on, and with nothing else.",
+    ),
+    pool_seeds,
+)
+
+
+def tokens_only(lengths: Lengths) -> tuple[int, ...]:
+    """Return lengths in tokens as they are. Raises OptionError for those in training lengths."""
+    if not all(isinstance(length, int) for length in lengths):
+        raise OptionError("--distance is in tokens", "--distance 256,1k")
+    return lengths  # type: ignore[return-value]
+
+
+def at_distances(task: "Task", distances: Sequence[int] | None) -> list["Task"]:
+    """Return the task at each of these distances. Raises OptionError for one that has none."""
+    if not distances:
+        return [task]
+    if "distance" not in {f.name for f in dataclasses.fields(task)}:
+        raise OptionError(f"`{task.name}` has no distance to vary", "leave --distance out, or choose other tasks")
+    return [dataclasses.replace(task, distance=distance) for distance in distances]  # type: ignore[call-arg]
+
+
+def measured(
+    entries: Sequence["Entry"],
+    out: Path,
+    *,
+    models: tuple[str, ...],
+    encodings: tuple[str, ...],
+    dtype: str,
+    device: str,
+    device_map: str | None,
+    revision: str | None,
+    trust_remote_code: bool,
+    train_length: int | None,
+    loader: str | None,
+    **rest: Any,
+) -> list["RunTable"]:
+    """Measure on the models that the options of `checkpoint` name; `rest` are those of `asking` and `evaluation`."""
+    from hope_eval.measure import Models, Options, measure
+
+    how = {
+        "dtype": dtype,
+        "device": device,
+        "device_map": device_map,
+        "revision": revision,
+        "trust_remote_code": trust_remote_code,
+        "train_length": train_length,
+        "loader": loader,
+    }
+    options = Options(**rest, command=command_line())
+    return measure(entries, Models(models, encodings, how), out, options, progress)
+
+
+def show(tables: Sequence["RunTable"], form: str) -> None:
+    """Print tables of runs as one, and exit with 1 if a number is none."""
+    from hope_eval.results.tables import joint_notes, render
+
+    rows = [row for table in tables for row in table.rows]
+    render(rows, form, joint_notes(tables))
+    broken = [f"{row['model']} {row['encoding']} at {row['length']}" for row in rows if row["status"] == "nan"]
+    if broken:
+        click.echo(f"Error: NaN in the scores of {', '.join(dict.fromkeys(broken))}", err=True)
+        click.echo("hint: --dtype float32 shows whether it is an overflow", err=True)
+        click.get_current_context().exit(1)
+
+
+def in_tokens(lengths: Lengths | None, header: Mapping[str, Any]) -> tuple[int, ...] | None:
+    """Return lengths in tokens for the model of a run, by its header; None stays what it is."""
+    return None if lengths is None else resolved(lengths, header["identity"]["train_length"])
 
 
 def command_line() -> str:

@@ -74,7 +74,7 @@ def attention(
         stop = min(start + rows, n_queries)
         # Of all keys, only those up to the last query of the block can be seen.
         seen = n_keys - n_queries + stop
-        bias_HQK = bias_block(encoding, table_HN, n_keys - n_queries + start, stop - start, seen, query.device)
+        bias_HQK = _kept_bias(encoding, table_HN, n_keys - n_queries + start, stop - start, seen, query.device)
         visible = (
             _causal(n_queries, n_keys, start, stop, seen, query.device)
             if attention_mask is None
@@ -222,6 +222,30 @@ def scaled(encoding: PositionEncoding, query: Tensor, key: Tensor) -> tuple[Tens
     factors_KE = torch.cat([logs_KE2, logs_KE2], dim=-1).exp()
     queries = factors_KE[n_keys - query.shape[2] :]
     return (query.float() * queries).to(query.dtype), (key.float() / factors_KE).to(key.dtype)
+
+
+def _kept_bias(
+    encoding: PositionEncoding, table_HN: Tensor | None, first: int, n_queries: int, n_keys: int, device: torch.device
+) -> Tensor:
+    """Return what `bias_block` does; an encoding's own bias is kept for the next context, which is mostly as long.
+
+    The one of FIRE is a network over queries x keys, eight times the work of the rest of a small model. It is kept in
+    inference only, one a layer, and no longer than its parameters stay as they are.
+    """
+    if table_HN is not None or torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
+        return bias_block(encoding, table_HN, first, n_queries, n_keys, device)
+    parameters = list(encoding.parameters())
+    # What was made in inference mode does not count its changes.
+    if any(p.is_inference() for p in parameters):
+        return bias_block(encoding, table_HN, first, n_queries, n_keys, device)
+    key = (first, n_queries, n_keys, device, *((p.data_ptr(), p._version) for p in parameters))
+    kept: tuple[Any, Tensor] | None = encoding.__dict__.get("_kept")
+    if kept is None or kept[0] != key:
+        kept = key, bias_block(encoding, None, first, n_queries, n_keys, device)
+        # A long input has many blocks, and the last of them is of no use to the next.
+        if first == 0:
+            encoding.__dict__["_kept"] = kept
+    return kept[1]
 
 
 def bias_block(

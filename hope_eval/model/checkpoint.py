@@ -184,6 +184,12 @@ def check(name: str, revision: str | None = None) -> tuple[Path, str, str]:
     return folder, gguf, label
 
 
+def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """Return the tokenizer of a checkpoint, without its weights. Raises CheckpointError."""
+    folder, gguf, _ = check(name, revision)
+    return _tokenizer(folder, gguf, trust_remote_code)
+
+
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -326,18 +332,15 @@ def _from_folder(
 ) -> tuple[nn.Module, Any]:
     import transformers
 
-    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    if gguf:
-        options["gguf_file"] = gguf
     try:
+        tokenizer = _tokenizer(folder, gguf, trust_remote_code)
         with quiet():
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **options)
             module, told = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
                 device_map=device_map or {"": device},
                 output_loading_info=True,
-                **options,
+                **_options(gguf, trust_remote_code),
             )
     except HopeEvalError:
         raise
@@ -347,11 +350,7 @@ def _from_folder(
             "convert it to safetensors where you trust it",
         ) from error
     except Exception as error:
-        # Every architecture has its own ways to refuse a config or a file.
-        raise CheckpointError(
-            f"transformers cannot load `{folder / gguf}`: {type(error).__name__}: {_first_line(error)}",
-            "if it runs code of its own: --trust-remote-code; if it is no transformers checkpoint: --loader",
-        ) from error
+        raise _refused(folder / gguf, error) from error
     if told["missing_keys"]:
         missing = sorted(told["missing_keys"])
         raise CheckpointError(
@@ -359,6 +358,29 @@ def _from_folder(
             "the checkpoint is incomplete, or its config belongs to another model",
         )
     return module, tokenizer
+
+
+def _options(gguf: str, trust_remote_code: bool) -> dict[str, Any]:
+    options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
+    return {**options, "gguf_file": gguf} if gguf else options
+
+
+def _tokenizer(folder: Path, gguf: str, trust_remote_code: bool) -> Any:
+    import transformers
+
+    try:
+        with quiet():
+            return transformers.AutoTokenizer.from_pretrained(folder, **_options(gguf, trust_remote_code))
+    except Exception as error:
+        raise _refused(folder / gguf, error) from error
+
+
+def _refused(path: Path, error: Exception) -> CheckpointError:
+    """Return what to tell of a checkpoint that transformers refuses: every architecture has its own ways to do it."""
+    return CheckpointError(
+        f"transformers cannot load `{path}`: {type(error).__name__}: {_first_line(error)}",
+        "if it runs code of its own: --trust-remote-code; if it is no transformers checkpoint: --loader",
+    )
 
 
 def _first_line(error: Exception) -> str:

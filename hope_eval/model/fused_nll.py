@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _kernel(logits, targets, nlls, hits, row_stride, vocab_size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _kernel(logits, targets, nlls, greedy, row_stride, vocab_size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     # Triton reads annotations, and knows none of Python's.
     row = tl.program_id(0).to(tl.int64)
     line = logits + row * row_stride
@@ -34,15 +34,15 @@ def _kernel(logits, targets, nlls, hits, row_stride, vocab_size, BLOCK: tl.const
     first = tl.min(tl.where(high == top, where, vocab_size), 0)
     target = tl.load(targets + row)
     tl.store(nlls + row, tl.log(sum_of_exp) + top - tl.load(line + target).to(tl.float32))
-    tl.store(hits + row, first == target)
+    tl.store(greedy + row, first.to(tl.int64))
 
 
 def fused(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Return nll [nats, float32, N] and greedy hits [bool, N]."""
+    """Return nll [nats, float32, N] and the likeliest tokens [int64, N]."""
     logits_NV = logits_NV if logits_NV.stride(-1) == 1 else logits_NV.contiguous()
     n, vocab_size = logits_NV.shape
     nll_N = torch.empty(n, dtype=torch.float32, device=logits_NV.device)
-    hits_N = torch.empty(n, dtype=torch.bool, device=logits_NV.device)
+    greedy_N = torch.empty(n, dtype=torch.int64, device=logits_NV.device)
     with torch.cuda.device(logits_NV.device):
-        _kernel[(n,)](logits_NV, target_N, nll_N, hits_N, logits_NV.stride(0), vocab_size, BLOCK=4096, num_warps=8)
-    return nll_N, hits_N
+        _kernel[(n,)](logits_NV, target_N, nll_N, greedy_N, logits_NV.stride(0), vocab_size, BLOCK=4096, num_warps=8)
+    return nll_N, greedy_N

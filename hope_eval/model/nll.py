@@ -1,4 +1,4 @@
-"""The nll of target tokens from logits, and whether greedy decoding would have written them.
+"""The nll of target tokens from logits, and what greedy decoding would have written in their place.
 
 `plain` is the definition. `fused_nll.fused` reads the logits once and writes two numbers a row, in a Triton kernel; it
 does without the float32 copy of the logits. `choose` picks it where it works and agrees.
@@ -12,17 +12,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-NllAndHits = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+NllAndGreedy = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def plain(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Return nll [nats, float32, N] and greedy hits [bool, N]; sums are made in float32 whatever the logits are."""
+    """Return nll [nats, float32, N] and the likeliest tokens [int64, N]; sums are float32 whatever the logits are."""
     log_p_NV = torch.log_softmax(logits_NV, dim=-1, dtype=torch.float32)
-    return -log_p_NV.gather(-1, target_N[:, None])[:, 0], logits_NV.argmax(-1) == target_N
+    return -log_p_NV.gather(-1, target_N[:, None])[:, 0], logits_NV.argmax(-1)
 
 
 @functools.cache
-def choose(device_type: str) -> NllAndHits:
+def choose(device_type: str) -> NllAndGreedy:
     """Return `fused` on CUDA if Triton works here and gives what `plain` gives, else `plain`."""
     if device_type != "cuda":
         return plain

@@ -10,6 +10,7 @@ give all rows as they are; table, markdown and latex put lengths side by side, o
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,41 @@ from hope_eval.lengths import short_length
 
 Row = dict[str, Any]
 
+
+@dataclass(frozen=True)
+class RunTable:
+    """Rows of one run, and what a reader must know of them.
+
+    notes: one fact a line; lines of several tables that say the same come out the same.
+    model: how the run calls its model, with its encoding.
+    about: how that model was read.
+    run:   the id of the run.
+    facts: what columns can be broken down by.
+    """
+
+    rows: list[Row]
+    notes: list[str]
+    model: str
+    about: str
+    run: str
+    facts: tuple[str, ...] = ()
+
+
+def joint_notes(tables: Sequence[RunTable]) -> list[str]:
+    """Return the notes of several tables, each fact once, with the models that it holds for."""
+    notes = list(dict.fromkeys(note for table in tables for note in table.notes))
+    for about in dict.fromkeys(table.about for table in tables):
+        models = ", ".join(dict.fromkeys(table.model for table in tables if table.about == about))
+        notes.append(f"{models}: {about}")
+    runs = list(dict.fromkeys(table.run for table in tables))
+    return [*notes, f"run{'s' * (len(runs) > 1)} {', '.join(runs)}"]
+
+
+def without_seed(model: str) -> str:
+    """Return the name of a model without the training seed that ends it: hope-0 is hope."""
+    return re.sub(r"-\d+$", "", model)
+
+
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 
 # What tables show beside csv and json, which have everything.
@@ -33,6 +69,12 @@ _SHOWN = {
     "word_perplexity": "word perplexity",
     "byte_perplexity": "byte perplexity",
     "context_gain": "context gain [nats]",
+    "accuracy": "accuracy",
+    "choice_accuracy": "choice accuracy",
+    "token_accuracy": "token accuracy",
+    "strict": "strict",
+    "loose": "loose",
+    "permuted": "permuted labels",
 }
 
 _LATEX = str.maketrans(
@@ -112,20 +154,23 @@ def _console() -> Console:
 
 
 def grid(rows: Iterable[Row]) -> Grid:
-    """Return the rows with lengths as columns, in ascending order; what a model lacks is left empty."""
+    """Return the rows with lengths as columns, in ascending order; what a model lacks is left empty.
+
+    Rows of tasks that are no `headline` are left out.
+    """
     columns: dict[str, int] = {}
     lines: dict[tuple[str, ...], dict[str, Cell]] = {}
     for row in rows:
-        if row["metric"] not in _SHOWN:
+        if row["metric"] not in _SHOWN or not row.get("headline", True):
             continue
         heading = row["label"] or short_length(row["length"])
         columns[heading] = row["length"]
         trained = short_length(row["train_length"]) if row["train_length"] else "?"
-        line = lines.setdefault((row["model"], row["encoding"], trained, _SHOWN[row["metric"]], row["run"]), {})
+        line = lines.setdefault((row["model"], row["encoding"], trained, _metric(row), row["run"]), {})
         line[heading] = _cell(row)
     ordered = sorted(columns, key=lambda heading: columns[heading])
     # All perplexities first, then the other metrics: what is compared stands one below the other.
-    metrics = list(_SHOWN.values())
+    metrics = list(dict.fromkeys(key[3] for key in lines))
     together = sorted(lines.items(), key=lambda item: metrics.index(item[0][3]))
     return Grid(
         ordered,
@@ -136,10 +181,17 @@ def grid(rows: Iterable[Row]) -> Grid:
     )
 
 
+def _metric(row: Row) -> str:
+    """Return the name of a metric: of a task, with its name before it, and after it what part of it this is."""
+    if row["task"] == "ppl":
+        return _SHOWN[row["metric"]]
+    return f"{row['task']} {_SHOWN[row['metric']]}" + (f", {row['slice']}" if row["slice"] else "")
+
+
 def _cell(row: Row) -> Cell:
     beyond = bool(row["train_length"]) and row["length"] > row["train_length"]
     if row["status"] != "ok":
-        return Cell(row["status"], beyond=beyond and row["status"] != "-")
+        return Cell(row["status"], beyond=beyond and row["status"] in ("oom", "nan"))
     known = not math.isnan(row["low"])
     return Cell(_number(row["value"]), f"[{_number(row['low'])}, {_number(row['high'])}]" if known else "", beyond)
 

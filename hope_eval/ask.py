@@ -1,0 +1,340 @@
+"""The loop over tasks: prompts -> scores -> records, in the run of that identity on disk.
+
+    vocabulary_for   a model's tokenizer with what a task needs of it: chat template, texts, examples
+    ask              ask what the run does not hold yet, and append every answer as it comes
+
+Prompts are cut into batches before anything is known of what is already done, and a batch is asked whole or not at all.
+Lengths ascend, controls come first: a model that fails with nothing else in the context is found out at once.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hope_eval import answers
+from hope_eval.corpora import Corpus
+from hope_eval.errors import ContextTooShortError, TaskError
+from hope_eval.evaluate import BATCH_TOKENS, Count, Report, identity_of, session
+from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy, Score, prefix_token
+from hope_eval.provenance import origin
+from hope_eval.results.store import Record, RunStore
+from hope_eval.task import Prompt, Question, Task, generator
+from hope_eval.vocabulary import Examples, Vocabulary
+
+# Questions of a column, where nobody says how many contexts: an interval then reaches 5 points to either side at most.
+N_QUESTIONS = 400
+
+# Controls are asked on a share of the contexts: they are rarely anywhere near the middle.
+_CONTROL_SHARE = 4
+_FEWEST_CONTROLS = 4
+
+# Whose prompts are as short as they go.
+_SHORT_CONTROLS = ("ceiling", "last")
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a user brings along, or what is taken in its place."""
+
+    corpus: Corpus | None = None
+    examples: Examples | None = None
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return next((one.name for one in (self.examples, self.corpus) if one is not None), "generated")
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of its contents."""
+        return next((one.fingerprint for one in (self.examples, self.corpus) if one is not None), "")
+
+
+def vocabulary_for(
+    tokenizer: Any,
+    task: Task,
+    material: Material = Material(),
+    chat: bool | None = None,
+    prefix: PrefixPolicy = "auto",
+    seed: int = 0,
+) -> Vocabulary:
+    """Return the tokenizer of a model as a task sees it.
+
+    chat: whether prompts go into the chat template; None: if there is one, and the task is one to ask in words.
+
+    Raises OptionError if there is no template, or no prefix token of that kind.
+    """
+    if chat is None:
+        chat = task.chat and bool(getattr(tokenizer, "chat_template", None))
+    texts = [document.text for document in material.corpus.in_order(seed)] if material.corpus else []
+    return Vocabulary(tokenizer, prefix_token(tokenizer, prefix), chat, texts, material.examples)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Prompts of one column, or of one of its controls; of the control `ceiling`, of all columns."""
+
+    task: Task
+    control: str
+    length: int
+    n: int
+
+    def prompt(self, vocabulary: Vocabulary, seed: int, index: int) -> Prompt:
+        rng = generator("test", str(self.task), seed, index)
+        return self.task.prompt(vocabulary, self.length, rng)
+
+
+def ask(
+    model: LanguageModel,
+    task: Task,
+    lengths: Sequence[int],
+    root: Path,
+    vocabulary: Vocabulary,
+    *,
+    material: Material = Material(),
+    n_contexts: int | None = None,
+    seed: int = 0,
+    controls: bool = True,
+    command: str = "",
+    report: Report = lambda done, total: None,
+) -> tuple[RunStore, int]:
+    """Ask a model the questions of a task at all lengths, in the run of that identity below `root`.
+
+    n_contexts: of each length; None: as many as make 400 questions.
+    controls:   whether the task's controls are asked too.
+    report:     called at the start and after every batch, with tokens.
+
+    Returns the run, and the number of contexts. Raises TaskError, LengthError or StoreError; a length that is too short
+    for the task, or too long for memory, is a hole in the table.
+    """
+    model.check_length(min(lengths))
+    identity = {
+        "task": str(task),
+        "version": task.version,
+        "answers": answers.VERSION,
+        **identity_of(model),
+        "task_fingerprint": task.fingerprint,
+        "prefix_token": vocabulary.start[0] if vocabulary.start else None,
+        "chat": vocabulary.chat,
+        "data": material.fingerprint,
+        "seed": seed,
+    }
+    start = "".join(map(model.token_text, vocabulary.start)) if vocabulary.start else "none"
+    provenance = {
+        "family": task.family,
+        "metric": task.metric,
+        "one_line": task.one_line,
+        "source": task.source,
+        "controls": list(task.controls),
+        "data": material.name,
+        "about": f"{model.about}, {'chat template' if vocabulary.chat else f'prefix {start}'}",
+        **origin(model.device, command),
+    }
+    readable = [length for length in lengths if model.max_length is None or length <= model.max_length]
+    with RunStore.writing(root, identity, provenance) as store, session(model, store, command, report) as count:
+        n = n_contexts or _default_contexts(task, vocabulary, readable, seed)
+        parts = list(_parts(store, task, vocabulary, readable, n, seed, controls))
+        _ask_all(model, vocabulary, store, parts, seed, count)
+    return store, n
+
+
+def _default_contexts(task: Task, vocabulary: Vocabulary, lengths: Sequence[int], seed: int) -> int:
+    for length in lengths:
+        try:
+            prompt = task.prompt(vocabulary, length, generator("test", str(task), seed, 0))
+        except ContextTooShortError:
+            continue
+        return math.ceil(N_QUESTIONS / len(prompt.questions))
+    return 1
+
+
+def _parts(
+    store: RunStore, task: Task, vocabulary: Vocabulary, lengths: Sequence[int], n: int, seed: int, controls: bool
+) -> Iterator[_Part]:
+    """Yield what is to be asked; note which lengths are too short."""
+    told = {record["length"] for record in store.records if record["kind"] == "infeasible"}
+    n_controls = min(n, max(_FEWEST_CONTROLS, n // _CONTROL_SHARE))
+    feasible = []
+    needed = max((_needed(task, vocabulary, seed, index) for index in range(n)), default=0) if lengths else 0
+    for length in lengths:
+        if length >= needed:
+            feasible.append(length)
+        elif length not in told:
+            store.append({"kind": "infeasible", "length": length, "needed": needed})
+    if controls and "ceiling" in task.controls and feasible:
+        yield _Part(_controlled(task, "ceiling"), "ceiling", feasible[-1], n_controls)
+    for length in feasible:
+        yield _Part(task, "", length, n)
+        if controls:
+            for control in task.controls:
+                if control != "ceiling":
+                    yield _Part(_controlled(task, control), control, length, n_controls)
+
+
+def _needed(task: Task, vocabulary: Vocabulary, seed: int, index: int) -> int:
+    """Return the least length that a sample can be put into: texts and keys differ in length from sample to sample."""
+    try:
+        task.prompt(vocabulary, 1, generator("test", str(task), seed, index))
+    except ContextTooShortError as error:
+        return error.needed
+    return 1
+
+
+def _controlled(task: Task, control: str) -> Task:
+    return replace(task, control=control)  # type: ignore[call-arg]
+
+
+def _ask_all(
+    model: LanguageModel,
+    vocabulary: Vocabulary,
+    store: RunStore,
+    parts: Sequence[_Part],
+    seed: int,
+    count: Count,
+) -> None:
+    """Ask all parts, and append what the run does not hold yet."""
+    held = {
+        (record["length"], record["control"], record["index"], record["question"])
+        for record in store.records
+        if record["kind"] == "answer"
+    }
+    n_held = Counter((length, control, index) for length, control, index, _ in held)
+    n_asked = {
+        (r["length"], r["control"], r["index"]): r["n_questions"] for r in store.records if r["kind"] == "answer"
+    }
+    whole = {key for key, n in n_asked.items() if n_held[key] == n}
+    batches = [(part, indices) for part in parts for indices in _batches(model, part)]
+    total = sum(part.length * len(indices) for part, indices in batches if part.control not in _SHORT_CONTROLS)
+    done, limit = 0, math.inf
+    fresh_batches = []
+    for part, indices in batches:
+        if all((_nominal(part), part.control, index) in whole for index in indices):
+            done += part.length * len(indices) * (part.control not in _SHORT_CONTROLS)
+        else:
+            fresh_batches.append((part, indices))
+    count(done, total, 0)
+    stops = {*vocabulary.encode("\n"), *vocabulary.start, *model.end_tokens()}
+    for part, indices in fresh_batches:
+        if part.length >= limit and part.control not in _SHORT_CONTROLS:
+            continue
+        prompts = [part.prompt(vocabulary, seed, index) for index in indices]
+        try:
+            found = list(_answered(model, vocabulary, part, prompts, stops))
+        except OutOfMemory as error:
+            limit = part.length
+            store.append({"kind": "oom", "length": limit, "memory": error.figures, "message": str(error)})
+            continue
+        for index, records in zip(indices, found, strict=True):
+            for number, record in enumerate(records):
+                key = (_nominal(part), part.control, index, number)
+                if key not in held:
+                    names = ("length", "control", "index", "question")
+                    named = dict(zip(names, key, strict=True))
+                    store.append({"kind": "answer", **named, "n_questions": len(records), **record})
+        size = part.length * len(indices) * (part.control not in _SHORT_CONTROLS)
+        done += size
+        count(done, total, sum(len(prompt.context) for prompt in prompts))
+
+
+def _nominal(part: _Part) -> int:
+    """Return the length that a record goes under; that of a ceiling is none, it serves all."""
+    return 0 if part.control == "ceiling" else part.length
+
+
+def _batches(model: LanguageModel, part: _Part) -> Iterator[range]:
+    size = max(1, BATCH_TOKENS.get(model.device.type, 0) // part.length)
+    for start in range(0, part.n, size):
+        yield range(start, min(start + size, part.n))
+
+
+def _answered(
+    model: LanguageModel, vocabulary: Vocabulary, part: _Part, prompts: Sequence[Prompt], stops: set[int]
+) -> Iterator[list[Record]]:
+    """Yield the records of every prompt: one for each of its questions."""
+    fills = [_fill(part, prompt) for prompt in prompts]
+    if part.task.n_new:
+        graded = _graded(model, vocabulary, part.task, prompts)
+        for fill, prompt, grades in zip(fills, prompts, graded, strict=True):
+            yield [
+                {"fill": fill, "meta": _meta(question), **grade}
+                for question, grade in zip(prompt.questions, grades, strict=True)
+            ]
+        return
+    scores = _scored(model, prompts)
+    for fill, prompt, mine in zip(fills, prompts, scores, strict=True):
+        yield [
+            {"fill": fill, "meta": _meta(question), **_facts(score, stops)}
+            for question, score in zip(prompt.questions, mine, strict=True)
+        ]
+
+
+def _scored(model: LanguageModel, prompts: Sequence[Prompt]) -> list[list[Score]]:
+    """Return the scores of all questions; contexts of one length are read side by side."""
+    groups: dict[int, list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        groups.setdefault(len(prompt.context), []).append(number)
+    scores: dict[int, list[Score]] = {}
+    for numbers in groups.values():
+        scores |= zip(numbers, model.score_prompts([prompts[number] for number in numbers]), strict=True)
+    return [scores[number] for number in range(len(prompts))]
+
+
+def _graded(
+    model: LanguageModel, vocabulary: Vocabulary, task: Task, prompts: Sequence[Prompt]
+) -> list[list[dict[str, Any]]]:
+    """Return what the model wrote to every question, and its grades; questions of one length are read side by side."""
+    lines = [
+        (number, question, np.concatenate([prompt.context, question.query]).astype(np.int64))
+        for number, prompt in enumerate(prompts)
+        for question in prompt.questions
+    ]
+    groups: dict[int, list[int]] = {}
+    for at, (_, _, ids) in enumerate(lines):
+        groups.setdefault(len(ids), []).append(at)
+    texts: dict[int, str] = {}
+    for members in groups.values():
+        written = model.generate([lines[at][2] for at in members], task.n_new)
+        texts |= {at: vocabulary.text(ids).strip() for at, ids in zip(members, written, strict=True)}
+    grades: list[list[dict[str, Any]]] = [[] for _ in prompts]
+    for at, (number, question, _) in enumerate(lines):
+        grades[number].append({"text": texts[at], "grade": task.grade(texts[at], question.meta)})
+    return grades
+
+
+def _facts(score: Score, stops: set[int]) -> Record:
+    target, greedy = score.target.tolist(), score.greedy.tolist()
+    first_error, kind = answers.error_kind(target, greedy, list(stops))
+    record: Record = {
+        "n_target": len(target),
+        "hits": int(score.greedy_hits.sum()),
+        "first_error": first_error,
+        "error": kind,
+        "nll": round(float(score.nll.astype(np.float64).sum()), 5),
+    }
+    if len(score.others):
+        record |= {"best_other": round(float(score.others.min()), 5), "n_answers": 1 + len(score.others)}
+    return record
+
+
+def _meta(question: Question) -> dict[str, Any]:
+    return {key: round(value, 4) if isinstance(value, float) else value for key, value in question.meta.items()}
+
+
+def _fill(part: _Part, prompt: Prompt) -> float:
+    """Return how much of its nominal length a prompt fills. Raises TaskError if that is too little, or too much."""
+    longest = max(len(question) for question in prompt.questions)
+    n_read = len(prompt.context) + longest + part.task.n_new
+    fill = round(n_read / part.length, 4)
+    if part.control in _SHORT_CONTROLS:
+        return fill
+    if not answers.LEAST_FILL <= fill <= 1:
+        raise TaskError(
+            f"a prompt of `{part.task}` fills {n_read} of {part.length} tokens",
+            "a task has to fill its length; if it is one of this project, please report it",
+        )
+    return fill

@@ -1,0 +1,297 @@
+"""Tables of tasks, from answers that are made by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from fakes import Oracle, Recency, fake
+from test_ask import prompts, run
+
+from hope_eval import answers
+from hope_eval.answers import error_kind
+from hope_eval.errors import OptionError, StoreError
+from hope_eval.results.store import RunStore
+from hope_eval.results.summary import proportion
+from hope_eval.task import parse_task
+
+IDENTITY = {
+    "task": "needle", "version": 1, "model": "m", "encoding": "rope", "fingerprint": "f", "train_length": 64,
+    "max_length": None, "dtype": "float32", "prefix_token": 0, "seed": 0,
+}  # fmt: skip
+PROVENANCE = {
+    "family": "retrieve", "metric": "accuracy", "one_line": "find it", "source": "", "controls": ["floor", "ceiling"],
+    "data": "generated", "about": "on a machine",
+}  # fmt: skip
+
+
+def answer(hits: int, n_target: int = 2, *, length=100, control="", index=0, question=0, **more):
+    meta = more.pop("meta", {})
+    return {
+        "kind": "answer", "length": length, "control": control, "index": index, "question": question, "fill": 1.0,
+        "meta": meta, "n_target": n_target, "hits": hits, "first_error": min(hits, n_target),
+        "error": "" if hits == n_target else "other", "nll": 1.0, "best_other": 3.0, "n_answers": 2, **more,
+    }  # fmt: skip
+
+
+def store_of(root, records, identity=IDENTITY, **provenance) -> RunStore:
+    with RunStore.writing(root, identity, {**PROVENANCE, **provenance}) as store:
+        for record in records:
+            store.append(record)
+    return store
+
+
+def values(table, slice_="") -> dict[str, float]:
+    return {row["metric"]: row["value"] for row in table.rows if row["slice"] == slice_}
+
+
+@pytest.mark.parametrize(
+    ("greedy", "first", "kind"),
+    [
+        ([1, 2, 3, 4, 5, 6], 6, ""),
+        # The next one is left out, and it goes on from there.
+        ([1, 2, 4, 5, 6, 9], 2, "skip"),
+        ([1, 2, 4, 4, 5, 6], 2, "skip"),
+        ([3, 2, 3, 4, 5, 6], 0, "skip"),
+        ([1, 1, 3, 4, 5, 6], 1, "repeat"),
+        ([1, 2, 3, 4, 1, 6], 4, "repeat"),
+        ([1, 2, 4, 3, 5, 6], 2, "swap"),
+        ([2, 1, 3, 4, 5, 6], 0, "swap"),
+        ([1, 2, 3, 4, 6, 5], 4, "swap"),
+        ([1, 2, 3, 0, 5, 6], 3, "stop"),
+        ([1, 2, 3, 4, 5, 0], 5, "stop"),
+        ([1, 2, 3, 9, 5, 6], 3, "other"),
+        ([9, 2, 3, 4, 5, 6], 0, "other"),
+        ([1, 2, 3, 4, 5, 9], 5, "other"),
+        # The first error is the one that counts.
+        ([1, 9, 3, 3, 0, 0], 1, "other"),
+    ],
+)
+def test_the_kind_of_an_error(greedy, first, kind):
+    assert error_kind([1, 2, 3, 4, 5, 6], greedy, [0, 8]) == (first, kind)
+
+
+def test_a_skip_or_a_repeat_is_of_a_token_that_is_near():
+    target = list(range(1, 31))
+    for at, wrong, kind in ((0, 9, "skip"), (0, 10, "other"), (20, 13, "repeat"), (20, 12, "other")):
+        assert error_kind(target, [*target[:at], wrong, *target[at + 1 :]], [0]) == (at, kind)
+
+
+def test_what_ends_a_string_is_no_stop_where_the_string_has_it():
+    assert error_kind([5, 0, 6], [0, 0, 6], [0]) == (0, "skip")
+    assert error_kind([5], [0], [0]) == (0, "stop")
+
+
+def test_accuracy_is_of_answers_and_token_accuracy_within_them(tmp_path):
+    records = [answer(2), answer(1, question=1), answer(0, 4, index=1), answer(4, 4, index=1, question=1)]
+    found = values(answers.table([store_of(tmp_path, records)]))
+    assert found["accuracy"] == 0.5
+    assert found["token_accuracy"] == pytest.approx((1 + 0.5 + 0 + 1) / 4)
+    assert found["surprisal"] == 1.0
+    assert found["margin"] == 2.0
+    assert "choice_accuracy" not in found
+    assert "first_error" not in found
+
+
+def test_a_choice_is_right_if_it_is_the_likeliest(tmp_path):
+    nlls = [(1.0, 2.0), (2.0, 1.0), (1.0, 1.0), (0.5, 0.6)]
+    records = [answer(0, index=at, nll=own, best_other=best) for at, (own, best) in enumerate(nlls)]
+    table = answers.table([store_of(tmp_path, records, metric="choice_accuracy")])
+    assert values(table)["choice_accuracy"] == 0.5
+    assert table.rows[0]["metric"] == "choice_accuracy"
+    assert "chance 0.5" in table.notes[0]
+
+
+def test_errors_of_copies_add_up_to_what_is_not_right(tmp_path):
+    kinds = ["", "", "skip", "repeat", "swap", "stop", "other", "skip"]
+    records = [answer(2 if kind == "" else 0, index=at, error=kind, first_error=at) for at, kind in enumerate(kinds)]
+    found = values(answers.table([store_of(tmp_path, records, family="copy")]))
+    assert [found[f"error_{kind}"] for kind in answers.ERRORS] == [2 / 8, 1 / 8, 1 / 8, 1 / 8, 1 / 8]
+    assert sum(found[f"error_{kind}"] for kind in answers.ERRORS) + found["accuracy"] == pytest.approx(1)
+    assert found["first_error"] == 3.5
+
+
+def controlled(root, right: float, floor: float, ceiling: float, **more) -> RunStore:
+    """Return a run of 20 contexts, with that share of right answers under each control."""
+    records = [
+        answer(2 if index < 20 * share else 0, index=index, control=control, length=0 if control == "ceiling" else 100)
+        for control, share in (("ceiling", ceiling), ("", right), ("floor", floor))
+        for index in range(20)
+    ]
+    return store_of(root, records, **more)
+
+
+def test_normalised_is_the_share_of_what_can_be_had(tmp_path):
+    table = answers.table([controlled(tmp_path, 0.5, 0.2, 0.8)])
+    found = values(table)
+    assert (found["accuracy"], found["floor"], found["ceiling"]) == (0.5, 0.2, 0.8)
+    assert found["normalised"] == pytest.approx((0.5 - 0.2) / (0.8 - 0.2))
+    rows = {row["metric"]: row for row in table.rows}
+    for end in ("low", "high"):
+        assert rows["normalised"][end] == pytest.approx((rows["accuracy"][end] - 0.2) / 0.6)
+    assert {row["metric"] for row in table.rows if row["headline"]} == {"accuracy"}
+
+
+def test_where_floor_and_ceiling_are_the_same_there_is_no_scale(tmp_path):
+    for number, (floor, ceiling) in enumerate(((0.5, 0.5), (0.6, 0.5))):
+        table = answers.table([controlled(tmp_path / str(number), 0.5, floor, ceiling)])
+        assert "normalised" not in values(table)
+
+
+@pytest.mark.parametrize(("ceiling", "said"), [(0.45, True), (0.5, False), (1.0, False)])
+def test_a_low_ceiling_is_said(ceiling, said, tmp_path):
+    notes = answers.table([controlled(tmp_path, 0.3, 0.0, ceiling)]).notes
+    assert (
+        any(note.startswith("low ceiling: with nothing else in the context, m rope gets 0.45") for note in notes)
+        == said
+    )
+
+
+def test_slices_add_up_to_the_column(tmp_path):
+    rng = np.random.default_rng(0)
+    rules = ["sort", "copy", "last"]
+    records = [
+        answer(
+            2 * int(rng.integers(2)),
+            index=index,
+            question=question,
+            meta={"depth": float(rng.random()), "rule": rules[index % 3], "distance": int(rng.integers(1, 300))},
+        )
+        for index in range(12)
+        for question in range(4)
+    ]
+    store = store_of(tmp_path, records)
+    for by, labels in (
+        ("depth", ["depth 0.0-0.2", "depth 0.2-0.4", "depth 0.4-0.6", "depth 0.6-0.8", "depth 0.8-1.0"]),
+        ("rule", ["rule copy", "rule last", "rule sort"]),
+        ("distance", None),
+    ):
+        rows = [row for row in answers.table([store], by=by).rows if row["metric"] == "accuracy"]
+        whole, *parts = rows
+        assert whole["slice"] == ""
+        assert labels is None or [row["slice"] for row in parts] == labels
+        assert sum(row["n_questions"] for row in parts) == whole["n_questions"] == 48
+        right = sum(row["value"] * row["n_questions"] for row in parts)
+        assert right == pytest.approx(whole["value"] * 48)
+    by_rule = {row["slice"]: row for row in answers.table([store], by="rule").rows if row["metric"] == "accuracy"}
+    mine = [r["hits"] == 2 for r in records if r["meta"]["rule"] == "sort"]
+    assert by_rule["rule sort"]["value"] == np.mean(mine)
+    assert by_rule["rule sort"]["n"] == 4
+
+
+def test_the_ends_of_a_context_are_in_a_fifth_too(tmp_path):
+    records = [answer(2, index=at, meta={"depth": depth}) for at, depth in enumerate((0.0, 0.2, 0.999, 1.0))]
+    rows = [r for r in answers.table([store_of(tmp_path, records)], by="depth").rows if r["metric"] == "accuracy"]
+    assert {r["slice"]: r["n_questions"] for r in rows[1:]} == {
+        "depth 0.0-0.2": 1,
+        "depth 0.2-0.4": 1,
+        "depth 0.8-1.0": 2,
+    }
+
+
+@pytest.mark.parametrize("first", ["answer", "hole"])
+def test_a_fact_that_is_not_told_is_an_error_that_names_those_that_are(first, tmp_path):
+    records = [answer(2, meta={"depth": 0.5, "distance": 7})]
+    if first == "hole":
+        records.insert(0, {"kind": "infeasible", "length": 10, "needed": 50})
+    store = store_of(tmp_path, records)
+    lengths = [10, 100] if first == "hole" else None
+    with pytest.raises(OptionError, match="no question tells its `dpeth`") as caught:
+        answers.check_slices([answers.table([store], lengths, by="dpeth")], "dpeth")
+    assert caught.value.hint == "--by depth|distance"
+    answers.check_slices([answers.table([store], lengths, by="depth")], "depth")
+    answers.check_slices([answers.table([store], lengths)], "")
+
+
+def test_where_nothing_was_asked_no_fact_is_missed(tmp_path):
+    table = answers.table([store_of(tmp_path, [{"kind": "infeasible", "length": 10, "needed": 50}])], by="depth")
+    assert table.rows[0]["status"] == "infeasible (needs 50)"
+    answers.check_slices([table], "depth")
+
+
+def test_seeds_of_a_training_make_one_line_that_is_their_mean(tmp_path):
+    rng = np.random.default_rng(0)
+    stores, hits = [], rng.integers(2, size=(2, 10, 3))
+    for seed in range(2):
+        records = [
+            answer(2 * int(hits[seed, index, question]), index=index, question=question)
+            for index in range(10)
+            for question in range(3)
+        ]
+        identity = {**IDENTITY, "model": f"x-{seed}", "fingerprint": f"f{seed}"}
+        stores.append(store_of(tmp_path, records, identity))
+    other = store_of(tmp_path, [answer(2)], {**IDENTITY, "model": "x-0", "encoding": "hope"})
+    groups = answers.by_seed([stores[0], other, stores[1]])
+    assert groups == [stores, [other]]
+    row = answers.table(stores).rows[0]
+    singles = [answers.table([store]).rows[0] for store in stores]
+    assert row["value"] == pytest.approx(np.mean([single["value"] for single in singles]))
+    assert (row["model"], row["n_seeds"], row["n"], row["n_questions"]) == ("x (2 seeds)", 2, 10, 30)
+    pooled = proportion(hits.sum(2), np.full((2, 10), 3))
+    assert (row["low"], row["high"]) == (pooled.low, pooled.high)
+    assert any("over 2 training seeds too" in note for note in answers.table(stores).notes)
+
+
+def test_pooled_seeds_share_their_contexts(tmp_path):
+    stores = [
+        store_of(tmp_path, [answer(2, index=index) for index in range(n)], {**IDENTITY, "model": f"x-{n}"})
+        for n in (3, 5)
+    ]
+    assert answers.table(stores).rows[0]["n"] == 3
+    missing = store_of(
+        tmp_path, [{"kind": "oom", "length": 100, "memory": {}, "message": ""}], {**IDENTITY, "model": "x-9"}
+    )
+    assert answers.table([stores[0], missing], (100,)).rows[0]["status"] == "oom"
+
+
+def test_fewer_contexts_are_the_first_of_more(tmp_path):
+    store = store_of(tmp_path, [answer(2 * (index < 2), index=index) for index in range(8)])
+    assert [answers.table([store], None, n).rows[0]["value"] for n in (2, 4, 8)] == [1.0, 0.5, 0.25]
+
+
+def test_a_length_that_a_run_has_not_is_an_error(tmp_path):
+    store = store_of(tmp_path, [answer(2)])
+    with pytest.raises(StoreError, match="has nothing at 200 tokens"):
+        answers.table([store], [100, 200])
+
+
+def test_rows_are_complete(tmp_path):
+    table = answers.table([controlled(tmp_path, 0.5, 0.2, 0.8)])
+    for row in table.rows:
+        assert row["status"] == "ok"
+        assert row["low"] <= row["value"] <= row["high"] or row["metric"] == "surprisal"
+        assert (row["task"], row["protocol"], row["length"], row["extrapolation"]) == (
+            "needle",
+            "needle@v1",
+            100,
+            100 / 64,
+        )
+        assert row["n"] == row["n_questions"] == 20
+        assert not math.isnan(row["value"])
+    assert table.notes[0] == "needle@v1: find it; 20 questions on 20 contexts a length"
+
+
+def test_a_summary_does_not_depend_on_the_order_of_contexts(tmp_path):
+    records = [answer(2 * (index % 3 == 0), index=index, question=q) for index in range(9) for q in range(2)]
+    shuffled = [records[at] for at in np.random.default_rng(0).permutation(len(records))]
+    first, second = (
+        answers.table([store_of(tmp_path / name, some)]) for name, some in (("a", records), ("b", shuffled))
+    )
+    assert first.rows == second.rows
+
+
+def test_a_run_of_perplexity_is_no_run_of_a_task(tmp_path):
+    store = store_of(tmp_path, [], {**IDENTITY, "task": "ppl"})
+    with pytest.raises(StoreError, match="is a run of `ppl`"):
+        answers.opened(store.path)
+
+
+def test_pooled_seeds_of_real_runs(tmp_path):
+    task = parse_task("passkey:distance=100")
+    told = prompts(task, (200,), 4)
+    stores = [
+        run(fake(module, f"x-{seed}"), task, (200,), tmp_path, 4)
+        for seed, module in enumerate((Oracle(told), Recency(told, 50)))
+    ]
+    (group,) = answers.by_seed(stores)
+    row = answers.table(group).rows[0]
+    assert (row["value"], row["model"]) == (0.5, "x (2 seeds)")
