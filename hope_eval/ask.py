@@ -84,6 +84,16 @@ class _Part:
     length: int
     n: int
 
+    @property
+    def nominal(self) -> int:
+        """The length that records go under; that of a ceiling is none, it serves all."""
+        return 0 if self.control == "ceiling" else self.length
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of a prompt, as progress counts them; short ones are not counted."""
+        return 0 if self.control in _SHORT_CONTROLS else self.length
+
     def prompt(self, vocabulary: Vocabulary, seed: int, index: int) -> Prompt:
         rng = generator("test", str(self.task), seed, index)
         return self.task.prompt(vocabulary, self.length, rng)
@@ -209,18 +219,18 @@ def _ask_all(
     }
     whole = {key for key, n in n_asked.items() if n_held[key] == n}
     batches = [(part, indices) for part in parts for indices in _batches(model, part)]
-    total = sum(part.length * len(indices) for part, indices in batches if part.control not in _SHORT_CONTROLS)
+    total = sum(part.n_tokens * len(indices) for part, indices in batches)
     done, limit = 0, math.inf
     fresh_batches = []
     for part, indices in batches:
-        if all((_nominal(part), part.control, index) in whole for index in indices):
-            done += part.length * len(indices) * (part.control not in _SHORT_CONTROLS)
+        if all((part.nominal, part.control, index) in whole for index in indices):
+            done += part.n_tokens * len(indices)
         else:
             fresh_batches.append((part, indices))
     count(done, total, 0)
     stops = {*vocabulary.encode("\n"), *vocabulary.start, *model.end_tokens()}
     for part, indices in fresh_batches:
-        if part.length >= limit and part.control not in _SHORT_CONTROLS:
+        if part.n_tokens >= limit:
             continue
         prompts = [part.prompt(vocabulary, seed, index) for index in indices]
         try:
@@ -231,19 +241,13 @@ def _ask_all(
             continue
         for index, records in zip(indices, found, strict=True):
             for number, record in enumerate(records):
-                key = (_nominal(part), part.control, index, number)
+                key = (part.nominal, part.control, index, number)
                 if key not in held:
                     names = ("length", "control", "index", "question")
                     named = dict(zip(names, key, strict=True))
                     store.append({"kind": "answer", **named, "n_questions": len(records), **record})
-        size = part.length * len(indices) * (part.control not in _SHORT_CONTROLS)
-        done += size
+        done += part.n_tokens * len(indices)
         count(done, total, sum(len(prompt.context) for prompt in prompts))
-
-
-def _nominal(part: _Part) -> int:
-    """Return the length that a record goes under; that of a ceiling is none, it serves all."""
-    return 0 if part.control == "ceiling" else part.length
 
 
 def _batches(model: LanguageModel, part: _Part) -> Iterator[range]:

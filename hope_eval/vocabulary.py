@@ -186,6 +186,10 @@ class Vocabulary:
             return [*self.encode("\n"), *self.encode(question), *self.end, *self.encode(lead)]
         return [*self.encode("\n"), *self.encode(f" {lead}")]
 
+    def digits(self, number: Sequence[int] | np.ndarray) -> list[int]:
+        """Return the ids of a number's digits, a space before each."""
+        return [token for digit in number for token in self.encode(f" {int(digit)}")]
+
     def text(self, ids: Ids) -> str:
         """Return ids as text."""
         return str(self.tokenizer.decode([int(token) for token in ids]))

@@ -40,8 +40,8 @@ class Passkey(Task):
         key = rng.integers(10, size=self.digits)
         question = Question(
             vocabulary.asked("Repeat the sentence of the text that tells the pass key.", "The pass key is"),
-            _digits(vocabulary, key),
-            choices=(_digits(vocabulary, (key + 5) % 10),),
+            vocabulary.digits(key),
+            choices=(vocabulary.digits((key + 5) % 10),),
         )
         sentence = [*vocabulary.encode(" The pass key is"), *question.target, *vocabulary.encode(".")]
         room = self.room(vocabulary, length, [question], joined, max(len(sentence), self.distance))
@@ -57,10 +57,6 @@ class Passkey(Task):
             sentence = _filled(vocabulary, len(sentence), rng)
         context = np.concatenate([vocabulary.start, before, sentence, after]).astype(np.int64)
         return Prompt(context, (replace(question, meta=meta),))
-
-
-def _digits(vocabulary: Vocabulary, key: np.ndarray) -> list[int]:
-    return [token for digit in key.tolist() for token in vocabulary.encode(f" {digit}")]
 
 
 def _sentences(vocabulary: Vocabulary, room: int, rng: np.random.Generator) -> list[int]:

@@ -53,9 +53,9 @@ class RecencyDecoy(Task):
         ]
         question = Question(
             vocabulary.asked("Repeat the sentence of the text that tells the pass key.", "The pass key is"),
-            _digits(vocabulary, right),
+            vocabulary.digits(right),
             {},
-            (_digits(vocabulary, old),),
+            (vocabulary.digits(old),),
         )
         size = sum(map(len, needles))
         room = self.room(vocabulary, length, [question], joined, size)
@@ -72,7 +72,3 @@ class RecencyDecoy(Task):
         }
         context = np.concatenate([vocabulary.start, ids]).astype(np.int64)
         return Prompt(context, (Question(question.query, question.target, meta, question.choices),))
-
-
-def _digits(vocabulary: Vocabulary, number: np.ndarray) -> list[int]:
-    return [token for digit in number.tolist() for token in vocabulary.encode(f" {digit}")]

@@ -12,13 +12,12 @@ import click
 from hope_eval.cli.progress import progress
 from hope_eval.errors import OptionError
 from hope_eval.lengths import Lengths, parse_length, parse_lengths, resolved
+from hope_eval.results.tables import FORMATS
 
 if TYPE_CHECKING:
     from hope_eval.results.tables import RunTable
     from hope_eval.suites import Entry
     from hope_eval.task import Task
-
-FORMATS = ("table", "csv", "json", "markdown", "latex")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
