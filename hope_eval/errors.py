@@ -2,6 +2,7 @@
 
     HopeEvalError
     ├── CheckpointError       a checkpoint that is not there, not whole, or not one
+    ├── ComparisonError       runs that do not belong into one table
     ├── ContextTooShortError  a length that a task cannot be put into
     ├── CorpusError           a text that cannot be read, or is too short
     ├── EncodingError         an encoding that is unknown, or does not fit the model
@@ -38,6 +39,10 @@ class HopeEvalError(Exception):
 
 class CheckpointError(HopeEvalError):
     """A checkpoint that is not there, not whole, or not one."""
+
+
+class ComparisonError(HopeEvalError):
+    """Runs that do not belong into one table."""
 
 
 class ContextTooShortError(HopeEvalError):

@@ -150,6 +150,7 @@ def perplexity(
         "prefix": None if token is None else model.token_text(token),
         "train_length_source": model.train_length_source,
         "head_reason": model.head_reason,
+        "tokenizer": model.tokenizer_fingerprint(),
         **origin(model.device, command),
     }
     with RunStore.writing(root, identity, provenance) as store, session(model, store, command, report) as count:

@@ -20,7 +20,7 @@ from hope_eval.model import checkpoint
 from hope_eval.model.scoring import LanguageModel, PrefixPolicy
 from hope_eval.protocols import Protocol
 from hope_eval.results.store import RunStore
-from hope_eval.results.tables import RunTable
+from hope_eval.results.tables import RunTable, by_seed
 from hope_eval.samples import material_for
 from hope_eval.suites import Entry
 from hope_eval.task import Task
@@ -145,7 +145,7 @@ def _tables(results: Sequence[tuple[Any, tuple[int, ...], int]], options: Option
     is_ppl = not isinstance(runs[0], RunStore)
     groups: list[list[Any]] = [[run] for run in runs]
     if options.pool_seeds:
-        groups = perplexity.by_seed(runs) if is_ppl else answers.by_seed(runs)
+        groups = by_seed(runs)
     for group in groups:
         lengths, n = known[id(group[0])]
         yield perplexity.table(group, n_documents=n) if is_ppl else answers.table(group, lengths, n, options.by)

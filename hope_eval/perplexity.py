@@ -1,8 +1,7 @@
 """Perplexity tables from stored tokens: of the protocol a run was made with, or of any other that it can fill."""
 
-import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,12 @@ from hope_eval.errors import StoreError
 from hope_eval.lengths import short_length
 from hope_eval.protocols import Cell, Protocol, protocol_named
 from hope_eval.results.store import RunStore
-from hope_eval.results.summary import Interval, ratio
+from hope_eval.results.summary import Clusters, Interval
 from hope_eval.results.tables import Row, RunTable, without_seed
 from hope_eval.token_store import TokenStore
 
 # Raise it when the same command would give other numbers.
 VERSION = 1
-
-# With fewer documents than this, a bootstrap interval is too narrow.
-_FEW = 10
 
 
 def table(
@@ -29,10 +25,12 @@ def table(
     protocol: Protocol | None = None,
     lengths: Sequence[int] | None = None,
     n_documents: int | None = None,
+    missing: bool = False,
 ) -> RunTable:
     """Return the table of a run; by default of its own protocol, at its own lengths, over all of its documents.
 
-    stores: of one run, or of one for each training seed of a model: then of their mean.
+    stores:  of one run, or of one for each training seed of a model: then of their mean.
+    missing: what an interrupted run lacks is a hole, `missing`, rather than an error.
 
     Raises StoreError if a run does not hold the tokens that the protocol reads, or other documents than the first.
     """
@@ -46,21 +44,12 @@ def table(
                 f"{tokens.store.id} and {other.store.id} read different documents", "run both with the same --samples"
             )
     name = identity["model"] if len(stores) == 1 else f"{without_seed(identity['model'])} ({len(stores)} seeds)"
-    rows = _rows(stores, name, protocol, lengths or identity["lengths"], documents)
+    rows = _rows(stores, name, protocol, lengths or identity["lengths"], documents, missing)
     notes = _notes(tokens, protocol, len(documents), len(stores))
     runs = ", ".join(one.store.id for one in stores)
-    return RunTable(rows, notes, f"{name} {identity['encoding']}", _about(tokens), runs)
-
-
-def by_seed(stores: Sequence[TokenStore]) -> list[list[TokenStore]]:
-    """Return the runs in groups that differ in nothing but the seed that ends their model's name: hope-0, hope-1…"""
-    groups: dict[str, list[TokenStore]] = {}
-    for tokens in stores:
-        identity = dict(tokens.store.header["identity"])
-        identity.pop("fingerprint")
-        identity["model"] = without_seed(identity["model"])
-        groups.setdefault(json.dumps(identity, sort_keys=True), []).append(tokens)
-    return list(groups.values())
+    return RunTable(
+        rows, notes, f"{name} {identity['encoding']}", _about(tokens), runs, stores=tuple(one.store for one in stores)
+    )
 
 
 def opened(path: Path) -> TokenStore:
@@ -96,12 +85,17 @@ def derived(
 
 
 def _rows(
-    stores: Sequence[TokenStore], name: str, protocol: Protocol, lengths: Sequence[int], documents: list[str]
+    stores: Sequence[TokenStore],
+    name: str,
+    protocol: Protocol,
+    lengths: Sequence[int],
+    documents: list[str],
+    missing: bool,
 ) -> list[Row]:
     """Return one row per cell and metric.
 
     A cell that could not be read has the status `oom`, one with a NaN in it `nan`, one past the end of a learned
-    position table `-`, and no value.
+    position table `-`, one that an interrupted run lacks `missing`, and no value.
     """
     header = stores[0].store.header
     identity, provenance = header["identity"], header["provenance"]
@@ -126,25 +120,29 @@ def _rows(
             "run": " ".join(tokens.store.id for tokens in stores),
         }
         end = identity.get("max_length")
-        filled = "-" if end is not None and cell.length > end else _fill_all(stores, cell, documents)
+        try:
+            filled = "-" if end is not None and cell.length > end else _fill_all(stores, cell, documents)
+        except StoreError:
+            if not missing:
+                raise
+            filled = "missing"
         if isinstance(filled, str):
             result += [{**base, "metric": m, **_hole(filled)} for m in ("perplexity", "nll", "bits_per_byte")]
             continue
         base["n_tokens"] = int(filled.n_tokens.sum())
-        nll = ratio(filled.nll, filled.weight)
-        result.append({**base, "metric": "perplexity", **_exp(nll), "status": "ok"})
-        result.append({**base, "metric": "nll", **asdict(nll), "status": "ok"})
+        nll = _clusters(filled.nll, filled.weight, documents)
+        result.append(_row(base, "perplexity", nll, _exp))
+        result.append(_row(base, "nll", nll))
         if filled.bits is not None:
-            bits = ratio(filled.bits, filled.byte_weight)
-            result.append({**base, "metric": "bits_per_byte", **asdict(bits), "status": "ok"})
+            result.append(_row(base, "bits_per_byte", _clusters(filled.bits, filled.byte_weight, documents)))
         if protocol.name == "rolling" and filled.whole:
             for metric, count in (("word_perplexity", "n_words"), ("byte_perplexity", "n_bytes")):
                 counts = np.array([stores[0].documents[document][count] for document in documents], float)
-                result.append({**base, "metric": metric, **_exp(ratio(filled.nll, counts)), "status": "ok"})
+                result.append(_row(base, metric, _clusters(filled.nll, counts, documents), _exp))
         if protocol.name == "paired":
             reference = filled.nll if reference is None else reference
-            gain = ratio(reference - filled.nll, filled.weight)
-            result.append({**base, "metric": "context_gain", **asdict(gain), "status": "ok"})
+            gain = _clusters(reference - filled.nll, filled.weight, documents)
+            result.append(_row(base, "context_gain", gain))
     return result
 
 
@@ -161,9 +159,8 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: in
     if n_documents == 1:
         lines.append("one document: no interval")
     else:
-        few = f"; fewer than {_FEW} documents make it too narrow" if n_documents < _FEW else ""
         drawn = "documents" if n_seeds == 1 else f"documents and {n_seeds} training seeds"
-        lines.append(f"[low, high]: 95 % interval, bootstrap over {drawn}{few}")
+        lines.append(f"[low, high]: 95 % interval, bootstrap over {drawn}")
     end = identity.get("max_length")
     if end is not None and any(cell.length > end for cell in protocol.cells(identity["lengths"])):
         lines.append(
@@ -192,6 +189,15 @@ def _about(tokens: TokenStore) -> str:
 def _hole(status: str) -> Row:
     nan = float("nan")
     return {"value": nan, "low": nan, "high": nan, "status": status}
+
+
+def _row(base: Row, metric: str, clusters: Clusters, scale: Callable[[Interval], Row] = asdict) -> Row:
+    return {**base, "metric": metric, **scale(clusters.interval()), "status": "ok", "clusters": clusters}
+
+
+def _clusters(numerators: np.ndarray, denominators: np.ndarray, documents: list[str]) -> Clusters:
+    numerators, denominators = np.broadcast_arrays(np.atleast_2d(numerators), denominators)
+    return Clusters(numerators, denominators, tuple(documents))
 
 
 def _exp(interval: Interval) -> Row:

@@ -7,6 +7,7 @@ tokens), it is filled without a model; `measure` asks the same question to know 
 import re
 from collections import defaultdict
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -55,10 +56,17 @@ class TokenStore:
         self.nested_safe: bool = store.header["identity"]["nested_safe"]
         self.documents: dict[str, Record] = {}
         self.out_of_memory: list[Record] = []
+        # Every cell of a table asks for them.
+        self._bytes: dict[str, np.ndarray | None] = {}
         # By document, start and prefix: all that `covers` can be true of.
         self._windows: dict[tuple[str, int, bool], list[tuple[Window, Record]]] = defaultdict(list)
         for record in store.records:
             self._index(record)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """Identity and provenance of the run."""
+        return self.store.header
 
     def _index(self, record: Record) -> None:
         if record["kind"] == "document":
@@ -109,8 +117,10 @@ class TokenStore:
 
     def bytes(self, document: str) -> np.ndarray | None:
         """Return the bytes of each token of a document."""
-        record = self.documents[document]
-        return self.store.array(record, "bytes") if "arrays" in record else None
+        if document not in self._bytes:
+            record = self.documents[document]
+            self._bytes[document] = self.store.array(record, "bytes") if "arrays" in record else None
+        return self._bytes[document]
 
     def sample(self, n_documents: int | None) -> list[str]:
         """Return the first n documents of the sample."""

@@ -14,8 +14,9 @@ from hope_eval.corpora import Corpus, Document, load_corpus
 from hope_eval.errors import CorpusError, LengthError, OptionError, StoreError
 from hope_eval.evaluate import choose, perplexity
 from hope_eval.model.scoring import LanguageModel
-from hope_eval.perplexity import by_seed, derived, opened, table
+from hope_eval.perplexity import derived, opened, table
 from hope_eval.protocols import PROTOCOLS, Window, merge, protocol_named
+from hope_eval.results.tables import by_seed, clean
 
 TEXTS = [story(8, 100 * number) for number in range(3)]
 CORPUS = Corpus("stories", tuple(Document(f"d{i}", text) for i, text in enumerate(TEXTS)), "f" * 16)
@@ -402,7 +403,7 @@ def test_merged_windows_cover_all_windows(values, nested_safe):
 def test_rows_are_json(tmp_path):
     rows, _ = measured(protocol_named("prefix"), [32], tmp_path)
     for row in rows.values():
-        json.dumps(row)
+        json.dumps(clean([row]))
         assert row["low"] <= row["value"] <= row["high"]
         assert row["protocol"] == "ppl@prefix:L=32"
         assert row["extrapolation"] == 0.5

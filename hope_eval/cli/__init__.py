@@ -6,9 +6,13 @@ import click
 
 import hope_eval
 from hope_eval.cli.answers import copy, fewshot, retrieve
+from hope_eval.cli.compare import compare
 from hope_eval.cli.encodings import encodings
+from hope_eval.cli.plot import plot
 from hope_eval.cli.ppl import ppl
+from hope_eval.cli.report import report
 from hope_eval.cli.run import run
+from hope_eval.cli.runs import runs
 from hope_eval.cli.tasks import tasks
 from hope_eval.cli.train import train
 from hope_eval.cli.zoo import zoo
@@ -40,5 +44,5 @@ def main() -> None:
     """
 
 
-for command in (run, ppl, copy, retrieve, fewshot, tasks, zoo, encodings, train):
+for command in (run, ppl, copy, retrieve, fewshot, compare, plot, report, runs, tasks, zoo, encodings, train):
     main.add_command(command)

@@ -61,6 +61,7 @@ def _command(family: str) -> click.Command:
     ) -> None:
         from hope_eval import answers
         from hope_eval.errors import OptionError, TaskError
+        from hope_eval.results.tables import by_seed
         from hope_eval.suites import PPL, Entry, parse_measure
         from hope_eval.task import Task
 
@@ -68,7 +69,7 @@ def _command(family: str) -> click.Command:
             raise OptionError("--from reads runs that are there, and takes no --model or --encoding", "leave one out")
         if runs:
             stores = [answers.opened(run) for run in runs]
-            groups = answers.by_seed(stores) if rest["pool_seeds"] else [[store] for store in stores]
+            groups = by_seed(stores) if rest["pool_seeds"] else [[store] for store in stores]
             tables = [
                 answers.table(group, options.in_tokens(lengths, group[0].header), samples, by) for group in groups
             ]

@@ -15,9 +15,13 @@ from hope_eval.lengths import Lengths, parse_length, parse_lengths, resolved
 from hope_eval.results.tables import FORMATS
 
 if TYPE_CHECKING:
+    from hope_eval.comparison import Comparison
     from hope_eval.results.tables import RunTable
     from hope_eval.suites import Entry
     from hope_eval.task import Task
+
+# Where runs are kept.
+RUNS = Path("results/runs")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -103,7 +107,7 @@ evaluation = _stack(
     click.option(
         "--out",
         type=click.Path(file_okay=False, path_type=Path),
-        default=Path("results/runs"),
+        default=RUNS,
         show_default=True,
         help="Where runs are kept; the same command again goes on with its run.",
     ),
@@ -163,6 +167,56 @@ asking = _stack(
 )
 
 
+# Which runs are put side by side, and how.
+runs = _stack(
+    click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]..."),
+    click.option(
+        "--by",
+        type=click.Choice(["model", "encoding", "task"]),
+        default="model",
+        show_default=True,
+        help="What a line is: a model; an encoding, over its training seeds; a task, in a table for each model.",
+    ),
+    click.option(
+        "--baseline",
+        metavar="LINE",
+        help="What the others are compared with: a line, or its model or encoding.  [default: rope, else the first]",
+    ),
+    click.option(
+        "--columns",
+        type=click.Choice(["tokens", "multiples"]),
+        default="tokens",
+        show_default=True,
+        help="Lengths in tokens, or in training lengths.",
+    ),
+    click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only this task, or ppl. Repeatable."),
+    click.option("--force", is_flag=True, help="Put into one column what was measured under different conditions."),
+)
+
+
+def compared(
+    runs: tuple[Path, ...],
+    by: str,
+    baseline: str | None,
+    columns: str,
+    tasks: tuple[str, ...],
+    force: bool,
+    by_fact: str = "",
+) -> "Comparison":
+    """Return the comparison that the options of `runs` ask for; what is not whole is told on standard error.
+
+    by_fact: a fact of the questions that tasks are broken down by too, where they have it.
+    """
+    from hope_eval import comparison
+
+    def warn(text: str) -> None:
+        click.echo(text, err=True)
+
+    stores = comparison.opened(runs or (RUNS,), warn)
+    tables = comparison.tables_of(stores, by == "encoding", by_fact, warn)
+    return comparison.compare(tables, by=by, baseline=baseline, columns=columns, tasks=tasks, force=force)
+
+
 def tokens_only(lengths: Lengths) -> tuple[int, ...]:
     """Return lengths in tokens as they are. Raises OptionError for those in training lengths."""
     if not all(isinstance(length, int) for length in lengths):
@@ -216,6 +270,11 @@ def show(tables: Sequence["RunTable"], form: str) -> None:
 
     rows = [row for table in tables for row in table.rows]
     render(rows, form, joint_notes(tables))
+    fail_on_nan(rows)
+
+
+def fail_on_nan(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Exit with 1 if a number is none, and say which."""
     broken = [f"{row['model']} {row['encoding']} at {row['length']}" for row in rows if row["status"] == "nan"]
     if broken:
         click.echo(f"Error: NaN in the scores of {', '.join(dict.fromkeys(broken))}", err=True)

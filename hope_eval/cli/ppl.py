@@ -52,6 +52,7 @@ def ppl(
     Every number carries its protocol, and a 95 % interval from a bootstrap over documents.
     """
     from hope_eval import perplexity
+    from hope_eval.results.tables import by_seed
     from hope_eval.suites import Entry
 
     parameters = {"stride": stride, "k": k, "weighting": weighting, "tokens": tokens}
@@ -62,7 +63,7 @@ def ppl(
     if rest["models"] or rest["encodings"]:
         raise OptionError("--from reads runs that are there, and takes no --model or --encoding", "leave one out")
     stores = [perplexity.opened(run) for run in runs]
-    groups = perplexity.by_seed(stores) if rest["pool_seeds"] else [[one] for one in stores]
+    groups = by_seed(stores) if rest["pool_seeds"] else [[one] for one in stores]
     tables = [
         perplexity.derived(
             group,

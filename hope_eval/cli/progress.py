@@ -16,8 +16,12 @@ _EVERY = 10.0
 
 
 class _Speed(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
     def render(self, task: Task) -> Text:
-        return Text(f"{task.speed:,.0f} tokens/s" if task.speed else "", style="dim")
+        return Text(f"{task.speed:,.0f} {self.unit}/s" if task.speed else "", style="dim")
 
 
 @contextlib.contextmanager
@@ -28,7 +32,7 @@ def progress(title: str, unit: str = "tokens") -> Iterator[Report]:
         yield lambda done, total: None
         return
     console = Console(stderr=True, highlight=False)
-    shown = _bar(console, title) if console.is_terminal else _lines(console, title, unit)
+    shown = _bar(console, title, unit) if console.is_terminal else _lines(console, title, unit)
     with shown as advance:
         begun = False
 
@@ -43,12 +47,12 @@ def progress(title: str, unit: str = "tokens") -> Iterator[Report]:
 
 
 @contextlib.contextmanager
-def _bar(console: Console, title: str) -> Iterator[Report]:
+def _bar(console: Console, title: str, unit: str) -> Iterator[Report]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
-        _Speed(),
+        _Speed(unit),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bars:

@@ -30,10 +30,22 @@ def run(
     hope-eval run --suite standard --model ckpt
     hope-eval run --suite my.toml --model ckpt --encoding native --encoding hope --format csv
 
-    --lengths and --samples replace those of the suite.
+    --lengths and --samples replace those of the suite. What is printed is what `hope-eval compare` makes of the runs.
     """
+    from hope_eval import comparison
+    from hope_eval.results import compared
+    from hope_eval.results.tables import plain_console
     from hope_eval.suites import suite_named
 
     chosen = suite_named(suite)
     click.echo(f"{chosen.name}: {chosen.about}".removesuffix(": "), err=True)
-    options.show(options.measured(chosen.with_changes(lengths, samples).entries, out, **rest), form)
+    tables = options.measured(chosen.with_changes(lengths, samples).entries, out, **rest)
+    if form in ("csv", "json"):
+        options.show(tables, form)
+        return
+    found = comparison.compare(tables)
+    blocks = compared.blocks(found, ("scores", "differences", "reach"))
+    compared.draw_all(blocks, found.notes, form, plain_console())
+    if form == "table":
+        click.echo(f"\nall of it: {out}\nhope-eval compare {out}\nhope-eval report {out} --out report.html", err=True)
+    options.fail_on_nan([row for table in tables for row in table.rows])

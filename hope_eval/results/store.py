@@ -9,6 +9,9 @@
 A record is written after its arrays, and counts once its line has ended; what a kill leaves behind a last full line
 is cut off by the next writer. The folder is named by a hash of the identity: the same command finds the same run and
 goes on with it, and a changed checkpoint, encoding, protocol, dtype… finds another.
+
+Opening a run for reading reads its header. Records are read when they are asked for: as they are, or, where there are
+millions, as columns.
 """
 
 import contextlib
@@ -18,33 +21,46 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import filelock
 import numpy as np
 
 from hope_eval.errors import StoreError
+from hope_eval.results.columns import Column, damaged, n_lines, parsed, read_columns, remedy
+
+if TYPE_CHECKING:
+    import pandas
 
 FORMAT = 1
 
+# What to do about what a later version has written.
+NEWER = "pip install --upgrade hope-eval"
+
+# All that the folder of a run holds.
+FILES = ("records.jsonl", "arrays.bin", "sessions.jsonl", "run.part", "run.json", "run.lock")
+
 Record = dict[str, Any]
+
+# How much of a file is searched at once for where its last line ends.
+_TAIL = 1 << 16
 
 
 class RunStore:
     """One run: its header, its records, and a way to append to them.
 
-    header:  `identity` and `provenance`.
-    records: all records that are whole, in the order they were written.
-    cut:     bytes of a half-written record that were dropped on opening.
+    header: `identity` and `provenance`.
+    cut:    bytes of a half-written record at the end that are passed over; of records whose arrays were lost as well,
+            once `records` are read.
     """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
         self.path = path
         self.header = header
-        self.records: list[Record] = []
-        self.cut = 0
+        self._records: list[Record] | None = None
+        self._end, self.cut = _whole_lines(self._file)
         self._lines: BinaryIO | None = None
         self._arrays: BinaryIO | None = None
 
@@ -58,23 +74,16 @@ class RunStore:
         """
         path = root / run_id(identity)
         header = {"format": FORMAT, "identity": dict(identity), "provenance": dict(provenance)}
-        with _explained(path):
+        with explained(path):
             path.mkdir(parents=True, exist_ok=True)
-            lock = filelock.FileLock(path / "run.lock")
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout:
-                raise StoreError(
-                    f"another process is writing the run {path}", "wait for it, or give another --out"
-                ) from None
-        try:
+        with locked(path):
             if not (path / "run.json").exists():
-                with _explained(path):
+                with explained(path):
                     _write_whole(path / "run.json", header)
             store = cls(path, _read_header(path))
-            with _explained(path):
-                store._read(repair=True)
-                store._lines = (path / "records.jsonl").open("ab")
+            with explained(path):
+                store._repair()
+                store._lines = store._file.open("ab")
                 store._arrays = (path / "arrays.bin").open("ab")
             try:
                 yield store
@@ -84,25 +93,70 @@ class RunStore:
                     store._lines.close()
                 with contextlib.suppress(OSError):
                     store._arrays.close()
-        finally:
-            lock.release()
 
     @classmethod
     def reading(cls, path: Path) -> "RunStore":
-        """Open a run for reading; a half-written last record is passed over.
+        """Open a run for reading: its header only, records are read when they are asked for.
 
         Raises StoreError if there is no run, or one of a newer version of this program.
         """
-        if not (path / "run.json").is_file():
+        if not is_run(path):
             raise StoreError(f"no run at `{path}`", "give the folder of a run, such as results/runs/ppl-…")
-        store = cls(path, _read_header(path))
-        store._read(repair=False)
-        return store
+        return cls(path, _read_header(path))
 
     @property
     def id(self) -> str:
         """The name of its folder."""
         return self.path.name
+
+    @property
+    def records(self) -> list[Record]:
+        """All records that are whole, in the order they were written.
+
+        Raises StoreError for a line that is damaged.
+        """
+        if self._records is None:
+            self._load()
+        assert self._records is not None
+        return self._records
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no record is whole."""
+        return not self._end
+
+    @property
+    def n_records(self) -> int:
+        """How many records are whole, counted without reading them."""
+        return n_lines(self._file, self._end)
+
+    def columns(
+        self,
+        kind: str,
+        columns: Sequence[Column],
+        report: Callable[[int, int], None] = lambda done, total: None,
+    ) -> tuple["pandas.DataFrame", list[Record]]:
+        """Return the records of one kind as a frame, and all others as they are; millions take seconds.
+
+        report: called as the work goes on, with bytes read so far, and in all.
+
+        Raises StoreError for a line that is damaged.
+        """
+        return read_columns(self._file, self._end, kind, columns, report)
+
+    def holding(self, text: str) -> Iterator[Record]:
+        """Yield the records whose line has this text in it; others are not parsed."""
+        wanted = text.encode()
+        for number, line in enumerate(self._whole(), 1):
+            if wanted in line:
+                try:
+                    yield parsed(line)
+                except ValueError as error:
+                    raise damaged(self._file, number, error) from error
+
+    @property
+    def _file(self) -> Path:
+        return self.path / "records.jsonl"
 
     def append(self, record: Record, **arrays: np.ndarray) -> None:
         """Add a record with its arrays; it is with the operating system when this returns.
@@ -112,7 +166,7 @@ class RunStore:
         assert self._lines is not None, "opened for reading"
         assert self._arrays is not None
         places = {}
-        with _explained(self.path):
+        with explained(self.path):
             for name, array in arrays.items():
                 data = np.ascontiguousarray(array).tobytes()
                 offset = self._arrays.seek(0, os.SEEK_END)
@@ -125,8 +179,10 @@ class RunStore:
                 }
             self._arrays.flush()
             whole = {**record, "arrays": places} if places else record
-            self._lines.write(json.dumps(whole, ensure_ascii=False).encode() + b"\n")
+            line = json.dumps(whole, ensure_ascii=False).encode() + b"\n"
+            self._lines.write(line)
             self._lines.flush()
+        self._end += len(line)
         self.records.append(whole)
 
     def array(self, record: Record, name: str) -> np.ndarray:
@@ -137,41 +193,87 @@ class RunStore:
             stream.seek(place["offset"])
             data = stream.read(place["count"] * dtype.itemsize)
         if zlib.crc32(data) != place["crc"]:
-            raise StoreError(
-                f"{self.path / 'arrays.bin'} is damaged at byte {place['offset']}", "delete the run and repeat it"
-            )
+            raise StoreError(f"{self.path / 'arrays.bin'} is damaged at byte {place['offset']}", remedy(self.path))
         return np.frombuffer(data, dtype)
 
     def log_session(self, session: Mapping[str, Any]) -> None:
         """Note when and with what the run was worked on; never part of the records, which repeat exactly."""
-        with _explained(self.path), (self.path / "sessions.jsonl").open("ab") as stream:
+        with explained(self.path), (self.path / "sessions.jsonl").open("ab") as stream:
             stream.write(json.dumps(dict(session)).encode() + b"\n")
 
-    def _read(self, repair: bool) -> None:
-        lines, arrays = self.path / "records.jsonl", self.path / "arrays.bin"
-        data = lines.read_bytes() if lines.exists() else b""
+    def _load(self) -> int:
+        """Read all records, and return how many bytes of arrays they use."""
+        arrays = self.path / "arrays.bin"
         n_arrays = arrays.stat().st_size if arrays.exists() else 0
-        kept = data[: data.rfind(b"\n") + 1]
+        records: list[Record] = []
         used = end = 0
-        for number, line in enumerate(kept.splitlines(keepends=True), 1):
+        for number, line in enumerate(self._whole(), 1):
             try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise StoreError(
-                    f"{lines}, line {number}, is damaged: {error}", "delete the run and repeat it"
-                ) from error
-            places = record.get("arrays", {}).values()
-            reach = max((p["offset"] + p["count"] * np.dtype(p["dtype"]).itemsize for p in places), default=used)
+                record = parsed(line)
+                reach = max(map(_place_end, record.get("arrays", {}).values()), default=used)
+            except (AttributeError, KeyError, TypeError, ValueError) as error:
+                raise damaged(self._file, number, error) from error
             if reach > n_arrays:
                 # Power was lost before the arrays reached the disk; this record and those after it are gone.
                 break
-            self.records.append(record)
+            records.append(record)
             used, end = max(used, reach), end + len(line)
-        self.cut = len(data) - end
-        if repair:
-            for path, size in ((lines, end), (arrays, used)):
-                if path.exists() and path.stat().st_size > size:
-                    os.truncate(path, size)
+        self._records = records
+        self.cut, self._end = self.cut + self._end - end, end
+        return used
+
+    def _whole(self) -> Iterator[bytes]:
+        """Yield the lines that are whole."""
+        at = 0
+        if self._end:
+            with self._file.open("rb") as stream:
+                for line in stream:
+                    at += len(line)
+                    if at > self._end:
+                        return
+                    yield line
+
+    def _repair(self) -> None:
+        """Cut off what a kill has left behind the last whole record."""
+        used = self._load()
+        for path, size in ((self._file, self._end), (self.path / "arrays.bin", used)):
+            if path.exists() and path.stat().st_size > size:
+                os.truncate(path, size)
+
+
+def place_size(place: Mapping[str, Any]) -> int:
+    """Return how many bytes of `arrays.bin` an array takes."""
+    size: int = place["count"] * np.dtype(place["dtype"]).itemsize
+    return size
+
+
+def _place_end(place: Mapping[str, Any]) -> int:
+    """Return where an array ends."""
+    end: int = place["offset"] + place_size(place)
+    return end
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder holds a run, be it a damaged one. Raises StoreError if that cannot be seen."""
+    with explained(path, "read"):
+        return (path / "run.json").is_file()
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Keep other processes from writing a run. Raises StoreError if one does already."""
+    with explained(path):
+        lock = filelock.FileLock(path / "run.lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise StoreError(
+                f"another process is writing the run {path}", "wait for it, or give another --out"
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def run_id(identity: Mapping[str, Any]) -> str:
@@ -183,16 +285,36 @@ def run_id(identity: Mapping[str, Any]) -> str:
 
 
 def _read_header(path: Path) -> dict[str, Any]:
+    file = path / "run.json"
     try:
-        header: dict[str, Any] = json.loads((path / "run.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {path / 'run.json'}: {error}", "delete the run and repeat it") from error
-    if header.get("format", 0) > FORMAT:
-        raise StoreError(
-            f"{path} was written by a newer hope-eval (format {header['format']}, this one reads {FORMAT})",
-            "pip install --upgrade hope-eval",
-        )
-    return header
+        with explained(file, "read"):
+            header = json.loads(file.read_bytes())
+        if not all(isinstance(header["identity"][key], str) for key in ("task", "model", "encoding")):
+            raise ValueError("its identity has no names")
+        if not isinstance(header["provenance"], dict):
+            raise ValueError("it has no provenance")
+        format_ = int(header.get("format", 0))
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(f"{file} is damaged: {error}", remedy(path)) from error
+    if format_ > FORMAT:
+        raise StoreError(f"{path} has the format {format_} of a newer hope-eval, this one reads {FORMAT}", NEWER)
+    return header  # type: ignore[no-any-return]
+
+
+def _whole_lines(file: Path) -> tuple[int, int]:
+    """Return how many bytes of a file are whole lines, and how many follow them."""
+    with explained(file, "read"):
+        size = at = file.stat().st_size if file.exists() else 0
+        if size:
+            with file.open("rb") as stream:
+                while at:
+                    start = max(0, at - _TAIL)
+                    stream.seek(start)
+                    found = stream.read(at - start).rfind(b"\n")
+                    if found >= 0:
+                        return start + found + 1, size - start - found - 1
+                    at = start
+        return 0, size
 
 
 def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
@@ -203,7 +325,7 @@ def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path, verb: str = "write") -> Iterator[None]:
     """Turn what the operating system objects to into an error that says what to do."""
     try:
         yield
@@ -213,4 +335,6 @@ def _explained(path: Path) -> Iterator[None]:
                 f"no space left to write {path}; what is done so far is kept",
                 "free some space, or give another --out, and run the same command again",
             ) from error
-        raise StoreError(f"cannot write {path}: {error.strerror}", "give a folder you may write to: --out") from error
+        raise StoreError(
+            f"cannot {verb} {path}: {error.strerror}", f"give a folder you may {verb}" + ": --out" * (verb == "write")
+        ) from error

@@ -11,9 +11,10 @@ give all rows as they are; table, markdown and latex put lengths side by side, o
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -22,6 +23,9 @@ from rich.table import Table
 from rich.text import Text
 
 from hope_eval.lengths import short_length
+
+if TYPE_CHECKING:
+    from hope_eval.results.store import RunStore
 
 Row = dict[str, Any]
 
@@ -35,6 +39,7 @@ class RunTable:
     about: how that model was read.
     run:   the id of the run.
     facts: what columns can be broken down by.
+    stores: the run, or one for each training seed.
     """
 
     rows: list[Row]
@@ -43,6 +48,7 @@ class RunTable:
     about: str
     run: str
     facts: tuple[str, ...] = ()
+    stores: tuple["RunStore", ...] = ()
 
 
 def joint_notes(tables: Sequence[RunTable]) -> list[str]:
@@ -60,10 +66,28 @@ def without_seed(model: str) -> str:
     return re.sub(r"-\d+$", "", model)
 
 
+class _Run(Protocol):
+    @property
+    def header(self) -> dict[str, Any]: ...
+
+
+R = TypeVar("R", bound=_Run)
+
+
+def by_seed(runs: Iterable[R]) -> list[list[R]]:
+    """Return runs in groups that differ in nothing but the seed that ends their model's name: hope-0, hope-1…"""
+    groups: dict[str, list[R]] = {}
+    for run in runs:
+        identity = {**run.header["identity"], "fingerprint": ""}
+        identity["model"] = without_seed(identity["model"])
+        groups.setdefault(json.dumps(identity, sort_keys=True), []).append(run)
+    return list(groups.values())
+
+
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 
 # What tables show beside csv and json, which have everything.
-_SHOWN = {
+SHOWN = {
     "perplexity": "perplexity",
     "bits_per_byte": "bits per byte",
     "word_perplexity": "word perplexity",
@@ -77,8 +101,12 @@ _SHOWN = {
     "permuted": "permuted labels",
 }
 
+_SIGNS = {"<": "<", ">": ">", "≤": r"\leq", "≥": r"\geq", "≈": r"\approx", "▲": r"\uparrow", "▼": r"\downarrow"}
+_SIGNS = {"<": "<", ">": ">", "≤": r"\leq", "≥": r"\geq", "≈": r"\approx", "▲": r"\uparrow", "▼": r"\downarrow"}
 _LATEX = str.maketrans(
-    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"} | {c: rf"\{c}" for c in "&%$#_{}"}
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+    | {c: rf"\{c}" for c in "&%$#_{}"}
+    | {c: f"${word}$" for c, word in _SIGNS.items()}
 )
 
 _HEADINGS = ("model", "encoding", "trained at", "metric")
@@ -87,54 +115,80 @@ _HEADINGS = ("model", "encoding", "trained at", "metric")
 BEYOND = "*"
 
 
+# Marks the best number of a column, if it is distinguishable from every other.
+BEST = "†"
+
+
 @dataclass(frozen=True)
 class Cell:
-    """One number as it is printed: `12.34`, `[11.9, 12.8]`, and whether it lies beyond the training length."""
+    """One number as it is printed: `12.34`, `[11.9, 12.8]`, and what marks it.
+
+    beyond: it lies beyond the training length.
+    best:   it is the best of its column.
+    """
 
     value: str
     interval: str = ""
     beyond: bool = False
+    best: bool = False
+
+    @property
+    def marked(self) -> str:
+        """The value with its marks."""
+        return self.value + BEYOND * self.beyond + BEST * self.best
 
     def __str__(self) -> str:
-        return " ".join(filter(None, (self.value + BEYOND * self.beyond, self.interval)))
+        return " ".join(filter(None, (self.marked, self.interval)))
 
 
 @dataclass(frozen=True)
 class Grid:
-    """A table before it is drawn: a cell for every column, in lines of (model, encoding, training length, metric)."""
+    """A table before it is drawn: a cell for every column, in lines that begin with a name for each of the headings.
 
+    The last name groups lines: a rule is drawn where it changes.
+    """
+
+    headings: tuple[str, ...]
     columns: list[str]
-    lines: list[tuple[tuple[str, str, str, str], list[Cell]]]
+    lines: list[tuple[tuple[str, ...], list[Cell]]]
 
     @property
     def any_beyond(self) -> bool:
         """Whether a number lies beyond the training length of its model."""
         return any(cell.beyond for _, cells in self.lines for cell in cells)
 
+    @property
+    def any_best(self) -> bool:
+        """Whether a number is marked as the best of its column."""
+        return any(cell.best for _, cells in self.lines for cell in cells)
+
 
 def render(rows: Sequence[Row], form: str, notes: Sequence[str] = (), console: Console | None = None) -> None:
     """Print rows in one of FORMATS; `notes` below the table, on standard error where they would spoil the data."""
-    console = console or _console()
-    if form == "table":
-        content = grid(rows)
-        table = _wide_table(content)
-        fits = Measurement.get(console, console.options.update(width=1000), table).minimum <= console.width
-        console.print(table if fits else _long_table(content))
-        for note in _with_legend(rows, notes):
-            console.print(Text(note, style="dim"), soft_wrap=True)
-        return
-    notes = _with_legend(rows, notes) if form in ("markdown", "latex") else list(notes)
-    texts: dict[str, Callable[[], str]] = {
-        "csv": lambda: _csv(rows),
-        "json": lambda: _json(rows),
-        "markdown": lambda: _markdown(grid(rows), notes),
-        "latex": lambda: _latex(grid(rows), notes),
-    }
-    console.file.write(texts[form]())
+    if form == "csv":
+        sys.stdout.write(csv_text(rows))
+    elif form == "json":
+        sys.stdout.write(json_text(rows))
     if form in ("csv", "json"):
         errors = Console(stderr=True, soft_wrap=True, highlight=False)
         for note in notes:
             errors.print(note, markup=False)
+        return
+    content = grid(rows)
+    draw(content, form, [*legend(content), *notes], console)
+
+
+def draw(content: Grid, form: str, notes: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print a table as `table`, `markdown` or `latex`, with notes below it."""
+    console = console or plain_console()
+    if form == "table":
+        table = _wide_table(content)
+        fits = Measurement.get(console, console.options.update(width=1000), table).minimum <= console.width
+        console.print(table if fits else _long_table(content))
+        for note in notes:
+            console.print(Text(note, style="dim"), soft_wrap=True)
+        return
+    console.out(_markdown(content, notes) if form == "markdown" else _latex(content, notes), end="", highlight=False)
 
 
 def print_records(records: Sequence[Row]) -> None:
@@ -144,35 +198,42 @@ def print_records(records: Sequence[Row]) -> None:
         table.add_column(Text(key), justify="right" if isinstance(records[0][key], int | float) else "left")
     for record in records:
         table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in record.values()))
-    _console().print(table)
+    plain_console().print(table)
 
 
-def _console() -> Console:
+def plain_console() -> Console:
+    """Return a console on standard output, as wide as it takes where that is no terminal."""
     console = Console(highlight=False)
-    # A pipe has no width; do not fold the table to 80 columns for it.
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    # A pipe has no width; do not fold a table for it.
+    return console if console.is_terminal else Console(highlight=False, width=1000)
 
 
-def grid(rows: Iterable[Row]) -> Grid:
+def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
     """Return the rows with lengths as columns, in ascending order; what a model lacks is left empty.
 
     Rows of tasks that are no `headline` are left out.
+
+    by_task: lines of one model stand together, rather than those of one metric.
     """
     columns: dict[str, int] = {}
     lines: dict[tuple[str, ...], dict[str, Cell]] = {}
     for row in rows:
-        if row["metric"] not in _SHOWN or not row.get("headline", True):
+        if row["metric"] not in SHOWN or not row.get("headline", True):
             continue
-        heading = row["label"] or short_length(row["length"])
+        heading = row.get("column") or row["label"] or short_length(row["length"])
         columns[heading] = row["length"]
-        trained = short_length(row["train_length"]) if row["train_length"] else "?"
-        line = lines.setdefault((row["model"], row["encoding"], trained, _metric(row), row["run"]), {})
+        trained = short_length(int(row["train_length"])) if _is_known(row["train_length"]) else "?"
+        name = f"{row['model']} ({row['twin']})" if row.get("twin") else row["model"]
+        line = lines.setdefault(
+            (name, row["encoding"], trained, metric_name(row), str(row.get("line", row.get("run")))), {}
+        )
         line[heading] = _cell(row)
     ordered = sorted(columns, key=lambda heading: columns[heading])
     # All perplexities first, then the other metrics: what is compared stands one below the other.
     metrics = list(dict.fromkeys(key[3] for key in lines))
-    together = sorted(lines.items(), key=lambda item: metrics.index(item[0][3]))
+    together = list(lines.items()) if by_task else sorted(lines.items(), key=lambda item: metrics.index(item[0][3]))
     return Grid(
+        _HEADINGS,
         ordered,
         [
             ((model, encoding, trained, metric), [line.get(column, Cell("")) for column in ordered])
@@ -181,22 +242,28 @@ def grid(rows: Iterable[Row]) -> Grid:
     )
 
 
-def _metric(row: Row) -> str:
+def _is_known(length: float | None) -> bool:
+    """Whether a training length is one: None in a row, NaN in a frame."""
+    return length is not None and not math.isnan(length)
+
+
+def metric_name(row: Mapping[str, Any]) -> str:
     """Return the name of a metric: of a task, with its name before it, and after it what part of it this is."""
     if row["task"] == "ppl":
-        return _SHOWN[row["metric"]]
-    return f"{row['task']} {_SHOWN[row['metric']]}" + (f", {row['slice']}" if row["slice"] else "")
+        return SHOWN[row["metric"]]
+    return f"{row['task']} {SHOWN[row['metric']]}" + (f", {row['slice']}" if row["slice"] else "")
 
 
 def _cell(row: Row) -> Cell:
-    beyond = bool(row["train_length"]) and row["length"] > row["train_length"]
+    beyond = _is_known(row["train_length"]) and row["length"] > row["train_length"]
     if row["status"] != "ok":
         return Cell(row["status"], beyond=beyond and row["status"] in ("oom", "nan"))
     known = not math.isnan(row["low"])
-    return Cell(_number(row["value"]), f"[{_number(row['low'])}, {_number(row['high'])}]" if known else "", beyond)
+    interval = f"[{number(row['low'])}, {number(row['high'])}]" if known else ""
+    return Cell(number(row["value"]), interval, beyond, bool(row.get("best")))
 
 
-def _number(value: float) -> str:
+def number(value: float) -> str:
     """Return four significant digits: 1.234, 12.34, 123.4, 1,234, 1.2e+06."""
     if not math.isfinite(value):
         return "inf" if value > 0 else str(value)
@@ -207,9 +274,10 @@ def _number(value: float) -> str:
     return f"{value:,.{digits}f}"
 
 
-def _with_legend(rows: Sequence[Row], notes: Sequence[str]) -> list[str]:
-    legend = [f"{BEYOND} beyond the training length"] if grid(rows).any_beyond else []
-    return [*legend, *notes]
+def legend(content: Grid) -> list[str]:
+    """Return what the marks of a table mean, one fact a line."""
+    lines = [f"{BEYOND} beyond the training length"] if content.any_beyond else []
+    return lines + ([f"{BEST} best of its column, distinguishable from every other (Holm)"] if content.any_best else [])
 
 
 def _table(*headings: str) -> Table:
@@ -224,17 +292,17 @@ def _table(*headings: str) -> Table:
 
 def _wide_table(content: Grid) -> Table:
     """Return the table with lengths side by side, intervals below their values."""
-    table = _table(*_HEADINGS)
+    table = _table(*content.headings)
     for column in content.columns:
         table.add_column(column, justify="right", no_wrap=True)
-    before = ("", "", "", "")
+    before: tuple[str, ...] = ("",) * len(content.headings)
     for number, (names, cells) in enumerate(content.lines):
+        # What the line above says is not said again, but for the last name, which is what the line is about.
+        same = next((at for at, pair in enumerate(zip(names, before, strict=True)) if pair[0] != pair[1]), len(names))
         table.add_row(
-            names[0] if names[0] != before[0] else "",
-            *(names[1:3] if names[:3] != before[:3] else ("", "")),
-            names[3],
+            *("" if at < same and at < len(names) - 1 else name for at, name in enumerate(names)),
             *(_rich_cell(cell) for cell in cells),
-            end_section=number + 1 < len(content.lines) and content.lines[number + 1][0][3] != names[3],
+            end_section=number + 1 < len(content.lines) and content.lines[number + 1][0][-1] != names[-1],
         )
         before = names
     return table
@@ -242,44 +310,59 @@ def _wide_table(content: Grid) -> Table:
 
 def _long_table(content: Grid) -> Table:
     """Return the table with lengths one below the other, for terminals that are too narrow for the wide one."""
-    table = _table("model", "encoding", "metric", "length", "value", "interval")
-    for (model, encoding, _, metric), cells in content.lines:
+    shown = [at for at, heading in enumerate(content.headings) if heading != "trained at"]
+    table = _table(*(content.headings[at] for at in shown), "length", "value", "interval")
+    for names, cells in content.lines:
         for number, (column, cell) in enumerate(zip(content.columns, cells, strict=True)):
             if cell.value:
-                value = Text(cell.value + BEYOND * cell.beyond, style="yellow" if cell.beyond else "")
-                shown = (model, encoding, metric) if number == 0 else ("", "", "")
-                table.add_row(*shown, column, value, cell.interval, end_section=number + 1 == len(cells))
+                words = [names[at] if number == 0 else "" for at in shown]
+                table.add_row(*words, column, _rich_value(cell), cell.interval, end_section=number + 1 == len(cells))
     return table
 
 
+def _rich_value(cell: Cell) -> Text:
+    return Text(cell.marked, style=" ".join(["bold"] * cell.best + ["yellow"] * cell.beyond))
+
+
 def _rich_cell(cell: Cell) -> Text:
-    text = Text(cell.value + BEYOND * cell.beyond, style="yellow" if cell.beyond else "")
+    text = _rich_value(cell)
     if cell.interval:
-        text.append(f"\n{cell.interval}", style="dim")
+        text.append(f"\n{cell.interval}", style="dim not bold")
     return text
 
 
-def _csv(rows: Sequence[Row]) -> str:
+# Of use in memory only.
+INTERNAL = ("clusters", "conditions", "stated", "settings", "twin")
+
+
+def clean(rows: Iterable[Row]) -> list[Row]:
+    """Return rows without what is of use in memory only."""
+    return [{key: value for key, value in row.items() if key not in INTERNAL} for row in rows]
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Return rows as csv."""
     import pandas
 
-    return pandas.DataFrame(list(rows)).to_csv(index=False)
+    return pandas.DataFrame(clean(rows)).to_csv(index=False)
 
 
-def _json(rows: Sequence[Row]) -> str:
-    """Return a list of rows; a number that is none (NaN, infinity) is null, since JSON has no other word for it."""
-    clean = [
+def json_text(rows: Sequence[Row]) -> str:
+    """Return rows as a JSON list; a number that is none (NaN, infinity) is null: JSON has no other word for it."""
+    known = [
         {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
-        for row in rows
+        for row in clean(rows)
     ]
-    return json.dumps(clean, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(known, indent=1, ensure_ascii=False) + "\n"
 
 
 def _markdown(content: Grid, notes: Sequence[str]) -> str:
     def line(cells: Iterable[str]) -> str:
         return "| " + " | ".join(cell.replace("|", r"\|").replace("*", r"\*") for cell in cells) + " |\n"
 
-    text = line([*_HEADINGS, *content.columns])
-    text += "|---|---|---:|---|" + "---:|" * len(content.columns) + "\n"
+    text = line([*content.headings, *content.columns])
+    text += "|" + "".join("---:|" if heading == "trained at" else "---|" for heading in content.headings)
+    text += "---:|" * len(content.columns) + "\n"
     text += "".join(line([*names, *map(str, cells)]) for names, cells in content.lines)
     return text + "".join(f"\n{note.replace('*', chr(92) + '*')}\n" for note in notes)
 
@@ -295,12 +378,14 @@ def _latex(content: Grid, notes: Sequence[str]) -> str:
 
     def drawn(cell: Cell) -> str:
         mark = "$^{*}$" if cell.beyond else ""
+        value = rf"\textbf{{{escaped(cell.value)}}}" if cell.best else escaped(cell.value)
         # Brackets after a line break would be read as its argument.
-        interval = rf" {{\scriptsize {cell.interval}}}" if cell.interval else ""
-        return f"{escaped(cell.value)}{mark}{interval}"
+        interval = rf" {{\scriptsize {escaped(cell.interval)}}}" if cell.interval else ""
+        return f"{value}{mark}{interval}"
 
     text = "".join(f"% {note}\n" for note in notes)
-    text += rf"\begin{{tabular}}{{llrl{'r' * len(content.columns)}}}" + "\n\\toprule\n"
-    text += line([*_HEADINGS, *map(escaped, content.columns)]) + "\\midrule\n"
+    aligned = "".join("r" if heading == "trained at" else "l" for heading in content.headings)
+    text += rf"\begin{{tabular}}{{{aligned}{'r' * len(content.columns)}}}" + "\n\\toprule\n"
+    text += line(map(escaped, [*content.headings, *content.columns])) + "\\midrule\n"
     text += "".join(line([*map(escaped, names), *map(drawn, cells)]) for names, cells in content.lines)
     return text + "\\bottomrule\n\\end{tabular}\n"

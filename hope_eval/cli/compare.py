@@ -1,0 +1,89 @@
+"""`hope-eval compare`: runs side by side."""
+
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hope_eval.cli import options
+from hope_eval.errors import OptionError
+
+if TYPE_CHECKING:
+    from hope_eval.comparison import Comparison
+
+FRAMES = ("scores", "differences", "reach", "wins")
+FORMATS = ("table", "csv", "json", "markdown", "latex", "parquet")
+
+
+@click.command()
+@options.runs
+@click.option("--show", multiple=True, type=click.Choice(FRAMES), metavar="WHAT",
+              help="scores, differences (from the baseline), reach (how far), wins (who beats whom). Repeatable.  "
+              "[default: the first three; of csv and parquet, scores]")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(FORMATS), help="[default: by the ending of --out, else table]")
+@click.option("--wide", is_flag=True, help="csv, parquet: lengths side by side, rather than one number a line.")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="Write a .csv, .json, .parquet, .md, .tex or .txt file rather than the screen.")  # fmt: skip
+def compare(
+    show: tuple[str, ...],
+    form: str | None,
+    wide: bool,
+    out: Path | None,
+    by: str,
+    **rest: Any,
+) -> None:
+    """Compare any number of runs: scores, differences, how far each model reads.
+
+    \b
+    hope-eval compare
+    hope-eval compare results/runs --task passkey --baseline rope
+    hope-eval compare runs-of-mine --by encoding --columns multiples --format latex
+    hope-eval compare results/runs --show scores --wide --out scores.csv
+    hope-eval compare results/runs --out comparison.json
+
+    A column holds what was measured alike: runs that differ in protocol, task version, texts or samples are refused.
+    """
+    from hope_eval.results import compared
+
+    if out is not None and form is None and out.suffix not in compared.SUFFIXES:
+        raise OptionError(f"`{out}` has no ending that tells its format", f"one of {', '.join(compared.SUFFIXES)}")
+    form = form or (compared.SUFFIXES[out.suffix] if out else "table")
+    if form == "parquet" and out is None:
+        raise OptionError("parquet needs a file", "--out scores.parquet")
+    comparison = options.compared(by=by, **rest)
+    content = _content(comparison, form, show, wide, by == "task")
+    if out is not None:
+        compared.write(out, content)
+        click.echo(out)
+    elif isinstance(content, str):
+        click.echo(content, nl=False)
+    if form in ("csv", "parquet"):
+        for note in comparison.notes:
+            click.echo(note, err=True)
+
+
+def _content(comparison: "Comparison", form: str, show: tuple[str, ...], wide: bool, by_task: bool) -> str | bytes:
+    from hope_eval.results import compared
+    from hope_eval.results.tables import plain_console
+
+    if wide and form not in ("csv", "parquet"):
+        raise OptionError(f"--wide is for csv and parquet; {form} has lengths side by side anyway", "leave it out")
+    if form in ("csv", "parquet"):
+        if len(show) > 1:
+            raise OptionError(f"{form} holds one table", "give --show once, or --format json, which holds all")
+        frame = comparison.frame(show[0] if show else "scores")
+        frame = compared.wide(frame) if wide else frame
+        if form == "csv":
+            return frame.to_csv(index=False)
+        buffer = io.BytesIO()
+        frame.to_parquet(buffer, index=False)
+        return buffer.getvalue()
+    if form == "json":
+        frames = {name: comparison.frame(name) for name in show or FRAMES}
+        return compared.as_json(frames, comparison.notes, comparison.runs, comparison.baseline)
+    chosen = show or (("scores", "reach") if by_task else ("scores", "differences", "reach"))
+    console = plain_console()
+    with console.capture() as captured:
+        compared.draw_all(compared.blocks(comparison, chosen, by_task), comparison.notes, form, console)
+    return captured.get()

@@ -1,0 +1,83 @@
+"""`hope-eval plot`: runs as figures."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hope_eval.cli import options
+from hope_eval.errors import OptionError, did_you_mean
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+KINDS = ("curve", "accuracy", "heatmap", "gain", "errors", "difference")
+
+
+@click.command()
+@options.runs
+@click.option(
+    "--kind",
+    type=click.Choice(KINDS),
+    help="What is drawn.  [default: curve, or accuracy where there is no perplexity]",
+)
+@click.option("--section", metavar="NAME", help="Which table: ppl@prefix, ppl@bucket, copy, retrieve, fewshot…")
+@click.option(
+    "--metric", metavar="NAME", help="perplexity, nll, bits_per_byte, accuracy…  [default: that of the table]"
+)
+@click.option("--column-width", type=click.Choice(["single", "double"]), default="double", show_default=True,
+              help="Of the page it is for.")  # fmt: skip
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
+              help="A .png, .svg or .pdf file.  [default: a sketch on the terminal]")  # fmt: skip
+def plot(
+    kind: str | None, section: str | None, metric: str | None, column_width: str, out: Path | None, **rest: Any
+) -> None:
+    """Draw runs: curves against length, depth by length, context gain, errors of copying.
+
+    \b
+    hope-eval plot
+    hope-eval plot --out curve.png
+    hope-eval plot results/runs --task passkey --task needle --out accuracy.pdf --column-width single
+    hope-eval plot results/runs --kind heatmap --task needle --out depths.svg
+    hope-eval plot runs-of-mine --by encoding --columns multiples --section ppl@bucket --out buckets.png
+
+    errors is of copying, gain of `ppl --protocol paired`, difference is minus the --baseline.
+    """
+    comparison = options.compared(**rest, by_fact="depth" if kind == "heatmap" else "")
+    frame = _of_section(comparison.scores, section)
+    if out is None:
+        from hope_eval.results.sparklines import sparklines
+
+        sparklines(frame)
+        click.echo("--out figure.png draws it, or .svg or .pdf", err=True)
+        return
+    from hope_eval.results import plots
+
+    families = set(frame.family)
+    if kind is None:
+        kind = "curve" if "ppl" in families else "accuracy"
+        if kind == "curve" and len(families) > 1:
+            click.echo("perplexity is drawn; --kind accuracy draws the tasks", err=True)
+    how: dict[str, Any] = {"width": column_width}
+    if kind in ("curve", "accuracy"):
+        how["relative"] = rest["columns"] == "multiples"
+    if metric is not None:
+        if kind not in ("curve", "accuracy", "heatmap"):
+            raise OptionError(f"`{kind}` has a metric of its own", "leave --metric out")
+        how["metric"] = metric
+    if kind == "difference":
+        frame = _of_section(comparison.differences, section)
+        how["encodings"] = dict(zip(comparison.scores.line, comparison.scores.encoding, strict=True))
+    plots.draw(kind, frame, out, **how)
+    click.echo(out)
+
+
+def _of_section(frame: "DataFrame", section: str | None) -> "DataFrame":
+    """Return the rows of one table; without a name, all."""
+    if section is None:
+        return frame
+    known = list(dict.fromkeys(frame.section))
+    if section not in known:
+        raise OptionError(f"no run is of `{section}`", did_you_mean(section, known, f"one of {', '.join(known)}"))
+    rows: DataFrame = frame[frame.section == section]
+    return rows

@@ -1,0 +1,40 @@
+"""`hope-eval report`: runs as one page."""
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hope_eval.cli import options
+
+
+@click.command()
+@options.runs
+@click.option("--title", metavar="TEXT", help="[default: what is compared]")
+@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True,
+              metavar="FILE", help="The page.")  # fmt: skip
+def report(title: str | None, out: Path, **rest: Any) -> None:
+    """Write one self-contained page: findings, charts, tables, and where each number comes from.
+
+    \b
+    hope-eval report
+    hope-eval report results/runs --baseline rope --out report.html
+    hope-eval report runs-of-mine --by encoding --title "Eleven encodings, three seeds"
+
+    It needs no network to be read, and can be sent as it is.
+    """
+    from hope_eval.results import report as page
+
+    comparison = options.compared(**rest, by_fact="depth")
+    lines = list(dict.fromkeys(comparison.scores.line))
+    page.write(
+        out,
+        scores=comparison.frame("scores"),
+        differences=comparison.frame("differences"),
+        reach=comparison.frame("reach"),
+        wins=comparison.frame("wins"),
+        runs=comparison.runs,
+        notes=comparison.notes,
+        title=title or (" and ".join(lines) if len(lines) < 3 else f"{lines[0]} and {len(lines) - 1} others"),
+    )
+    click.echo(out)

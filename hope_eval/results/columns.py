@@ -1,0 +1,224 @@
+"""Records as columns, without a dict of each: pyarrow parses blocks of whole lines side by side.
+
+json.loads takes ten times as long and twenty times the memory. It has the last word where a block is not as expected:
+either it can be read after all, or it says which line is damaged.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hope_eval.errors import StoreError
+
+if TYPE_CHECKING:
+    import pandas
+    import pyarrow
+
+_BLOCK = 4 << 20
+
+# More would wait for the disk.
+_MOST_THREADS = 8
+
+_TYPES = {"bool": bool, "float64": (int, float), "int32": int, "int64": int, "string": str}
+
+
+@dataclass(frozen=True)
+class Column:
+    """A field of records that is wanted as a column.
+
+    name:     `hits`, or `grade.strict` for a field within a field.
+    type:     bool, float64, int32, int64 or string.
+    required: whether a record without it is damaged; otherwise it counts as 0, or as no category.
+    category: whether it has few values, and is to become a pandas Categorical.
+    """
+
+    name: str
+    type: str
+    required: bool = True
+    category: bool = False
+
+    def of(self, record: dict[str, Any]) -> Any:
+        """Return the value that a record has for it, or None. Raises ValueError for one of another type."""
+        outer, _, inner = self.name.partition(".")
+        value = record.get(outer)
+        if inner:
+            value = value.get(inner) if isinstance(value, dict) else None
+        if value is None and self.required:
+            raise ValueError(f"it has no `{self.name}`")
+        if value is not None and not isinstance(value, _TYPES[self.type]):  # type: ignore[arg-type]
+            raise ValueError(f"`{self.name}` is {value!r}")
+        if self.type == "int32" and value is not None and abs(value) >= 1 << 31:
+            raise ValueError(f"`{self.name}` is {value}")
+        return value
+
+
+_KIND = Column("kind", "string")
+
+
+def read_columns(
+    path: Path,
+    end: int,
+    kind: str,
+    columns: Sequence[Column],
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple["pandas.DataFrame", list[dict[str, Any]]]:
+    """Return the records of one kind as a frame, and all others as they are, both in the order of their lines.
+
+    end:    bytes of the file that hold whole lines.
+    report: called at the start and after every block, with bytes read so far, and in all.
+
+    Raises StoreError for a line that is no record, or has another type of value than a column.
+    """
+    import pyarrow
+
+    reader = _Reader(path, kind, columns)
+    tables, others = [reader.none()], []
+    blocks = list(_blocks(path, end))
+    report(0, end)
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
+        for (_, stop), (table, rest) in zip(blocks, pool.map(reader.read, blocks), strict=True):
+            tables.append(table)
+            others += rest
+            report(stop, end)
+    whole = pyarrow.concat_tables(tables)
+    tables.clear()
+    # Column by column: what pandas has is freed at once.
+    frame: pandas.DataFrame = whole.to_pandas(split_blocks=True, self_destruct=True)
+    return frame, others
+
+
+def parsed(line: bytes) -> dict[str, Any]:
+    """Return the record of a line. Raises ValueError if it is none."""
+    record: dict[str, Any] = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError("it is no record")
+    return record
+
+
+def damaged(path: Path, number: int, why: object) -> StoreError:
+    """Return the error for a line that cannot be used."""
+    return StoreError(f"{path}, line {number}, is damaged: {why}", remedy(path.parent))
+
+
+def remedy(run: Path) -> str:
+    """Return what to do about a run that cannot be used."""
+    return f"`hope-eval runs rm {run}`, then its command again"
+
+
+def n_lines(path: Path, end: int) -> int:
+    """Return how many lines there are in the first `end` bytes."""
+    if not end:
+        return 0
+    with path.open("rb") as stream:
+        return sum(_n_lines(stream.read(min(_BLOCK, end - start))) for start in range(0, end, _BLOCK))
+
+
+def _n_lines(data: bytes) -> int:
+    # A third of what bytes.count takes.
+    return int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
+
+
+def _blocks(path: Path, end: int) -> Iterator[tuple[int, int]]:
+    """Yield where blocks of whole lines start and stop."""
+    if not end:
+        return
+    start = 0
+    with path.open("rb") as stream:
+        while start < end:
+            stream.seek(min(start + _BLOCK, end) - 1)
+            if not stream.readline():
+                raise StoreError(f"{path} became shorter while it was read", "wait for whoever writes it")
+            yield start, stream.tell()
+            start = stream.tell()
+
+
+class _Reader:
+    """Reads one block after the other; threads may share it."""
+
+    def __init__(self, path: Path, kind: str, columns: Sequence[Column]) -> None:
+        import pyarrow
+        from pyarrow import json as arrow_json
+
+        self._path, self._kind, self._columns = path, kind, columns
+        types: dict[str, Any] = {"kind": pyarrow.string()}
+        for column in columns:
+            outer, _, inner = column.name.partition(".")
+            type_ = pyarrow.type_for_alias(column.type)
+            types[outer] = pyarrow.struct([*types.get(outer, ()), pyarrow.field(inner, type_)]) if inner else type_
+        self._schema = pyarrow.schema(list(types.items()))
+        self._options = arrow_json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="ignore")
+
+    def none(self) -> "pyarrow.Table":
+        """Return a table without lines."""
+        return self._finished(self._schema.empty_table().flatten())
+
+    def read(self, place: tuple[int, int]) -> tuple["pyarrow.Table", list[dict[str, Any]]]:
+        """Return the records of a block that are of this kind, and those that are of another."""
+        from pyarrow import compute
+
+        start, stop = place
+        with self._path.open("rb") as stream:
+            stream.seek(start)
+            data = stream.read(stop - start)
+        table = self._fast(data)
+        if table is None:
+            table = self._slow(data, start)
+        mine = compute.equal(table["kind"], self._kind)
+        if compute.all(mine).as_py():
+            return self._finished(table), []
+        lines = zip(data.split(b"\n"), mine.to_pylist(), strict=False)
+        return self._finished(table.filter(mine)), [json.loads(line) for line, is_mine in lines if not is_mine]
+
+    def _fast(self, data: bytes) -> "pyarrow.Table | None":
+        """Return the records of a block, or None where Arrow finds something other than it was told."""
+        import pyarrow
+        from pyarrow import compute
+        from pyarrow import json as arrow_json
+
+        options = arrow_json.ReadOptions(use_threads=False, block_size=len(data) + 1)
+        try:
+            table = arrow_json.read_json(pyarrow.BufferReader(data), options, self._options).flatten().combine_chunks()
+            if not data.isascii():
+                # Arrow does not look into what it was not asked for.
+                data.decode()
+        except (pyarrow.ArrowException, UnicodeDecodeError):
+            return None
+        if len(table) != _n_lines(data) or table["kind"].null_count:
+            return None
+        lacking = [table[column.name].is_null() for column in self._columns if column.required]
+        lacking = [nulls for nulls in lacking if compute.any(nulls).as_py()]
+        mine = compute.equal(table["kind"], self._kind)
+        return None if any(compute.any(compute.and_(nulls, mine)).as_py() for nulls in lacking) else table
+
+    def _slow(self, data: bytes, start: int) -> "pyarrow.Table":
+        """Return the records of a block, one by one. Raises StoreError for the first that is damaged."""
+        import pyarrow
+
+        values: dict[str, list[Any]] = {name: [] for name in ("kind", *(column.name for column in self._columns))}
+        for number, line in enumerate(data.split(b"\n")[:-1], 1):
+            try:
+                record = parsed(line)
+                values["kind"].append(_KIND.of(record))
+                for column in self._columns:
+                    values[column.name].append(column.of(record) if record["kind"] == self._kind else None)
+            except ValueError as error:
+                raise damaged(self._path, n_lines(self._path, start) + number, error) from error
+        types = {"kind": "string"} | {column.name: column.type for column in self._columns}
+        arrays = {name: pyarrow.array(own, pyarrow.type_for_alias(types[name])) for name, own in values.items()}
+        return pyarrow.table(arrays)
+
+    def _finished(self, table: "pyarrow.Table") -> "pyarrow.Table":
+        """Return the columns that are wanted, with 0 for what is optional and missing."""
+        import pyarrow
+
+        arrays = []
+        for column in self._columns:
+            array = table[column.name]
+            arrays.append(array.dictionary_encode() if column.category else array.fill_null(0))
+        return pyarrow.table(arrays, names=[column.name for column in self._columns])

@@ -1,0 +1,167 @@
+"""Colours, dashes and markers of the lines of a figure: an encoding looks the same in every one.
+
+    rope    blue, solid, circle        hope   vermilion, solid, square        alibi   green, dashed, triangle
+
+All differ in three ways, so that any one may be missing: colour (told apart with each kind of colour blindness),
+lightness (in steps of about 3.5 of 100, so that a grey copy can be read), dash and marker. They stand out from white
+and from black.
+
+Extensions of RoPE (pi, ntk, yarn…) share one dash. Parameters and `(swap)` change nothing; what several lines of one
+figure have in common is told apart by `styles`. Nothing in here knows what draws.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+_SOLID = ()
+_LONG = (8.0, 2.0)
+_DASHED = (4.5, 1.6)
+_SHORT = (2.2, 1.2)
+_DOTTED = (1.0, 1.2)
+_DASH_DOT = (4.5, 1.5, 1.0, 1.5)
+_DASH_DOT_DOT = (6.0, 1.5, 1.0, 1.5, 1.0, 1.5)
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one line is drawn.
+
+    colour: `#rrggbb`.
+    dash:   lengths of strokes and gaps in line widths; () is a solid line.
+    marker: a letter as matplotlib has them; SHAPES has each as a path.
+    filled: whether the marker is filled; the second line of an encoding is drawn with hollow ones.
+    """
+
+    colour: str
+    dash: tuple[float, ...]
+    marker: str
+    filled: bool = True
+
+
+_STYLES = {
+    "rope": Style("#3159ba", _SOLID, "o"),
+    "hope": Style("#df5516", _SOLID, "s"),
+    "nope": Style("#707070", _DASH_DOT, "X"),
+    "prope": Style("#9d70fc", _LONG, "D"),
+    "xpos": Style("#0082ad", _SHORT, "^"),
+    "alibi": Style("#60a361", _DASHED, "v"),
+    "kerple": Style("#dfa800", _SOLID, ">"),
+    "fire": Style("#a91146", _DASHED, "P"),
+    "t5": Style("#03bbb2", _SHORT, "<"),
+    "sinusoidal": Style("#9b542a", _DOTTED, "p"),
+    "learned": Style("#ec6ddd", _DOTTED, "*"),
+    "pi": Style("#7b8fd0", _DASH_DOT_DOT, "o"),
+    "ntk": Style("#4c7d3c", _DASH_DOT_DOT, "s"),
+    "dynamic_ntk": Style("#8ea62f", _DASH_DOT_DOT, "D"),
+    "yarn": Style("#c4445f", _DASH_DOT_DOT, "^"),
+    "longrope": Style("#8b4fa8", _DASH_DOT_DOT, "v"),
+    "llama3": Style("#b98a5e", _DASH_DOT_DOT, "P"),
+}
+
+# For files of users: no known encoding has one of these markers.
+_OTHER_MARKERS = "hd8H"
+
+# In a box from -1 to 1, as Vega's symbols are: y points down.
+SHAPES = {
+    "o": "M1,0A1,1,0,1,1,-1,0A1,1,0,1,1,1,0Z",
+    "s": "M-.85,-.85H.85V.85H-.85Z",
+    "D": "M0,-1.1L1.1,0L0,1.1L-1.1,0Z",
+    "d": "M0,-1.2L.72,0L0,1.2L-.72,0Z",
+    "^": "M0,-1L1,.9H-1Z",
+    "v": "M0,1L-1,-.9H1Z",
+    "<": "M-1,0L.9,-1V1Z",
+    ">": "M1,0L-.9,1V-1Z",
+    "P": "M-.36,-1H.36V-.36H1V.36H.36V1H-.36V.36H-1V-.36H-.36Z",
+    "X": "M-.5,-1L0,-.5L.5,-1L1,-.5L.5,0L1,.5L.5,1L0,.5L-.5,1L-1,.5L-.5,0L-1,-.5Z",
+    "p": "M0,-1L.95,-.31L.59,.81H-.59L-.95,-.31Z",
+    "*": "M0,-1.2L.28,-.39L1.14,-.37L.45,.15L.71,.97L0,.48L-.71,.97L-.45,.15L-1.14,-.37L-.28,-.39Z",
+    "h": "M0,-1L.87,-.5V.5L0,1L-.87,.5V-.5Z",
+    "H": "M-.5,-.87H.5L1,0L.5,.87H-.5L-1,0Z",
+    "8": "M-.38,-.92H.38L.92,-.38V.38L.38,.92H-.38L-.92,.38V-.38Z",
+}
+
+
+def base_name(encoding: str) -> str:
+    """Return an encoding without its parameters and without `(swap)`: `hope:multiplier=2(swap)` is `hope`."""
+    return encoding.removesuffix("(swap)").split(":")[0].strip()
+
+
+def style_of(encoding: str) -> Style:
+    """Return how lines of an encoding look; a name that is none of ours (a user's file) has its own by its letters."""
+    name = base_name(encoding)
+    if name in _STYLES:
+        return _STYLES[name]
+    number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
+    colours = [style.colour for style in _STYLES.values()]
+    dashes = (_SOLID, _LONG, _DASHED, _SHORT, _DASH_DOT)
+    number, colour = divmod(number, len(colours))
+    number, dash = divmod(number, len(dashes))
+    return Style(colours[colour], dashes[dash], _OTHER_MARKERS[number % len(_OTHER_MARKERS)])
+
+
+def styles(lines: Iterable[tuple[str, str]]) -> dict[str, Style]:
+    """Return a style for each line of (its name, its encoding); no two are the same.
+
+    The first line of an encoding has its style; one with the encoding's own parameters and no swap comes first. The
+    next have a lighter or darker tone of its colour, hollow markers and another dash.
+    """
+    lines = list(dict(lines).items())
+    chosen: dict[str, Style] = {}
+    # Stable: lines of equal standing keep the order that they are given in.
+    for line, encoding in sorted(lines, key=lambda pair: base_name(pair[1]) != pair[1]):
+        base = style_of(encoding)
+        chosen[line] = next(style for style in _variants(base) if style not in chosen.values())
+    return {line: chosen[line] for line, _ in lines}
+
+
+def mixed(colour: str, other: str, share: float) -> str:
+    """Return a colour with a share of another in it, from 0 to 1."""
+    pairs = zip(_channels(colour), _channels(other), strict=True)
+    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
+
+
+def luminance(colour: str) -> float:
+    """Return the relative luminance of a colour, 0 of black to 1 of white, as WCAG 2 defines it."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in _channels(colour))]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def lightness(colour: str) -> float:
+    """Return how light a colour looks, L* of CIELAB: 0 of black to 100 of white. All that a grey copy keeps."""
+    y = luminance(colour)
+    return 116 * y ** (1 / 3) - 16 if y > (6 / 29) ** 3 else y * (29 / 3) ** 3
+
+
+def contrast(one: str, other: str) -> float:
+    """Return the contrast of two colours, 1 of equal ones to 21 of black on white, as WCAG 2 defines it."""
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+def as_text(colour: str, background: str = "#ffffff") -> str:
+    """Return the colour, darker or lighter until words in it can be read on that background (contrast 4.5)."""
+    towards = "#000000" if luminance(background) > 0.18 else "#ffffff"
+    shades = (mixed(colour, towards, step / 20) for step in range(21))
+    return next(shade for shade in shades if contrast(shade, background) >= 4.5)
+
+
+def _channels(colour: str) -> list[int]:
+    return [int(colour[at : at + 2], 16) for at in (1, 3, 5)]
+
+
+def _variants(base: Style) -> Iterable[Style]:
+    """Return the style and then others of that colour, the most different first."""
+    yield base
+    darker, lighter = mixed(base.colour, "#000000", 0.35), mixed(base.colour, "#ffffff", 0.4)
+    # Away from its own lightness, and never so far that it sinks into the paper.
+    tones = (lighter, darker) if lightness(base.colour) < 50 else (darker, lighter)
+    dashes = [dash for dash in (_SHORT, _DASHED, _DOTTED, _LONG, _DASH_DOT, _SOLID) if dash != base.dash]
+    for number, dash in enumerate(dashes):
+        yield replace(base, colour=tones[number % 2], dash=dash, filled=False)
+    markers = [marker for marker in SHAPES if marker != base.marker]
+    for marker in markers:
+        for dash in dashes:
+            for colour in (base.colour, *tones):
+                for filled in (True, False):
+                    yield Style(colour, dash, marker, filled)

@@ -1,0 +1,170 @@
+"""Make results/README.md from README.in.md and the summaries that it names; and summaries, from runs.
+
+    python results/build.py                                          README.md again
+    python results/build.py --add zoo/tasks --by encoding RUN...     a summary of runs as zoo/tasks.json, then README.md
+
+A summary holds what tables show of a comparison, and where it comes from: commands, machines, versions, fingerprints
+of tasks, texts and models. In README.in.md, a line `{{zoo/tasks.json scores family=copy}}` stands for a table of it:
+scores, differences, reach or provenance, with only the rows that have these values.
+"""
+
+import argparse
+import json
+import math
+import re
+from collections.abc import Iterator
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pandas
+from rich.console import Console
+
+from hope_eval import comparison
+from hope_eval.results import compared
+from hope_eval.results.tables import draw
+
+HERE = Path(__file__).parent
+
+_NOTICE = "<!-- Made by `python results/build.py` from README.in.md: change that one. -->\n\n"
+
+# What of each frame a summary keeps.
+_KEPT = {
+    "scores": "line model encoding section family task protocol metric slice column length label train_length n "
+    "n_seeds value low high status headline chance best",
+    "differences": "line baseline section family task metric column length value low high p_holm verdict n",
+    "reach": "line section family task metric definition train_length value low high censored "
+    "in_window in_window_low in_window_high in_window_verdict",
+}
+
+# What runs of one kind share.
+_SHARED = (
+    "task", "protocol", "version", "task_fingerprint", "corpus", "corpus_fingerprint", "dtype", "device", "machine",
+    "versions", "commit",
+)  # fmt: skip
+
+
+class Summary:
+    """A comparison as it is kept: frames, the baseline, notes, and the provenance of its runs."""
+
+    def __init__(self, content: dict[str, Any]) -> None:
+        self.baseline: str = content["baseline"]
+        self.notes: list[str] = content["notes"]
+        self.runs: list[dict[str, Any]] = content["runs"]
+        self._frames = {
+            name: pandas.DataFrame(content[name]["data"], columns=content[name]["columns"]) for name in _KEPT
+        }
+
+    @classmethod
+    def read(cls, name: str) -> "Summary":
+        """Return the summary in a file beside this one."""
+        return cls(json.loads((HERE / name).read_text("utf-8")))
+
+    def where(self, **wanted: str) -> "Summary":
+        """Return the rows whose columns have these values."""
+        part = Summary.__new__(Summary)
+        part.baseline, part.notes, part.runs = self.baseline, self.notes, self.runs
+        part._frames = {
+            name: frame[
+                [all(str(row[key]) in value.split("|") for key, value in wanted.items() if key in row) for row in rows]
+            ]
+            if (rows := compared.rows_of(frame))
+            else frame
+            for name, frame in self._frames.items()
+        }
+        return part
+
+    def frame(self, name: str) -> pandas.DataFrame:
+        """Return its scores, differences or reach."""
+        return self._frames[name]
+
+
+def main() -> None:
+    """Add a summary, if one is asked for, and write README.md."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--add", metavar="NAME", help="the summary to make, such as zoo/tasks")
+    parser.add_argument("--by", default="model", choices=comparison.BY)
+    parser.add_argument("--baseline")
+    parser.add_argument("runs", nargs="*", type=Path)
+    given = parser.parse_args()
+    if given.add:
+        path = HERE / f"{given.add}.json"
+        tables = comparison.tables_of(comparison.opened(given.runs, print), given.by == "encoding", warn=print)
+        found = comparison.compare(tables, by=given.by, baseline=given.baseline)
+        compared.write(path, summarised(found))
+        print(path)
+    compared.write(HERE / "README.md", readme())
+
+
+def summarised(found: comparison.Comparison) -> str:
+    """Return a comparison as a summary, one row a line."""
+    frames = {name: found.frame(name)[names.split()] for name, names in _KEPT.items()}
+    scores = frames["scores"]
+    kept = scores.metric.isin(["nll", "floor", "ceiling", "first_error"]) | scores.metric.str.startswith("error_")
+    frames["scores"] = scores[scores.headline.astype(bool) | kept]
+    parts = [f' "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in _facts(found).items()]
+    for name, frame in frames.items():
+        rows = ",\n   ".join(json.dumps([_rounded(value) for value in row]) for row in frame.itertuples(index=False))
+        parts.append(f' "{name}": {{\n  "columns": {json.dumps(list(frame))},\n  "data": [\n   {rows}\n  ]\n }}')
+    return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def _facts(found: comparison.Comparison) -> dict[str, Any]:
+    groups: dict[str, dict[str, Any]] = {}
+    for run in found.runs:
+        shared = {key: run[key] for key in _SHARED}
+        one = groups.setdefault(
+            json.dumps(shared, sort_keys=True),
+            {**shared, "runs": 0, "seconds": 0.0, "models": {}, "commands": [], "started": run["started"][:10]},
+        )
+        one["runs"] += 1
+        one["seconds"] = round(one["seconds"] + run["seconds"], 1)
+        one["models"][f"{run['model']} {run['encoding']}"] = run["fingerprint"]
+        one["commands"] += [run["command"]] if run["command"] not in one["commands"] else []
+    # A line about models, and their runs, is said once for each in `runs`.
+    notes = [note for note in found.notes if not re.match(r"runs? ", note) and "training length " not in note]
+    return {"baseline": found.baseline, "notes": notes, "runs": list(groups.values())}
+
+
+def _rounded(value: Any) -> Any:
+    """Return a number with six significant digits; None for one that is none."""
+    value = value.item() if hasattr(value, "item") else value
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def readme() -> str:
+    """Return README.md, from README.in.md and the summaries that it names."""
+    text = (HERE / "README.in.md").read_text("utf-8")
+    return _NOTICE + re.sub(
+        r"^\{\{(\S+) (\w+)(.*)\}\}\n", lambda match: _part(*match.groups()), text, flags=re.MULTILINE
+    )
+
+
+def _part(name: str, kind: str, filters: str) -> str:
+    summary = Summary.read(name).where(**dict(word.split("=", 1) for word in filters.split()))
+    if kind == "provenance":
+        return "".join(f"{line}\n" for line in _provenance(summary))
+    stream = StringIO()
+    console = Console(file=stream, width=10_000)
+    for block in compared.blocks(summary, (kind,)):
+        draw(block.grid, "markdown", (), console)
+        stream.write("\n")
+    return stream.getvalue()[:-1]
+
+
+def _provenance(summary: Summary) -> Iterator[str]:
+    for run in summary.runs:
+        versions = ", ".join(f"{name} {version}" for name, version in run["versions"].items() if name != "python")
+        task = f" ({run['task_fingerprint'][:8]})" if run["task_fingerprint"] else ""
+        texts = f"{run['corpus']} ({run['corpus_fingerprint']})" if run["corpus_fingerprint"] else run["corpus"]
+        took = f", {run['seconds']:.0f} s" if run["seconds"] else ""
+        yield (
+            f"- {run['protocol']}{task}: {run['runs']} runs{took}; {texts}; {run['dtype']} on "
+            f"{run['machine']}, {run['started']}; {versions}"
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,100 @@
+"""The reference results: what is published is what the summaries say, and of tasks as they are today."""
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+
+import pytest
+from frames import frame, row
+
+import hope_eval as package
+from hope_eval import perplexity
+from hope_eval.protocols import PROTOCOLS
+from hope_eval.results.contrasts import differences
+from hope_eval.results.reach import reach
+from hope_eval.suites import parse_measure
+
+RESULTS = Path(package.__file__).parent.parent / "results"
+SUMMARIES = sorted(path for path in RESULTS.rglob("*.json") if "benchmarks" not in path.parts)
+
+
+@pytest.fixture(scope="module")
+def build():
+    spec = importlib.util.spec_from_file_location("results_build", RESULTS / "build.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_there_are_results():
+    assert len(SUMMARIES) >= 2
+
+
+def test_the_readme_is_what_the_command_makes(build):
+    assert (RESULTS / "README.md").read_text("utf-8") == build.readme(), "python results/build.py makes it again"
+
+
+def test_every_summary_is_shown():
+    shown = set(re.findall(r"^\{\{(\S+) ", (RESULTS / "README.in.md").read_text("utf-8"), re.MULTILINE))
+    assert shown == {str(path.relative_to(RESULTS)) for path in SUMMARIES}
+
+
+@pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.stem)
+def test_results_are_of_todays_tasks_and_protocols(path):
+    for run in json.loads(path.read_text("utf-8"))["runs"]:
+        if run["task"] == "ppl":
+            assert run["protocol"].removeprefix("ppl@") in PROTOCOLS
+            assert run["version"] == perplexity.VERSION
+        else:
+            task = parse_measure(run["task"])
+            assert (run["version"], run["task_fingerprint"]) == (task.version, task.fingerprint), run["task"]
+
+
+@pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.stem)
+def test_every_result_says_where_it_comes_from(path):
+    content = json.loads(path.read_text("utf-8"))
+    for run in content["runs"]:
+        assert run["machine"]
+        assert run["versions"]["torch"]
+        assert all(command.startswith("hope-eval ") for command in run["commands"])
+        assert run["commands"]
+        assert run["models"]
+
+
+@pytest.mark.parametrize("path", SUMMARIES, ids=lambda path: path.stem)
+def test_every_number_carries_its_interval(path):
+    content = json.loads(path.read_text("utf-8"))["scores"]
+    for values in content["data"]:
+        one = dict(zip(content["columns"], values, strict=True))
+        if one["status"] == "ok":
+            assert one["low"] <= one["value"] <= one["high"], one
+        else:
+            assert one["value"] is None
+
+
+def test_a_summary_shows_what_the_comparison_does(build, tmp_path, monkeypatch):
+    scores = frame(row("rope", 256, [8, 7, 8]), row("hope", 256, [8, 8, 8]), row("rope", 512, [0, 1, 0]),
+                   row("hope", 512, [8, 7, 8]))  # fmt: skip
+    against = differences(scores, "rope")
+
+    class Found:
+        baseline = "rope"
+        notes = ("a fact", "runs a, b", "rope rope: training length 256 (config)")
+        run = dict.fromkeys(build._SHARED, "x") | {"model": "m", "encoding": "e", "fingerprint": "f", "seconds": 1.5}
+        runs = (run | {"command": "hope-eval x", "started": "2026-01-01T00"},) * 2
+
+        def frame(self, name):
+            return {"scores": scores, "differences": against, "reach": reach(scores, against)}[name]
+
+    content = json.loads(build.summarised(Found()))
+    assert content["notes"] == ["a fact"]
+    assert [(run["runs"], run["seconds"], run["commands"]) for run in content["runs"]] == [(2, 3.0, ["hope-eval x"])]
+    monkeypatch.setattr(build, "HERE", tmp_path)
+    (tmp_path / "x.json").write_text(json.dumps(content))
+    (tmp_path / "README.in.md").write_text("Before\n\n{{x.json scores column=512}}\nAfter\n\n{{x.json differences}}\n")
+    made = build.readme()
+    assert "| zoo:hope | hope | 256 | passkey accuracy | 0.958\\* [" in made
+    assert "| 256 |\n" not in made.split("After")[0]
+    assert "| hope | passkey accuracy | +0.042 ≈ [" in made
+    assert made.index("Before") < made.index("zoo:hope") < made.index("After")
