@@ -11,6 +11,7 @@ samples may not, unless it is forced.
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -258,9 +259,10 @@ def _conditions(table: RunTable) -> dict[str, str]:
     """Return what the lines of one column have to share, by name."""
     identity, provenance = table.stores[0].header["identity"], table.stores[0].header["provenance"]
     if identity["task"] == "ppl":
-        parameters = {key: value for key, value in identity["parameters"].items() if key != "prefixed"}
+        # Of `ppl@paired:c=64,k=256,at=767`, all but what columns differ in: k, the place, stride, tokens scored.
+        protocol = re.sub(r"\b[Lct]=[\d-]+,?", "", table.rows[0]["protocol"]).rstrip(":,")
         return {
-            "protocol": " ".join([identity["protocol"], *(f"{key}={value}" for key, value in parameters.items())]),
+            "protocol": protocol,
             "version": str(identity["version"]),
             "corpus": f"{provenance['corpus']} ({identity['corpus']})",
             "seed": str(identity["seed"]),

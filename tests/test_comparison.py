@@ -148,7 +148,7 @@ def test_only_some_tasks(runs):
 @pytest.mark.parametrize(
     ("start", "changes", "said"),
     [
-        ("ppl", {"parameters": {"prefixed": False, "stride": 3}}, "protocol: prefix in"),
+        ("ppl", {"version": 0}, "version: 1 in"),
         ("ppl", {"corpus": "0123456789abcdef"}, "corpus: python"),
         ("ppl", {"seed": 7}, "seed: 0 in"),
         ("passkey", {"task_fingerprint": "other"}, "version: 1 ("),
@@ -158,9 +158,6 @@ def test_only_some_tasks(runs):
     ],
 )
 def test_what_was_measured_under_other_conditions_is_refused(runs, start, changes, said):
-    if "parameters" in changes:
-        changes = {"parameters": {"prefixed": True}, "protocol": "prefix", "version": 0}
-        said = "version: 1 in"
     changed(run_of(runs, f"{start}-zoo_hope"), **changes)
     with pytest.raises(ComparisonError) as caught:
         comparison(runs)
@@ -184,6 +181,15 @@ def test_another_protocol_is_another_table(runs):
     found = comparison(runs, tasks=("ppl",))
     assert list(dict.fromkeys(found.scores.section)) == ["ppl@prefix", "ppl@bucket"]
     assert "ppl" in set(found.reach.definition)
+
+
+def test_other_tokens_of_the_same_protocol_are_refused(runs):
+    """The 32 tokens that `paired` scores lie where the longest length puts them."""
+    for model, lengths in (("zoo:rope", "256"), ("zoo:hope", "512")):
+        hope_eval("ppl", "--model", model, "--out", runs, "--device", "cpu", "--lengths", lengths, "--samples", "2",
+                  "--protocol", "paired", "--k", "32")  # fmt: skip
+    with pytest.raises(ComparisonError, match=r"protocol: ppl@paired:k=32,at=223 in .*; ppl@paired:k=32,at=479 in"):
+        comparison(runs)
 
 
 def test_one_model_measured_twice_counts_once_in_each_column(runs):
