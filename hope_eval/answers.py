@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, reduce
 from itertools import islice
 from pathlib import Path
@@ -174,12 +174,14 @@ class _Run:
     """A run: its answers, one a line, and the records that are none.
 
     slices: (rank, label) of all that the column `slice` of the answers may hold, if they are divided by a fact.
+    broken: which contexts were left out, and how many of their answers there are.
     """
 
     store: RunStore
     answers: "DataFrame"
     others: list[Record]
     slices: tuple[tuple[float, str], ...] = ()
+    broken: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def read(cls, store: RunStore, by: str) -> "_Run":
@@ -208,7 +210,10 @@ class _Run:
         return {length for length in known if length}
 
     def column(self, length: int, n: int | None = None, control: str = "") -> "DataFrame":
-        """Return the answers of one column, or of a control of it; a ceiling has one length for all."""
+        """Return the answers of one column, or of a control of it; a ceiling has one length for all.
+
+        A context with answers missing, or with one there twice, is left out: what is left would not be a fair sample.
+        """
         frame = self.answers
         mine = frame["control"] == control
         if control != "ceiling":
@@ -218,8 +223,22 @@ class _Run:
         places = np.flatnonzero(mine)
         if len(places) and places[-1] - places[0] + 1 == len(places):
             # Side by side as they were asked: no copy.
-            return frame.iloc[places[0] : places[-1] + 1]
-        return frame.iloc[places]
+            return self._whole(frame.iloc[places[0] : places[-1] + 1])
+        return self._whole(frame.iloc[places])
+
+    def _whole(self, answers: "DataFrame") -> "DataFrame":
+        """Return the answers on contexts that are whole, by context."""
+        if not answers["index"].is_monotonic_increasing:
+            answers = answers.sort_values("index", kind="stable")
+        first = np.flatnonzero(_begins(answers))
+        counts = np.diff(first, append=len(answers))
+        fine = counts == answers["n_questions"].to_numpy()[first]
+        for at, n in zip(first[~fine], counts[~fine], strict=True):
+            one = answers.iloc[at]
+            where = f"context {one['index']}" + (f" at {one['length']} tokens" if one["length"] else "")
+            control = f", control {one['control']}" if one["control"] else ""
+            self.broken[f"{where}{control}"] = f"{n} of {one['n_questions']} answers"
+        return answers if fine.all() else answers[np.repeat(fine, counts)]
 
 
 def _answers(store: RunStore) -> Iterator[Record]:
@@ -233,6 +252,7 @@ def _columns(store: RunStore) -> list[Column]:
         Column("length", "int32"),
         Column("control", "string", category=True),
         Column("index", "int32"),
+        Column("n_questions", "int32"),
         Column("fill", "float64"),
     ]
     graded = next(_answers(store), {}).get("grade")
@@ -302,10 +322,7 @@ class _Asked:
 
     @classmethod
     def of(cls, seeds: Sequence["DataFrame"]) -> "_Asked":
-        ordered = [
-            frame if frame["index"].is_monotonic_increasing else frame.sort_values("index", kind="stable")
-            for frame in seeds
-        ]
+        ordered = list(seeds)
         firsts = [frame["index"].to_numpy()[_begins(frame)] for frame in ordered]
         contexts = reduce(np.intersect1d, firsts)
         for number, own in enumerate(firsts):
@@ -446,6 +463,9 @@ def _notes(runs: Sequence[_Run], rows: Sequence[Row]) -> list[str]:
                 f"{row['value']:.2f} of {identity['task']} right: its scores at greater lengths say little about length"
             )
             break
+    for run in runs:
+        for context, found in list(run.broken.items())[:_FIRST]:
+            lines.append(f"left out: {run.store.id}, {context}, has {found}; the same command asks for the rest")
     end = identity["max_length"]
     if end is not None and any(row["status"] == "-" for row in rows):
         lines.append(

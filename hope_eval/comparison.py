@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # What lines may be: a model with its encoding; an encoding, over its training seeds; all tasks of one model.
 BY = ("model", "encoding", "task")
 
+# In which order tables come.
+_PILLARS = ("ppl", "copy", "retrieve", "fewshot")
+
 # What columns may be headed by.
 COLUMNS = ("tokens", "multiples")
 
@@ -196,6 +199,8 @@ def compare(
     import pandas
 
     rows = [row for table in tables for row in _rows(table, columns)]
+    # One pillar after the other, however they were measured.
+    rows.sort(key=lambda row: _PILLARS.index(row["family"]) if row["family"] in _PILLARS else len(_PILLARS))
     known = list(dict.fromkeys(row["task"] for row in rows))
     for name in tasks:
         if name not in [task.split(":")[0] for task in known] and name not in known:
@@ -237,7 +242,6 @@ def _rows(table: RunTable, columns: str) -> Iterable[Row]:
     settings |= {"weights": identity["fingerprint"][:8], "device": identity["device"]}
     digest = hashlib.sha256(json.dumps(conditions, sort_keys=True).encode()).hexdigest()[:12]
     for row in table.rows:
-        is_ppl = row["task"] == "ppl"
         heading = row["label"] or short_length(row["length"])
         if columns == "multiples":
             heading = f"{row['extrapolation']:.3g}x" if row["extrapolation"] else "?"
@@ -246,7 +250,7 @@ def _rows(table: RunTable, columns: str) -> Iterable[Row]:
             "headline": row["metric"] in ("perplexity", "bits_per_byte"),
             "clusters": None,
             **row,
-            "section": f"ppl@{identity['protocol']}" if is_ppl else row["family"],
+            "section": f"ppl@{identity['protocol']}" if row["task"] == "ppl" else row["family"],
             "column": heading,
             "tokenizer": provenance.get("tokenizer", ""),
             "conditions": digest,
@@ -389,7 +393,8 @@ def _baseline(scores: "DataFrame", names: list[str], wanted: str | None) -> str:
 def _provenance(store: RunStore) -> dict[str, Any]:
     """Return how a run came to be, flat, for people."""
     identity, provenance = store.header["identity"], store.header["provenance"]
-    sessions = _sessions(store.path)
+    sessions = store.sessions()
+    commands = [str(one["command"]) for one in (provenance, *sessions) if one.get("command")]
     peaks = [session["peak_memory_gib"] for session in sessions if "peak_memory_gib" in session]
     is_ppl = identity["task"] == "ppl"
     return {
@@ -400,7 +405,7 @@ def _provenance(store: RunStore) -> dict[str, Any]:
         "protocol": f"ppl@{identity['protocol']}" if is_ppl else f"{identity['task']}@v{identity['version']}",
         "version": identity["version"],
         "task_fingerprint": identity.get("task_fingerprint", ""),
-        "command": provenance.get("command", ""),
+        "command": "\n".join(dict.fromkeys(commands)),
         "corpus": provenance["corpus"] if is_ppl else provenance["data"],
         "corpus_fingerprint": identity["corpus"] if is_ppl else identity["data"],
         "fingerprint": identity["fingerprint"],
@@ -417,11 +422,3 @@ def _provenance(store: RunStore) -> dict[str, Any]:
         "seconds": round(sum(session["seconds"] for session in sessions), 3),
         "peak_memory_gib": max(peaks, default=None),
     }
-
-
-def _sessions(path: Path) -> list[dict[str, Any]]:
-    """Return when and for how long a run was worked on; a half-written last line is passed over."""
-    lines = path / "sessions.jsonl"
-    if not lines.exists():
-        return []
-    return [json.loads(line) for line in lines.read_text("utf-8").splitlines(keepends=True) if line.endswith("\n")]

@@ -181,8 +181,8 @@ def _about(tokens: TokenStore) -> str:
     trained = f"{identity['train_length']:,} ({provenance['train_length_source']})" if identity["train_length"] else "?"
     head = identity["head"] + (f" ({provenance['head_reason']})" if provenance["head_reason"] else "")
     return (
-        f"training length {trained}, prefix {provenance['prefix'] or 'none'}, {identity['dtype']} on "
-        f"{provenance['machine']}, attention {identity['kernel']}, head {head}"
+        f"training length {trained}, {identity['dtype']} on {provenance['machine']}, attention {identity['kernel']}, "
+        f"head {head}, prefix {provenance['prefix'] or 'none'}"
     )
 
 

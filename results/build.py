@@ -32,7 +32,7 @@ _NOTICE = "<!-- Made by `python results/build.py` from README.in.md: change that
 _KEPT = {
     "scores": "line model encoding section family task protocol metric slice column length label train_length n "
     "n_seeds value low high status headline chance best",
-    "differences": "line baseline section family task metric column length value low high p_holm verdict n",
+    "differences": "line baseline section family task metric column length value low high p_holm verdict n paired",
     "reach": "line section family task metric definition train_length value low high censored "
     "in_window in_window_low in_window_high in_window_verdict",
 }
@@ -120,7 +120,7 @@ def _facts(found: comparison.Comparison) -> dict[str, Any]:
         one["runs"] += 1
         one["seconds"] = round(one["seconds"] + run["seconds"], 1)
         one["models"][f"{run['model']} {run['encoding']}"] = run["fingerprint"]
-        one["commands"] += [run["command"]] if run["command"] not in one["commands"] else []
+        one["commands"] += [command for command in run["command"].split("\n") if command not in one["commands"]]
     # A line about models, and their runs, is said once for each in `runs`.
     notes = [note for note in found.notes if not re.match(r"runs? ", note) and "training length " not in note]
     return {"baseline": found.baseline, "notes": notes, "runs": list(groups.values())}

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -40,6 +41,12 @@ def answer(hits: int, n_target: int = 2, *, length=100, control="", index=0, que
 
 
 def store_of(root, records, identity=IDENTITY, **provenance) -> RunStore:
+    """Return a run of these records; contexts are whole unless their answers say otherwise."""
+    records = list(records)
+    n = Counter((one.get("length"), one.get("control"), one.get("index")) for one in records)
+    for one in records:
+        if one.get("kind") == "answer":
+            one.setdefault("n_questions", n[one.get("length"), one.get("control"), one.get("index")])
     with RunStore.writing(root, identity, {**PROVENANCE, **provenance}) as store:
         for record in records:
             store.append(record)
@@ -525,3 +532,17 @@ def test_pooled_seeds_of_real_runs(tmp_path):
     (group,) = by_seed(stores)
     row = answers.table(group).rows[0]
     assert (row["value"], row["model"]) == (0.5, "x (2 seeds)")
+
+
+def test_a_context_that_lost_an_answer_is_left_out_and_told(tmp_path):
+    records = [answer(2 * (index > 0), index=index, question=q) for index in range(4) for q in range(4)]
+    store_of(tmp_path, records)
+    (path,) = tmp_path.iterdir()
+    lines = (path / "records.jsonl").read_text().splitlines(keepends=True)
+    (path / "records.jsonl").write_text("".join([*lines[:5], *lines[6:], lines[12]]))
+    found = answers.table([RunStore.reading(path)])
+    row = next(row for row in found.rows if row["metric"] == "accuracy")
+    assert (row["n"], row["n_questions"], row["value"]) == (2, 8, 0.5)
+    told = [note for note in found.notes if note.startswith("left out: ")]
+    assert "context 1 at 100 tokens, has 3 of 4 answers" in told[0]
+    assert "context 3 at 100 tokens, has 5 of 4 answers" in told[1]

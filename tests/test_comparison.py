@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -173,6 +174,9 @@ def test_forced_lines_of_other_texts_are_not_paired(runs):
     apart = comparison(runs, force=True).differences
     row = apart[(apart.metric == "nll") & (apart.line == "zoo:hope") & (apart.column == "128")].iloc[0]
     assert row.high - row.low > 0.5, "four documents, unpaired"
+    result = hope_eval("compare", runs, "--task", "ppl", "--force")
+    assert "forced: ppl differs in corpus" in result.stderr
+    assert "NOT by the same contexts" in result.stdout
 
 
 def test_another_protocol_is_another_table(runs):
@@ -260,6 +264,29 @@ def test_the_same_run_twice_counts_once_unless_they_differ(runs, tmp_path):
         opened([path, other])
 
 
+def test_a_run_that_lost_an_answer_says_so_and_does_not_verify(runs):
+    path = run_of(runs, "passkey-zoo_hope")
+    lines = (path / "records.jsonl").read_bytes().splitlines(keepends=True)
+    (path / "records.jsonl").write_bytes(b"".join([*lines[:2], *lines[3:]]))
+    assert "records are missing" in hope_eval("runs", "verify", path, code=1).output
+    (path / "records.jsonl").write_bytes(re.sub(rb'"nll": \d', b'"nll": 9', b"".join(lines), count=1))
+    assert "another checksum" in hope_eval("runs", "verify", path, code=1).output
+    (path / "records.jsonl").write_bytes(b"".join(lines))
+    hope_eval("runs", "verify", path)
+    (path / "records.jsonl").write_bytes(b"".join(lines) + lines[3])
+    assert "left out" in hope_eval("compare", path).stderr
+
+
+def test_the_commands_of_all_sessions_are_told(runs):
+    path = run_of(runs, "passkey-zoo_hope")
+    session = json.loads((path / "sessions.jsonl").read_text().splitlines()[0])
+    with (path / "sessions.jsonl").open("a") as stream:
+        stream.write(json.dumps(session | {"command": "hope-eval again"}) + "\n")
+    (run,) = comparison(path).runs
+    assert run["command"].split("\n")[1:] == ["hope-eval again"]
+    assert run["seconds"] == pytest.approx(2 * session["seconds"])
+
+
 def test_no_run_is_an_error(tmp_path):
     printed = text(tmp_path / "nothing", code=1)
     assert "no run at" in printed
@@ -330,6 +357,8 @@ def test_a_figure_a_sketch_and_a_page_are_made_of_the_same_runs(runs, tmp_path):
     assert figure.read_bytes().startswith(b"\x89PNG")
     hope_eval("plot", runs, "--kind", "difference", "--section", "retrieve", "--out", tmp_path / "difference.svg")
     hope_eval("plot", runs, "--kind", "heatmap", "--out", tmp_path / "depth.pdf")
+    assert "a sketch on the terminal" in hope_eval("plot", runs, "--kind", "heatmap", code=1).output
+    assert "a report is a page" in hope_eval("report", runs, "--out", tmp_path / "x.pdf", code=1).output
     assert "no run is of `retreve`" in hope_eval("plot", runs, "--section", "retreve", code=1).output
     page = tmp_path / "report.html"
     hope_eval("report", runs, "--out", page, "--title", "Mine & yours")

@@ -80,6 +80,9 @@ def test_other_texts_are_not_paired():
     together = differences(frame(*({**one, "conditions": "a"} for one in rows)), "rope")
     assert apart.p[0] > 0.3
     assert together.p[0] < 1e-6
+    assert (apart.paired[0], together.paired[0]) == (False, True)
+    assert list(best(frame(*rows))) == [False, False]
+    assert list(best(frame(*({**one, "conditions": "a"} for one in rows)))) == [True, False]
 
 
 def test_only_what_both_read_is_paired():

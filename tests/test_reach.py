@@ -56,12 +56,12 @@ def test_a_share_of_the_first_score_is_above_chance():
 def test_a_model_at_chance_reads_no_distance():
     found = far(falling([0.25] * 6, metric="choice_accuracy", chance=0.25), "relative")
     assert math.isnan(found.value)
-    assert worded(found) == ("at chance", "")
+    assert worded(found) == ("not above chance", "")
 
 
 def test_the_floor_that_was_measured_is_a_chance_too():
     rows = [*falling([0.3] * 6), *({**one, "metric": "floor", "headline": False} for one in falling([0.3] * 6, seed=1))]
-    assert far(rows, "relative").censored == "at chance"
+    assert far(rows, "relative").censored == "not above chance"
 
 
 def test_out_of_memory_ends_what_is_known_and_a_table_of_positions_what_can_be_read():
@@ -171,3 +171,27 @@ def test_few_contexts_that_are_all_right_leave_doubt_about_how_far():
     assert few.low < few.high
     many = far(falling([1, 1, 0.95, 0, 0, 0], n=400), "relative")
     assert many.low == many.high == 512
+
+
+def test_a_score_that_begins_at_chance_and_rises_is_told_apart_from_one_that_stays_there():
+    found = far(falling([0, 1, 1, 1, 0, 0]), "relative")
+    assert found.censored == "not above chance at 128"
+
+
+def test_context_of_which_no_gain_is_seen_is_not_said_to_be_useless():
+    rows = paired([0, 0.001, -0.001, 0.0005])
+    assert math.isnan(far(rows, "useful").value)
+    assert worded(far(rows, "useful")) == ("no gain seen", "")
+
+
+def test_areas_are_over_the_same_lengths():
+    rows = [*falling([1, 1, 0, 0, 0, 0]), *({**one, "line": "rope"} for one in falling([1, 1, 0], LENGTHS[:3]))]
+    scores = frame(*rows)
+    table = reach(scores, differences(scores, "rope"))
+    values = [one.value for one in table.itertuples() if one.definition == "area"]
+    assert values == pytest.approx([0.75, 0.75])
+
+
+def test_less_than_the_least_length_has_an_interval_that_begins_at_none():
+    found = far(falling([0.6, 0.6, 0.6, 0.6, 0.6, 0.6], n=6), "ci")
+    assert (found.censored, found.value, found.low) == ("<", 128, 0)

@@ -242,6 +242,13 @@ def test_one_document_allows_no_verdict():
     assert math.isnan(found.p)
 
 
+def test_draws_are_as_far_apart_as_intervals_of_few_documents():
+    few = clusters(np.random.default_rng(0).normal(3, 1, 5))
+    low, high = np.quantile(few.draws, [0.025, 0.975])
+    assert (low, high) == pytest.approx((few.interval().low, few.interval().high), rel=0.02)
+    assert few.resampled.std() < few.draws.std()
+
+
 def test_holm_is_that_of_the_textbook():
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.5, 0.9]) == [1.0, 1.0]

@@ -214,7 +214,11 @@ def compared(
 
     stores = comparison.opened(runs or (RUNS,), warn)
     tables = comparison.tables_of(stores, by == "encoding", by_fact, warn)
-    return comparison.compare(tables, by=by, baseline=baseline, columns=columns, tasks=tasks, force=force)
+    found = comparison.compare(tables, by=by, baseline=baseline, columns=columns, tasks=tasks, force=force)
+    for note in found.notes:
+        if note.startswith(("forced: ", "left out: ")):
+            warn(note)
+    return found
 
 
 def tokens_only(lengths: Lengths) -> tuple[int, ...]:

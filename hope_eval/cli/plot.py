@@ -43,6 +43,10 @@ def plot(
 
     errors is of copying, gain of `ppl --protocol paired`, difference is minus the --baseline.
     """
+    if out is None and (kind or metric):
+        raise OptionError(
+            "a sketch on the terminal has no --kind or --metric", "--out figure.png draws what is asked for"
+        )
     comparison = options.compared(**rest, by_fact="depth" if kind == "heatmap" else "")
     frame = _of_section(comparison.scores, section)
     if out is None:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from hope_eval.cli import options
+from hope_eval.errors import OptionError
 
 
 @click.command()
@@ -25,6 +26,8 @@ def report(title: str | None, out: Path, **rest: Any) -> None:
     """
     from hope_eval.results import report as page
 
+    if out.suffix not in (".html", ".htm"):
+        raise OptionError(f"a report is a page, got `{out}`", f"--out {out.with_suffix('.html')}")
     comparison = options.compared(**rest, by_fact="depth")
     lines = list(dict.fromkeys(comparison.scores.line))
     page.write(

@@ -30,6 +30,8 @@ PILLARS = {
     "fewshot": "Few-shot following",
 }
 
+_UNADJUSTED = "intervals are those of each difference alone; verdicts allow for their number"
+
 _VERDICTS = {BETTER: "▲", WORSE: "▼", SAME: "≈"}
 
 # Suffixes of files, and what is written into them.
@@ -72,10 +74,15 @@ def blocks(comparison: Compared, show: Sequence[str], by_task: bool = False) -> 
         notes = [f"{name}: {DEFINITIONS[name]}" for name in used]
         if baseline:
             notes.append(f"in window: minus {baseline} at the greatest length within the training window")
-        yield Block("How far they read [tokens]", _reach(reach, used, baseline), notes)
+        if "ppl" not in used and "ppl" in set(reach.family):
+            notes.append("how far by perplexity: `--protocol bucket`, also with --from and these runs")
+        yield Block("How far they read: tokens, but for area", _reach(reach, used, baseline), notes)
     if "wins" in show and not (wins := comparison.frame("wins")).empty:
         title = "How probably the line is better than the column"
-        yield Block(title, _wins(wins), ["on the mean over the lengths that both have"])
+        # Where texts are cut alike, nll says all that bits per byte and context gain do.
+        told = wins[(wins.family != "ppl") | (wins.metric == "nll")]
+        shown = wins if told.empty else told
+        yield Block(title, _wins(shown), ["on the mean over the lengths that both have"])
 
 
 def draw_all(tables: Iterable[Block], notes: Sequence[str], form: str, console: Console) -> None:
@@ -101,7 +108,8 @@ def _scores(scores: "DataFrame", by_task: bool) -> Iterator[Block]:
     if by_task:
         # Perplexities have columns of their own; all other tasks share lengths.
         parts = scores.section.where(scores.family == "ppl", "tasks")
-        for (line, part), rows in scores.groupby(["line", parts], sort=False):
+        order = scores.line.map({line: at for at, line in enumerate(dict.fromkeys(scores.line))})
+        for (_, line, part), rows in scores.groupby([order, "line", parts]):
             content = grid(rows_of(rows), by_task)
             yield Block(f"{line}: {section_title(str(part))}", content, legend(content))
         return
@@ -147,7 +155,8 @@ def _differences(frame: "DataFrame", baseline: str) -> Iterator[Block]:
             columns,
             [(names, [cells.get(column, Cell("")) for column in columns]) for names, cells in together],
         )
-        yield Block(f"{section_title(str(section))}: minus {baseline}, by the same contexts", content, [marks])
+        how = "by the same contexts" if rows.paired.all() else "NOT by the same contexts: texts or samples differ"
+        yield Block(f"{section_title(str(section))}: minus {baseline}, {how}", content, [marks, _UNADJUSTED])
 
 
 def _signed(value: float) -> str:

@@ -59,7 +59,7 @@ def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
         for row in each(rows[rows.line != baseline]):
             if row.column not in base.index or not comparable(row, base.loc[row.column]):
                 continue
-            gap, n = _paired(row, base.loc[row.column])
+            gap, n, paired = _gap(row, base.loc[row.column])
             mine.append(
                 {
                     **dict(zip(_MEASURE, measure, strict=True)),
@@ -75,6 +75,7 @@ def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
                     "high": gap.high,
                     "p": gap.p,
                     "n": n,
+                    "paired": paired,
                 }
             )
         for line in dict.fromkeys(one["line"] for one in mine):
@@ -83,7 +84,7 @@ def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
                 one |= {"p_holm": p, "verdict": verdict(one["metric"], one["value"], p)}
         found += mine
     names = [*_MEASURE, "protocol", "column", "length", "label", "line", "encoding", "baseline"]
-    return pandas.DataFrame(found, columns=[*names, "value", "low", "high", "p", "p_holm", "verdict", "n"])
+    return pandas.DataFrame(found, columns=[*names, "value", "low", "high", "p", "p_holm", "verdict", "n", "paired"])
 
 
 def verdict(metric: str, value: float, p: float) -> str:
@@ -95,15 +96,18 @@ def verdict(metric: str, value: float, p: float) -> str:
 
 def best(scores: "DataFrame") -> "Series[bool]":
     """Return for each row whether it is the best of its column and distinguishable from every other."""
-    marks = scores.line != scores.line
+    import pandas
+
+    marks = pandas.Series(False, index=scores.index)
     for (_, _, _, metric, _, _), rows in scores.groupby([*_MEASURE, "slice", "column"], sort=False):
         rows = rows[(rows.status == "ok") & rows.clusters.notna()]
         if len(rows) < 2:
             continue
         sign = -1 if metric in LOWER_IS_BETTER else 1
         first, *others = sorted(each(rows), key=lambda row: -sign * row.value)
-        if all(comparable(row, first) for row in others):
-            p_values = holm([_paired(first, row)[0].p for row in others])
+        # Of other texts or other samples, none is best.
+        if all(comparable(row, first) and row.conditions == first.conditions for row in others):
+            p_values = holm([_gap(first, row)[0].p for row in others])
             marks[first.Index] = all(p < ALPHA for p in p_values)
     return marks
 
@@ -152,14 +156,14 @@ def comparable(a: Any, b: Any) -> bool:
     return known and (a.metric not in _BY_TOKEN or not a.tokenizer or not b.tokenizer or a.tokenizer == b.tokenizer)
 
 
-def _paired(a: Any, b: Any) -> tuple[Difference, int]:
-    """Return a - b, paired on the contexts that both have, and how many contexts there are."""
+def _gap(a: Any, b: Any) -> tuple[Difference, int, bool]:
+    """Return a - b, paired on the contexts that both have, how many contexts there are, and whether it is paired."""
     own, other = a.clusters, b.clusters
     known = set(other.names)
     shared = [name for name in own.names if name in known] if a.conditions == b.conditions else []
     if len(shared) > 1 or len(shared) == len(own.names) == len(other.names):
-        return difference(own.on(shared), other.on(shared)), len(shared)
-    return difference(own, other, paired=False), min(len(own.names), len(other.names))
+        return difference(own.on(shared), other.on(shared)), len(shared), True
+    return difference(own, other, paired=False), min(len(own.names), len(other.names)), False
 
 
 def each(rows: "DataFrame") -> Iterator[Any]:

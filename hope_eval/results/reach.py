@@ -5,14 +5,14 @@
     ci        the same by the lower limit of each score; its interval ends where the upper limit fails
     half      where the score has fallen half way from ceiling to floor: isotonic fit, between lengths by log2; the
               interval holds both of these lengths
-    area      mean score over log2(length / training length)
-    useful    the last context that makes the same tokens likelier than every shorter one does
-    breaking  the first context that makes them less likely than a shorter one does
+    area      mean score over log2(length / training length), over the lengths that all lines share
+    useful    the last context at which the same tokens are distinguishably likelier than with every shorter one
+    breaking  the first context at which they are distinguishably less likely than with a shorter one
 
 Intervals are over draws of the contexts, which are the same ones at all lengths. A length that passes counts only if
 all shorter ones do; but for `ppl`, whose buckets are different tokens, some of them harder. Where even the greatest
 length passes, the answer is at least that one (`censored` is `>=`); where the least one fails, it is less (`<`). A
-model that is at chance everywhere reads no distance: no value.
+score that is not distinguishable from chance at the shortest length gives no scale: no value.
 
 `useful` and `breaking` compare with every shorter context rather than with the shortest one alone: against the
 shortest, a context that has long stopped helping still counts as useful, and one that harms as harmless.
@@ -49,9 +49,9 @@ DEFINITIONS = {
     "relative": "greatest length with at least 85 % of the score at the shortest (above chance), all shorter ones too",
     "ci": "the same by the lower limit of the intervals; high: by the upper limit",
     "half": "where the score has fallen half way from ceiling to floor (isotonic fit)",
-    "area": "mean over log2(length / training length)",
-    "useful": "last context that makes the same tokens likelier than every shorter one does",
-    "breaking": "first context that makes them less likely than a shorter one does",
+    "area": "mean over log2(length / training length), in the metric's unit, over the lengths that all lines share",
+    "useful": "last context at which the same tokens are distinguishably likelier than with every shorter one",
+    "breaking": "first context at which they are distinguishably less likely than with a shorter one",
 }
 
 
@@ -61,6 +61,7 @@ class _Curve:
 
     lengths: ascending [L]; those that the model cannot read have -inf.
     draws:   [D, L] resampled.
+    shared:  whether all lines were measured there [L].
     """
 
     lengths: list[int]
@@ -71,11 +72,15 @@ class _Curve:
     train_length: float
     floor: float
     ceiling: float
+    shared: np.ndarray
 
     @property
-    def at_chance(self) -> bool:
-        """Whether even the shortest length cannot be told from chance."""
-        return not self.low[0] > self.floor
+    def unclear(self) -> str:
+        """Why there is no scale to read a length from; empty if there is: the shortest length is above chance."""
+        above = self.low > self.floor
+        if above[0]:
+            return ""
+        return f"not above chance at {short_length(self.lengths[0])}" if above.any() else "not above chance"
 
 
 def reach(scores: "DataFrame", differences: "DataFrame") -> "DataFrame":
@@ -84,11 +89,12 @@ def reach(scores: "DataFrame", differences: "DataFrame") -> "DataFrame":
 
     found: list[dict[str, Any]] = []
     whole = scores[(scores.slice == "")]
+    shared = _shared_lengths(whole)
     for names, rows in whole.groupby(["section", "family", "task", "line"], sort=False):
         section, family, task, line = map(str, names)
         metrics = ["nll"] if family == "ppl" else list(dict.fromkeys(rows[rows.headline.astype(bool)].metric))
         for metric in metrics:
-            curve = _curve(rows, metric)
+            curve = _curve(rows, metric, shared[section, task])
             if curve is None:
                 continue
             parity = _parity(differences, section, task, metric, line, curve.train_length)
@@ -126,8 +132,23 @@ def reach(scores: "DataFrame", differences: "DataFrame") -> "DataFrame":
     return pandas.DataFrame(found, columns=columns)
 
 
-def _curve(rows: "DataFrame", metric: str) -> _Curve | None:
-    """Return the curve of a metric as far as it is known; None for less than two lengths."""
+def _shared_lengths(scores: "DataFrame") -> dict[tuple[str, str], set[int]]:
+    """Return the lengths at which all lines of a section and task were measured, or cannot be."""
+    shared: dict[tuple[str, str], set[int]] = {}
+    for names, rows in scores.groupby(["section", "task"], sort=False):
+        section, task = map(str, names)
+        known: dict[str, set[int]] = {}
+        for row in each(rows[rows.status.isin(["ok", *_CANNOT])]):
+            known.setdefault(row.line, set()).add(int(row.length))
+        shared[section, task] = set.intersection(*known.values()) if known else set()
+    return shared
+
+
+def _curve(rows: "DataFrame", metric: str, shared: set[int]) -> _Curve | None:
+    """Return the curve of a metric as far as it is known; None for less than two lengths.
+
+    shared: lengths at which other lines were measured too.
+    """
     mine = rows[rows.metric == metric].sort_values("length", kind="stable")
     known = []
     for row in each(mine):
@@ -136,12 +157,12 @@ def _curve(rows: "DataFrame", metric: str) -> _Curve | None:
         known.append(row)
     while known and known[0].status != "ok":
         known.pop(0)
-    if sum(row.status == "ok" for row in known) < 1 or len(known) < 2:
+    if len(known) < 2:
         return None
     sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
     fine = [row for row in known if row.status == "ok"]
-    shared = reduce(lambda a, b: a & b, (set(row.clusters.names) for row in fine))
-    names = [name for name in fine[0].clusters.names if name in shared]
+    common = reduce(lambda a, b: a & b, (set(row.clusters.names) for row in fine))
+    names = [name for name in fine[0].clusters.names if name in common]
     columns, ends = [], []
     for row in known:
         value = sign * row.value if row.status == "ok" else -np.inf
@@ -164,6 +185,7 @@ def _curve(rows: "DataFrame", metric: str) -> _Curve | None:
         float(mine.train_length.iloc[0] or math.nan),
         floor if sign > 0 else -np.inf,
         max([float(one) for one in controls["ceiling"].head(1)], default=-np.inf),
+        np.array([int(row.length) in shared for row in known]),
     )
 
 
@@ -175,8 +197,8 @@ def _extents(section: str, family: str, curve: _Curve, rows: "DataFrame") -> lis
         return [("ppl", _by_bucket(curve)), area]
     if family == "ppl":
         return [area]
-    if curve.at_chance:
-        nothing = {"value": math.nan, "low": math.nan, "high": math.nan, "censored": "at chance"}
+    if curve.unclear:
+        nothing = {"value": math.nan, "low": math.nan, "high": math.nan, "censored": curve.unclear}
         return [(definition, dict(nothing)) for definition in ("relative", "ci", "half")] + [area]
     return [("relative", _relative(curve)), ("ci", _by_limits(curve)), ("half", _half(curve)), area]
 
@@ -192,7 +214,8 @@ def _extent(curve: _Curve, value: int, draws: np.ndarray) -> dict[str, Any]:
     low, high = (int(np.quantile(draws, level, method="inverted_cdf")) for level in (ALPHA / 2, 1 - ALPHA / 2))
     return {
         "value": float(_length(curve, value)),
-        "low": float(_length(curve, min(low, value))),
+        # Below the least length is any.
+        "low": float(_length(curve, min(low, value))) if min(low, value) else 0.0,
         "high": float(_length(curve, max(high, value))),
         "censored": ">=" if value == len(curve.lengths) else "" if value else "<",
     }
@@ -276,9 +299,11 @@ def _falling(values: np.ndarray) -> np.ndarray:
 def _area(curve: _Curve, sign: float) -> dict[str, Any]:
     if sign < 0 and not np.isfinite(curve.values).all():
         return {"value": math.nan, "low": math.nan, "high": math.nan, "censored": "reads no further"}
-    # What cannot be read is answered wrong.
-    values, draws = (np.where(np.isfinite(one), one, 0.0) for one in (curve.values, curve.draws))
-    logs = np.log2(curve.lengths)
+    if curve.shared.sum() < 2:
+        return {"value": math.nan, "low": math.nan, "high": math.nan, "censored": "no shared lengths"}
+    # What cannot be read is answered wrong; areas over other lengths could not be compared.
+    values, draws = (np.where(np.isfinite(one), one, 0.0)[..., curve.shared] for one in (curve.values, curve.draws))
+    logs = np.log2(np.array(curve.lengths)[curve.shared])
 
     def mean(scores: np.ndarray) -> np.ndarray:
         area: np.ndarray = sign * np.trapezoid(scores, logs, axis=-1) / (logs[-1] - logs[0])
@@ -302,14 +327,14 @@ def _useful_and_breaking(rows: "DataFrame") -> list[tuple[str, dict[str, Any]]]:
     ]
     harm = next((number for number, found in enumerate(verdicts) if found < 0), len(verdicts))
     helped = [number for number in range(harm) if verdicts[number] > 0]
-    useful = contexts[helped[-1] + 1] if helped else contexts[0]
     nan = math.nan
+    useful = float(contexts[helped[-1] + 1]) if helped else nan
+    unseen = "no gain seen" if not helped else ">=" if helped[-1] == len(verdicts) - 1 else ""
     breaking = {"value": float(contexts[min(harm + 1, len(contexts) - 1)]), "low": nan, "high": nan}
     return [
-        ("useful", {"value": float(useful), "low": nan, "high": nan,
-                    "censored": ">=" if helped and helped[-1] == len(verdicts) - 1 else "" if helped else "<="}),
+        ("useful", {"value": useful, "low": nan, "high": nan, "censored": unseen}),
         ("breaking", {**breaking, "censored": "" if harm < len(verdicts) else ">"}),
-    ]  # fmt: skip
+    ]
 
 
 def _parity(

@@ -10,9 +10,8 @@
 A run that is damaged, or of a newer version, is listed and can be removed; nothing else can be done with it.
 """
 
-import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -134,20 +133,8 @@ def described(path: Path) -> dict[str, Any]:
         "worked_on": known.worked_on.isoformat(timespec="seconds"),
         **store.header,
         "records": {kind: n for kind, n in sorted(counts.items()) if n},
-        "sessions": list(_sessions(path)),
+        "sessions": store.sessions(),
     }
-
-
-def _sessions(path: Path) -> Iterator[Record]:
-    """Yield what is known of each session; the line of one that was killed may be half-written."""
-    file = path / "sessions.jsonl"
-    for line in file.read_bytes().split(b"\n") if file.exists() else ():
-        try:
-            session = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(session, dict):
-            yield session
 
 
 def remove(path: Path) -> None:
@@ -191,11 +178,24 @@ def check(path: Path, report: Report = lambda done, total: None) -> RunStore:
             f"name the folder so; if it is run.json that was changed, {remedy(path)}",
         )
     try:
+        _check_sum(store)
         (_check_tokens if _is_ppl(store) else _check_answers)(store, report)
     except StoreError as error:
         command = store.header["provenance"].get("command")
         raise StoreError(error.message, remedy(path) + (f": {command}" if command else "")) from error
     return store
+
+
+def _check_sum(store: RunStore) -> None:
+    """Raise StoreError unless the records are those that the last session left, and what came after."""
+    told = [session["records"] for session in store.sessions() if "records" in session]
+    if not told:
+        return
+    n_bytes = told[-1]["bytes"]
+    if (store.path / "records.jsonl").stat().st_size < n_bytes:
+        raise StoreError("records are missing that were there when it was last worked on")
+    if store.checksum(n_bytes) != told[-1]["crc"]:
+        raise StoreError("its records are not those that were written: they have another checksum")
 
 
 def _is_ppl(store: RunStore) -> bool:
@@ -231,6 +231,14 @@ def _check_answers(store: RunStore, report: Report) -> None:
         refuse((frame["hits"] < 0) | (frame["hits"] > frame["n_target"]), "has more tokens right than it has")
     several = frame.drop_duplicates([*context, "n_questions"])
     refuse(several.duplicated(context), "says that its context has more or fewer questions than others say")
+    if not any(record["kind"] == "oom" for record in others):
+        # What ran out of memory leaves gaps.
+        asked = frame.drop_duplicates(context).groupby(["length", "control"], observed=True)["index"]
+        for (length, control), indices in asked:
+            if indices.max() + 1 != len(indices):
+                absent = sorted(set(range(indices.max())) - set(indices))[0]
+                of = f", control {control}" if control else ""
+                raise StoreError(f"context {absent} at {length} tokens{of} is missing, and later ones are there")
     told: Counter[int] = Counter()
     for record in others:
         _check_kind(store, record)

@@ -197,9 +197,31 @@ class RunStore:
         return np.frombuffer(data, dtype)
 
     def log_session(self, session: Mapping[str, Any]) -> None:
-        """Note when and with what the run was worked on; never part of the records, which repeat exactly."""
+        """Note when and with what the run was worked on; never part of the records, which repeat exactly.
+
+        A checksum of all records so far goes with it.
+        """
         with explained(self.path), (self.path / "sessions.jsonl").open("ab") as stream:
-            stream.write(json.dumps(dict(session)).encode() + b"\n")
+            known = {**session, "records": {"bytes": self._end, "crc": self.checksum(self._end)}}
+            stream.write(json.dumps(known).encode() + b"\n")
+
+    def sessions(self) -> list[Record]:
+        """Return what is known of each session; the line of one that was killed may be half-written."""
+        file = self.path / "sessions.jsonl"
+        found = []
+        for line in file.read_bytes().split(b"\n") if file.exists() else ():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return [session for session in found if isinstance(session, dict)]
+
+    def checksum(self, n_bytes: int) -> int:
+        """Return the CRC-32 of the first bytes of the records."""
+        crc = 0
+        with self._file.open("rb") as stream:
+            while n_bytes and (part := stream.read(min(n_bytes, 1 << 24))):
+                crc = zlib.crc32(part, crc)
+                n_bytes -= len(part)
+        return crc
 
     def _load(self) -> int:
         """Read all records, and return how many bytes of arrays they use."""

@@ -82,14 +82,24 @@ class Clusters:
     def draws(self) -> np.ndarray:
         """The value of resampled contexts and seeds [D]; clusters of as many contexts are drawn alike.
 
-        Contexts that are all right, or all wrong, say nothing of what others would be. Draws of a proportion are
-        spread until they are as far apart as its interval is wide.
+        As far apart as the interval is wide: those of a mean are moved away from it, as its interval is; to those of a
+        proportion noise is added, since contexts that are all right, or all wrong, say nothing of what others would be.
         """
-        return self._spread(_bootstrap(self.numerators, self.denominators, 0))
+        if self.proportion:
+            return self._spread(self.resampled)
+        widening = _Spread.of(_residuals(self.numerators, self.denominators)).widening(ALPHA)
+        value = self.numerators.sum() / self.denominators.sum()
+        moved: np.ndarray = value + widening * (self.resampled - value)
+        return moved
 
-    def own_draws(self) -> np.ndarray:
-        """Return draws that have nothing to do with those of others."""
-        return self._spread(_bootstrap(self.numerators, self.denominators, self._own))
+    @functools.cached_property
+    def resampled(self) -> np.ndarray:
+        """The value of resampled contexts and seeds as they come [D]."""
+        return _bootstrap(self.numerators, self.denominators, 0)
+
+    def resampled_alone(self) -> np.ndarray:
+        """Return draws that have nothing to do with those of other clusters [D]."""
+        return _bootstrap(self.numerators, self.denominators, self._own)
 
     @property
     def _own(self) -> int:
@@ -97,8 +107,6 @@ class Clusters:
         return zlib.crc32(self.numerators.tobytes() + self.denominators.tobytes())
 
     def _spread(self, draws: np.ndarray) -> np.ndarray:
-        if not self.proportion:
-            return draws
         found = self.interval()
         lacking = ((found.high - found.low) / 2 / _Z) ** 2 - draws.var()
         if lacking <= 0:
@@ -271,7 +279,7 @@ def _difference_of_ratios(a: Clusters, b: Clusters, paired: bool) -> Callable[[f
         # Contexts are shared, seeds are not.
         by_context = residuals[0].sum(0) - residuals[1].sum(0)
         spread = _Spread.of(by_context[None], *(one.sum(1)[:, None] for one in residuals))
-    draws = np.sort(a.draws - (b.draws if paired else b.own_draws()))
+    draws = np.sort(a.resampled - (b.resampled if paired else b.resampled_alone()))
     return lambda alpha: _widened(value, draws, spread, alpha)
 
 

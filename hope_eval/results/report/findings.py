@@ -202,11 +202,15 @@ def _reached(results: Results) -> Iterator[Finding]:
         rows = [row for row in rows if [row.get(key) for key in ("section", "task", "metric")] == first]
         known, none = ([row for row in rows if (row.get("value") is not None) == wanted] for wanted in (True, False))
         far = [*sorted(known, key=lambda row: (-row["value"], row.get("censored") != ">=")), *none]
-        told = [f"{text} for {_names(group)}" for text, group in grouped(far, reach_text).items()]
+        told = [f"{text} for {_names(group)}" for text, group in grouped(far, _reach_with_interval).items()]
         of = "Perplexity" if family == "ppl" else f"{rows[0]['task']}, {metric_name(rows[0]['metric'])}"
-        texts.append(f"{of} ({REACHES[str(definition)]}): {'; '.join(told)}. {_parity(rows, results.baseline)}".strip())
-    if texts:
-        yield Finding("Effective context length", texts)
+        texts.append((f"{of} ({REACHES[str(definition)]}): {'; '.join(told)}.", _parity(rows, results.baseline)))
+    parities = {parity for _, parity in texts}
+    if len(parities) > 1:
+        yield Finding("Effective context length", [f"{text} {parity}".strip() for text, parity in texts])
+    elif texts:
+        # What holds for all is said once.
+        yield Finding("Effective context length", [*(text for text, _ in texts), *filter(None, parities)])
 
 
 def _parity(rows: Sequence[Row], baseline: str) -> str:
@@ -222,6 +226,12 @@ def _parity(rows: Sequence[Row], baseline: str) -> str:
 
 def _names(rows: Sequence[Row]) -> str:
     return listed([row["line"] for row in rows])
+
+
+def _reach_with_interval(row: Row) -> str:
+    """Return how far a line reaches, with its interval where that is more than a point."""
+    apart = row.get("value") is not None and row.get("low") is not None and row["low"] != row.get("high")
+    return " ".join(filter(None, (reach_text(row), interval(row, tokens) if apart else "")))
 
 
 def reach_text(row: Row) -> str:

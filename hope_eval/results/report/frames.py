@@ -128,7 +128,8 @@ class Results:
         found = []
         for topic in self.topics:
             rows = [row for row in self.differences if topic.has(row)]
-            metrics = [*self.metrics(topic), "nll", *(row["metric"] for row in rows)]
+            # Of perplexities, nll is what all protocols share, and lower is better of it.
+            metrics = [*(["nll"] if topic.family == "ppl" else []), *self.metrics(topic), *(r["metric"] for r in rows)]
             main = next((metric for metric in metrics if any(row["metric"] == metric for row in rows)), None)
             found += [
                 {**row, "family": topic.family, "topic": self.name(topic), "zone": self.zone(row)}
