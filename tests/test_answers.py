@@ -546,3 +546,9 @@ def test_a_context_that_lost_an_answer_is_left_out_and_told(tmp_path):
     told = [note for note in found.notes if note.startswith("left out: ")]
     assert "context 1 at 100 tokens, has 3 of 4 answers" in told[0]
     assert "context 3 at 100 tokens, has 5 of 4 answers" in told[1]
+
+
+def test_few_contexts_are_said_to_make_intervals_too_narrow(tmp_path):
+    few, many = (store_of(tmp_path / str(n), [answer(2, index=i) for i in range(n)]) for n in (9, 10))
+    assert any("too narrow" in note for note in answers.table([few]).notes)
+    assert not any("too narrow" in note for note in answers.table([many]).notes)

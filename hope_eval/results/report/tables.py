@@ -133,7 +133,9 @@ def glance(results: Results) -> Table | None:
         keys += [(topic, name) for name in at]
         zones = {name: {row["zone"] for row in rows if heading(row) == name} for name in at}
         # Headings of positions, 32-64, are too wide for a sign: their end stands for them.
-        short = {name: name if in_multiples(rows) else short_length(int(length)) for name, length in at.items()}
+        # A bucket is called by its upper end; a context of `paired` keeps its name, which is less than what is read.
+        own = in_multiples(rows) or any(name.startswith("c=") for name in at)
+        short = {name: name.removeprefix("c=") if own else short_length(int(length)) for name, length in at.items()}
         headings += [Column(short[name], "", zones[name] == {"beyond"}) for name in at]
     lines = []
     for line, rows in grouped(results.compared, lambda row: row["line"]).items():
