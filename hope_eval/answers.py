@@ -76,7 +76,10 @@ def error_kind(target: Sequence[int], greedy: Sequence[int], stops: Sequence[int
 
 
 def opened(path: Path) -> RunStore:
-    """Return a run of a task on disk. Raises StoreError if it is one of perplexity, of a newer version, or not merged yet."""
+    """Return a run of a task on disk.
+
+    Raises StoreError if it is one of perplexity, of a newer version, or not merged yet.
+    """
     store = RunStore.reading(path)
     if store.header["identity"]["task"] == "ppl":
         raise StoreError(f"{path} is a run of `ppl`", "`hope-eval ppl --from` reads it")
