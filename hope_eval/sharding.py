@@ -4,7 +4,7 @@
     OUT/.sessions/SESSION/     RANK.lock is held as long as a process lives, RANK.done or RANK.failed says how it ended
 
 All processes cut the same work into the same batches, and leave out what the run and the shards of earlier sessions
-hold; of the rest, process r of n takes every n-th, from the r-th on. They agree on the name of their session at the
+hold; the rest is dealt out like cards. They agree on the name of their session at the
 start, and exchange nothing from then on. When all have ended, the first one merges: it appends what the shards hold to
 the run, in the order in which one process would have written it. As long as anything is missing, shards stay what they
 are; the same command, with any number of processes, leaves out what they hold, and merges them.
@@ -96,11 +96,15 @@ class Shard(RunStore):
     def share(self, todo: Sequence[T], pieces: Callable[[T], Iterable[Hashable]]) -> list[T]:
         """Return every n-th batch of those that were not shared out before in this session.
 
+        Dealing goes on where that of the run before has ended: over many runs, all get equally many.
+
         pieces: what a batch is made of, as `_pieces` finds them in records.
         """
         fresh = [batch for batch in todo if not self.given.issuperset(pieces(batch))]
         self.given.update(piece for batch in fresh for piece in pieces(batch))
-        return fresh[self._ranks.rank :: self._ranks.world]
+        first = (self._ranks.rank - self._ranks.n_dealt) % self._ranks.world
+        self._ranks.n_dealt += len(fresh)
+        return fresh[first :: self._ranks.world]
 
     def whole(self) -> RunStore:
         """Return the run that it was merged into, or itself."""
@@ -134,6 +138,7 @@ class Ranks:
     say: Callable[[str], None] = lambda text: None
 
     def __post_init__(self) -> None:
+        self.n_dealt = 0
         self._shards: dict[Path, Shard] = {}
         self._locks = contextlib.ExitStack()
 
