@@ -45,6 +45,7 @@ from hope_eval.results.store import (
     locked,
     run_id,
     shards_of,
+    write_header,
 )
 
 # What all processes know, and the first one writes.
@@ -77,8 +78,7 @@ class Shard(RunStore):
         self.given: set[Hashable] = set()
         self.is_merged = False
         self._ranks = ranks
-        main = [RunStore(run, header)] if (run / "run.json").exists() else []
-        self._earlier = [*main, *_shards(run, header, but=ranks.session)]
+        self._earlier = [RunStore(run, header), *_shards(run, header, but=ranks.session)]
 
     def _load(self) -> int:
         used = super()._load()
@@ -179,6 +179,8 @@ class Ranks:
             with explained(path):
                 path.mkdir(parents=True, exist_ok=True)
             self._locks.enter_context(locked(path))
+            # The first process may have died before it came here.
+            write_header(run, header, path)
             self._shards[run] = Shard(path, header, run, self)
         return self._shards[run]
 

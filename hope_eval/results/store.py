@@ -312,9 +312,7 @@ def claimed(path: Path, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
     with explained(path):
         path.mkdir(parents=True, exist_ok=True)
     with locked(path):
-        if not (path / "run.json").exists():
-            with explained(path):
-                _write_whole(path / "run.json", header)
+        write_header(path, header, path)
         yield _read_header(path)
 
 
@@ -376,11 +374,16 @@ def _whole_lines(file: Path) -> tuple[int, int]:
         return 0, size
 
 
-def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    part.replace(path)
+def write_header(path: Path, header: Mapping[str, Any], own: Path) -> None:
+    """Give a run its header if it has none: it is there whole or not at all.
+
+    own: the folder in which this process alone writes.
+    """
+    with explained(path):
+        if not (path / "run.json").exists():
+            part = own / "run.part"
+            part.write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            part.replace(path / "run.json")
 
 
 @contextlib.contextmanager
