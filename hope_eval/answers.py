@@ -22,7 +22,7 @@ import numpy as np
 from hope_eval.errors import OptionError, StoreError
 from hope_eval.lengths import short_length
 from hope_eval.results.columns import Column
-from hope_eval.results.store import NEWER, Record, RunStore
+from hope_eval.results.store import NEWER, Record, RunStore, check_merged
 from hope_eval.results.summary import Clusters
 from hope_eval.results.tables import Row, RunTable, without_seed
 
@@ -80,11 +80,15 @@ def error_kind(target: Sequence[int], greedy: Sequence[int], stops: Sequence[int
 
 
 def opened(path: Path) -> RunStore:
-    """Return a run of a task on disk. Raises StoreError if it is one of perplexity, or of a newer version."""
+    """Return a run of a task on disk.
+
+    Raises StoreError if it is one of perplexity, of a newer version, or not merged yet.
+    """
     store = RunStore.reading(path)
     if store.header["identity"]["task"] == "ppl":
         raise StoreError(f"{path} is a run of `ppl`", "`hope-eval ppl --from` reads it")
     check_version(store)
+    check_merged(store)
     return store
 
 

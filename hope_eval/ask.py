@@ -23,6 +23,7 @@ from hope_eval.evaluate import BATCH_TOKENS, Count, Report, identity_of, session
 from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy, Score, prefix_token
 from hope_eval.provenance import origin
 from hope_eval.results.store import Record, RunStore
+from hope_eval.sharding import ALONE, Ranks
 from hope_eval.task import Prompt, Question, Task, generator
 from hope_eval.vocabulary import Examples, Vocabulary
 
@@ -112,12 +113,14 @@ def ask(
     controls: bool = True,
     command: str = "",
     report: Report = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> tuple[RunStore, int]:
     """Ask a model the questions of a task at all lengths, in the run of that identity below `root`.
 
     n_contexts: of each length; None: as many as make 400 questions.
     controls:   whether the task's controls are asked too.
     report:     called at the start and after every batch, with tokens.
+    ranks:      the processes that share the work out.
 
     Returns the run, and the number of contexts. Raises TaskError, LengthError or StoreError; a length that is too short
     for the task, or too long for memory, is a hole in the table.
@@ -147,11 +150,11 @@ def ask(
         **origin(model.device, command),
     }
     readable = [length for length in lengths if model.max_length is None or length <= model.max_length]
-    with RunStore.writing(root, identity, provenance) as store, session(model, store, command, report) as count:
+    with ranks.writing(root, identity, provenance) as store, session(model, store, command, report) as count:
         n = n_contexts or _default_contexts(task, vocabulary, readable, seed)
         parts = list(_parts(store, task, vocabulary, readable, n, seed, controls))
         _ask_all(model, vocabulary, store, parts, seed, count)
-    return store, n
+    return store.whole(), n
 
 
 def _default_contexts(task: Task, vocabulary: Vocabulary, lengths: Sequence[int], seed: int) -> int:
@@ -220,14 +223,10 @@ def _ask_all(
     }
     whole = {key for key, n in n_asked.items() if n_held[key] == n}
     batches = [(part, indices) for part in parts for indices in _batches(model, part)]
-    total = sum(part.n_tokens * len(indices) for part, indices in batches)
-    done, limit = 0, math.inf
-    fresh_batches = []
-    for part, indices in batches:
-        if all((part.nominal, part.control, index) in whole for index in indices):
-            done += part.n_tokens * len(indices)
-        else:
-            fresh_batches.append((part, indices))
+    fresh_batches = [batch for batch in batches if not whole.issuperset(_contexts(batch))]
+    done, limit = _n_tokens(batches) - _n_tokens(fresh_batches), math.inf
+    fresh_batches = store.share(fresh_batches, _contexts)
+    total = done + _n_tokens(fresh_batches)
     count(done, total, 0)
     stops = {*vocabulary.encode("\n"), *vocabulary.start, *model.end_tokens()}
     for part, indices in fresh_batches:
@@ -249,6 +248,19 @@ def _ask_all(
                     store.append({"kind": "answer", **named, "n_questions": len(records), **record})
         done += part.n_tokens * len(indices)
         count(done, total, sum(len(prompt.context) for prompt in prompts))
+
+
+_Batch = tuple[_Part, range]
+
+
+def _contexts(batch: _Batch) -> list[tuple[int, str, int]]:
+    """Return what the records of each context in a batch go under."""
+    part, indices = batch
+    return [(part.nominal, part.control, index) for index in indices]
+
+
+def _n_tokens(batches: Sequence[_Batch]) -> int:
+    return sum(part.n_tokens * len(indices) for part, indices in batches)
 
 
 def _batches(model: LanguageModel, part: _Part) -> Iterator[range]:

@@ -101,6 +101,8 @@ def opened(paths: Sequence[Path], warn: Callable[[str], None] = lambda text: Non
                     "`hope-eval runs verify` tells which one is whole; give only that one",
                 )
             continue
+        if store.waiting:
+            warn(f"{store.id}: {store.waiting}, and are left out; `{_command(store)}` merges them")
         if store.is_empty:
             warn(f"{store.id} is empty and left out; `{_command(store)}` goes on with it")
             continue

@@ -9,8 +9,9 @@ a resumed run adds up the same numbers in the same order as one that was never i
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import astuple, dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from hope_eval.perplexity import VERSION
 from hope_eval.protocols import Cell, Protocol, Window, merge
 from hope_eval.provenance import Session, origin
 from hope_eval.results.store import RunStore
+from hope_eval.sharding import ALONE, Ranks
 from hope_eval.task import Sample
 from hope_eval.token_store import TokenizedDocument, TokenStore, n_words
 
@@ -113,12 +115,14 @@ def perplexity(
     prefix: PrefixPolicy = "auto",
     command: str = "",
     report: Report = lambda done, total: None,
+    ranks: Ranks = ALONE,
 ) -> tuple[TokenStore, int]:
     """Measure perplexity in the run of that identity below `root`, which is made, or gone on with.
 
     n_documents: how many documents at most; None: all that are long enough.
     minimum:     how many at least.
     report:      called at the start and after every batch.
+    ranks:       the processes that share the work out.
 
     Returns the tokens of the run, to make rows of, and the number of documents. Raises CorpusError, LengthError,
     OptionError or StoreError.
@@ -153,10 +157,11 @@ def perplexity(
         "tokenizer": model.tokenizer_fingerprint(),
         **origin(model.device, command),
     }
-    with RunStore.writing(root, identity, provenance) as store, session(model, store, command, report) as count:
+    with ranks.writing(root, identity, provenance) as store, session(model, store, command, report) as count:
         tokens = TokenStore(store)
         measure(model, chosen.documents, readable, tokens, token, count)
-    return tokens, len(chosen.documents)
+    whole = store.whole()
+    return tokens if whole is store else TokenStore(whole), len(chosen.documents)
 
 
 def identity_of(model: LanguageModel) -> dict[str, Any]:
@@ -205,18 +210,21 @@ def measure(
 ) -> None:
     """Score every window of every cell that the run does not hold yet, and append it to the run.
 
-    report: called at the start and after every batch, with tokens read so far, in all, and by this batch.
+    report: called at the start and after every batch, with tokens read so far, in all, and by this batch; of several
+            processes, by this one and before it.
 
     A read that does not fit into memory is noted, and shorter ones go on.
     """
     for document in documents:
         tokens.add_document(document)
-    limit = float("inf")
+    batches = list(_batches(model, documents, cells))
+    todo = _missing(batches, tokens)
+    done = _n_read(batches) - _n_read(todo)
+    todo = tokens.store.share(
+        todo, lambda batch: [(d.id, *astuple(window)) for d, window in batch if not tokens.covers(d.id, window)]
+    )
     while True:
-        batches = list(_batches(model, documents, cells, limit))
-        todo = [batch for batch in batches if not all(tokens.covers(d.id, window) for d, window in batch)]
-        total = _n_read(batches)
-        done = total - _n_read(todo)
+        total = done + _n_read(todo)
         report(done, total, 0)
         try:
             for batch in todo:
@@ -229,10 +237,28 @@ def measure(
             return
         except OutOfMemory as error:
             tokens.add_out_of_memory(batch[0][0].id, error.n_read, error.figures, str(error))
-            limit = error.n_read
+            shorter = _missing(_batches(model, documents, cells, error.n_read), tokens)
+            # What other processes were given is theirs, at any length.
+            todo = _within(shorter, todo, model.nested_safe)
 
 
 _Batch = list[tuple[TokenizedDocument, Window]]
+
+
+def _missing(batches: Iterable[_Batch], tokens: TokenStore) -> list[_Batch]:
+    return [batch for batch in batches if not all(tokens.covers(d.id, window) for d, window in batch)]
+
+
+def _within(batches: Sequence[_Batch], of: Sequence[_Batch], nested_safe: bool) -> list[_Batch]:
+    """Return the batches of which the reads of `of` would have covered anything."""
+    reads: dict[str, list[Window]] = defaultdict(list)
+    for document, window in (pair for batch in of for pair in batch):
+        reads[document.id].append(window)
+    return [
+        batch
+        for batch in batches
+        if any(longer.covers(window, nested_safe) for document, window in batch for longer in reads[document.id])
+    ]
 
 
 def _n_read(batches: Sequence[_Batch]) -> int:
@@ -240,7 +266,7 @@ def _n_read(batches: Sequence[_Batch]) -> int:
 
 
 def _batches(
-    model: LanguageModel, documents: Sequence[TokenizedDocument], cells: Sequence[Cell], limit: float
+    model: LanguageModel, documents: Sequence[TokenizedDocument], cells: Sequence[Cell], limit: float = float("inf")
 ) -> Iterator[_Batch]:
     """Yield windows to be read side by side: of one length, the longest first, so that what is left gets faster."""
     plan = [

@@ -22,8 +22,10 @@ from hope_eval.protocols import Protocol
 from hope_eval.results.store import RunStore
 from hope_eval.results.tables import RunTable, by_seed
 from hope_eval.samples import material_for
+from hope_eval.sharding import ALONE, Ranks
 from hope_eval.suites import Entry
 from hope_eval.task import Task
+from hope_eval.token_store import TokenStore
 
 # Documents of a perplexity, where nobody says how many.
 N_DOCUMENTS = 10
@@ -90,9 +92,11 @@ class Options:
 
 
 def measure(
-    entries: Sequence[Entry], models: Models, root: Path, options: Options, progress: Progress
+    entries: Sequence[Entry], models: Models, root: Path, options: Options, progress: Progress, ranks: Ranks = ALONE
 ) -> list[RunTable]:
     """Measure every entry on every model, or go on with it; return a table of each, entries first.
+
+    ranks: the processes that share the work out. Only the first one makes tables, when all are done.
 
     Raises any of the errors of this project.
     """
@@ -108,8 +112,11 @@ def measure(
                 lengths = lengths_of.setdefault(number, lengths)
             title = f"{model.name} {model.encoding}" + (f" {entry.what}" if isinstance(entry.what, Task) else "")
             with progress(title) as report:
-                run, n = _measured(entry, material, model, lengths, root, options, report)
+                run, n = _measured(entry, material, model, lengths, root, options, report, ranks)
             results[number].append((run, lengths, n))
+    if not ranks.finish():
+        return []
+    results = [[(_whole(run), lengths, n) for run, lengths, n in one] for one in results]
     tables = [table for one in results for table in _tables(one, options)]
     answers.check_slices(tables, options.by)
     return tables
@@ -123,8 +130,9 @@ def _measured(
     root: Path,
     options: Options,
     report: evaluate.Report,
+    ranks: Ranks,
 ) -> tuple[Any, int]:
-    shared: dict[str, Any] = {"seed": options.seed, "command": options.command, "report": report}
+    shared: dict[str, Any] = {"seed": options.seed, "command": options.command, "report": report, "ranks": ranks}
     if isinstance(entry.what, Protocol):
         assert material.corpus is not None
         return evaluate.perplexity(
@@ -136,6 +144,14 @@ def _measured(
         model, entry.what, lengths, root, vocabulary,
         material=material, n_contexts=entry.samples, controls=entry.controls and options.controls, **shared,
     )  # fmt: skip
+
+
+def _whole(run: Any) -> Any:
+    """Return a run with all that the other processes have measured."""
+    if not isinstance(run, TokenStore):
+        return run.whole()
+    whole = run.store.whole()
+    return run if whole is run.store else TokenStore(whole)
 
 
 def _tables(results: Sequence[tuple[Any, tuple[int, ...], int]], options: Options) -> Iterator[RunTable]:

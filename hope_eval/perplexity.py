@@ -11,7 +11,7 @@ import numpy as np
 from hope_eval.errors import StoreError
 from hope_eval.lengths import short_length
 from hope_eval.protocols import Cell, Protocol, protocol_named
-from hope_eval.results.store import RunStore
+from hope_eval.results.store import RunStore, check_merged
 from hope_eval.results.summary import Clusters, Interval
 from hope_eval.results.tables import Row, RunTable, without_seed
 from hope_eval.token_store import TokenStore
@@ -53,11 +53,12 @@ def table(
 
 
 def opened(path: Path) -> TokenStore:
-    """Return the tokens of a run on disk. Raises StoreError if it is none of perplexity."""
+    """Return the tokens of a run on disk. Raises StoreError if it is none of perplexity, or not merged yet."""
     tokens = TokenStore(RunStore.reading(path))
     task = tokens.store.header["identity"]["task"]
     if task != "ppl":
         raise StoreError(f"{path} is a run of `{task}`", "--from needs a run of `ppl`")
+    check_merged(tokens.store)
     return tokens
 
 

@@ -17,7 +17,7 @@ LAYERS = [
     {"protocols", "corpora", "examples", "token_store"},
     {"perplexity", "answers", "lines", "suites", "tokenizer"},
     {"comparison"},
-    {"encoding", "encodings", "provenance"},
+    {"encoding", "encodings", "provenance", "sharding"},
     {"model"},
     {"evaluate", "train"},
     {"ask", "samples"},

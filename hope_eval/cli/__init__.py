@@ -1,5 +1,6 @@
 """The command line: parse, call one function, print. One file per command; torch is imported inside commands only."""
 
+import os
 from typing import Any
 
 import click
@@ -10,6 +11,7 @@ from hope_eval.cli.compare import compare
 from hope_eval.cli.encodings import encodings
 from hope_eval.cli.plot import plot
 from hope_eval.cli.ppl import ppl
+from hope_eval.cli.progress import speaks
 from hope_eval.cli.report import report
 from hope_eval.cli.run import run
 from hope_eval.cli.runs import runs
@@ -17,6 +19,9 @@ from hope_eval.cli.tasks import tasks
 from hope_eval.cli.train import train
 from hope_eval.cli.zoo import zoo
 from hope_eval.errors import HopeEvalError
+
+# Commands that torchrun may start in several processes.
+_SHARED_OUT = ("run", "ppl", "copy", "retrieve", "fewshot")
 
 
 class _Group(click.Group):
@@ -26,13 +31,15 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except HopeEvalError as error:
-            click.echo(f"Error: {error}", err=True)
+            if speaks():
+                click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(hope_eval.__version__, prog_name="hope-eval")
-def main() -> None:
+@click.pass_context
+def main(ctx: click.Context) -> None:
     """How far past its training window does a language model work, and how do position encodings compare?
 
     \b
@@ -42,6 +49,10 @@ def main() -> None:
     hope-eval train rope hope --out runs/mine
     hope-eval encodings hope --length 512 --head-dim 64
     """
+    if ctx.invoked_subcommand in _SHARED_OUT and "WORLD_SIZE" in os.environ:
+        from hope_eval import sharding
+
+        sharding.watch()
 
 
 for command in (run, ppl, copy, retrieve, fewshot, compare, plot, report, runs, tasks, zoo, encodings, train):

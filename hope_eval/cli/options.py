@@ -253,11 +253,13 @@ def measured(
     **rest: Any,
 ) -> list["RunTable"]:
     """Measure on the models that the options of `checkpoint` name; `rest` are those of `asking` and `evaluation`."""
+    from hope_eval import sharding
     from hope_eval.measure import Models, Options, measure
 
+    if device_map and sharding.n_processes() > 1:
+        raise OptionError("--device-map spreads a checkpoint over the GPUs of one process", "leave it or torchrun out")
     how = {
         "dtype": dtype,
-        "device": device,
         "device_map": device_map,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
@@ -265,7 +267,13 @@ def measured(
         "loader": loader,
     }
     options = Options(**rest, command=command_line())
-    return measure(entries, Models(models, encodings, how), out, options, progress)
+    with sharding.joined(out, lambda text: click.echo(text, err=True)) as ranks:
+        how["device"] = ranks.device(device)
+        tables = measure(entries, Models(models, encodings, how), out, options, progress, ranks)
+    if ranks.rank:
+        # The first process has the tables of all.
+        click.get_current_context().exit()
+    return tables
 
 
 def show(tables: Sequence["RunTable"], form: str) -> None:

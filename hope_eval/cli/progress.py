@@ -24,11 +24,15 @@ class _Speed(ProgressColumn):
         return Text(f"{task.speed:,.0f} {self.unit}/s" if task.speed else "", style="dim")
 
 
+def speaks() -> bool:
+    """Whether this process is the first of those that work together: the one that people hear."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 @contextlib.contextmanager
 def progress(title: str, unit: str = "tokens") -> Iterator[Report]:
     """Show how far a piece of work is; what was done before it began is said once, and not counted as speed."""
-    if int(os.environ.get("RANK", "0")):
-        # Of processes that work together, the first one speaks.
+    if not speaks():
         yield lambda done, total: None
         return
     console = Console(stderr=True, highlight=False)

@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from hope_eval.cli import options
+from hope_eval.cli.progress import speaks
 from hope_eval.lengths import Lengths
 
 
@@ -38,7 +39,8 @@ def run(
     from hope_eval.suites import suite_named
 
     chosen = suite_named(suite)
-    click.echo(f"{chosen.name}: {chosen.about}".removesuffix(": "), err=True)
+    if speaks():
+        click.echo(f"{chosen.name}: {chosen.about}".removesuffix(": "), err=True)
     tables = options.measured(chosen.with_changes(lengths, samples).entries, out, **rest)
     if form in ("csv", "json"):
         options.show(tables, form)

@@ -67,7 +67,8 @@ def list_(out: Path, form: str) -> None:
     hope-eval runs list
     hope-eval runs list --out runs/mine --format json
 
-    State: ok; cut, where the last record is half-written; empty; bad, where `runs show` tells why.
+    State: ok; cut, where the last record is half-written; split, where what several processes have measured waits to be
+    merged; empty; bad, where `runs show` tells why.
     """
     from hope_eval.results import runs as known
     from hope_eval.results.tables import plain_console, print_records
@@ -145,6 +146,8 @@ def show(run: str, out: Path, form: str) -> None:
     click.secho(found["id"], bold=True)
     cut = f" ({found['bytes_cut']} bytes of a half-written record)" if found["bytes_cut"] else ""
     click.echo(f"{found['path']}, {_size(found['bytes'])}, last worked on {found['worked_on']}, {found['state']}{cut}")
+    if found["waiting"]:
+        click.echo(f"{found['waiting']}: the same command again does it")
     for name in ("identity", "provenance", "records"):
         _show(name, found[name])
     for session in found["sessions"]:
@@ -179,7 +182,8 @@ def verify(names: tuple[str, ...], out: Path) -> None:
     hope-eval runs verify ppl-ckpt copy-ckpt --out runs/mine
 
     Folder and identity agree, every line is a record, every array has its checksum, nothing is there twice or missing
-    in the middle. A half-written last record is no fault: the run's own command writes it again.
+    in the middle. A half-written last record is no fault: the run's own command writes it again. Nor are shards that
+    wait to be merged: the same command, with any number of processes, goes on with them.
     """
     from hope_eval.results import runs as known
 
@@ -195,7 +199,8 @@ def verify(names: tuple[str, ...], out: Path) -> None:
             continue
         n = store.n_records
         cut = f", and {store.cut} bytes of a half-written one: its command goes on with it" if store.cut else ""
-        click.echo(f"{known.state(store):5}  {path.name}: {n:,} record{'s' * (n != 1)}{cut}")
+        waiting = f"; {store.waiting}: its command does it" if store.waiting else ""
+        click.echo(f"{known.state(store):5}  {path.name}: {n:,} record{'s' * (n != 1)}{cut}{waiting}")
     if bad:
         hints = "\n      ".join(dict.fromkeys(error.hint for error in bad))
         raise StoreError(f"{len(bad)} of {len(paths)} runs {'is' if len(bad) == 1 else 'are'} bad", hints)

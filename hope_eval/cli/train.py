@@ -1,13 +1,12 @@
 """`hope-eval train`: small models that differ in their position encoding and in nothing else."""
 
-import os
 from pathlib import Path
 from typing import Any
 
 import click
 
 from hope_eval.cli import options
-from hope_eval.cli.progress import progress
+from hope_eval.cli.progress import progress, speaks
 from hope_eval.errors import OptionError
 from hope_eval.lengths import parse_count
 
@@ -98,6 +97,6 @@ def train(
             training.train(folders[out], out, report=report, **how)
         else:
             training.train_all(folders, out / ".work", jobs, report=report, **how)
-    if os.environ.get("RANK", "0") == "0":
+    if speaks():
         for folder in folders:
             click.echo(folder)

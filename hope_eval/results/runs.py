@@ -19,7 +19,18 @@ from typing import TYPE_CHECKING, Any
 
 from hope_eval.errors import StoreError, did_you_mean
 from hope_eval.results.columns import Column, damaged, remedy
-from hope_eval.results.store import FILES, Record, RunStore, explained, is_run, locked, place_size, run_id
+from hope_eval.results.store import (
+    FILES,
+    SHARDS,
+    Record,
+    RunStore,
+    explained,
+    is_run,
+    locked,
+    place_size,
+    run_id,
+    shards_of,
+)
 
 if TYPE_CHECKING:
     from pandas import Series
@@ -40,7 +51,8 @@ class Outline:
     lengths:   of a perplexity; a task has them in its records.
     n_bytes:   on disk.
     worked_on: when its records were last changed.
-    state:     ok, empty, cut (its last record is half-written) or, of what cannot be read, bad.
+    state:     ok, empty, cut (its last record is half-written), split (shards wait to be merged) or, of what cannot be
+               read, bad.
     """
 
     path: Path
@@ -101,12 +113,13 @@ def outline(path: Path) -> Outline:
 
 def size(path: Path) -> int:
     """Return how many bytes a run takes on disk."""
-    return sum((path / name).stat().st_size for name in FILES if (path / name).is_file())
+    files = [folder / name for folder in (path, *shards_of(path)) for name in FILES]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def state(store: RunStore) -> str:
-    """Return whether a run is ok, empty, or cut."""
-    return "empty" if store.is_empty else "cut" if store.cut else "ok"
+    """Return whether a run is ok, split, empty, or cut."""
+    return "split" if store.waiting else "empty" if store.is_empty else "cut" if store.cut else "ok"
 
 
 def _worked_on(path: Path) -> float:
@@ -130,6 +143,7 @@ def described(path: Path) -> dict[str, Any]:
         "state": known.state,
         "bytes": known.n_bytes,
         "bytes_cut": store.cut,
+        "waiting": store.waiting,
         "worked_on": known.worked_on.isoformat(timespec="seconds"),
         **store.header,
         "records": {kind: n for kind, n in sorted(counts.items()) if n},
@@ -140,19 +154,35 @@ def described(path: Path) -> dict[str, Any]:
 def remove(path: Path) -> None:
     """Remove a run. Raises StoreError if there is none, if it is being written, or if its folder holds other files."""
     check_removable(path)
-    with locked(path), explained(path, "remove"):
-        for name in FILES:
-            (path / name).unlink(missing_ok=True)
+    with locked(path):
+        for shard in shards_of(path):
+            with locked(shard):
+                _empty(shard)
+            with explained(shard, "remove"):
+                shard.rmdir()
+        _empty(path)
     with explained(path, "remove"):
+        if (path / SHARDS).is_dir():
+            (path / SHARDS).rmdir()
         path.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    with explained(folder, "remove"):
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
 
 
 def check_removable(path: Path) -> None:
     """Raise StoreError if a folder holds no run, or something else besides."""
     if not is_run(path):
         raise StoreError(f"no run at `{path}`", "give the folder of a run, such as results/runs/ppl-…")
+    shards = shards_of(path)
     with explained(path, "read"):
-        strange = sorted(file.name for file in path.iterdir() if file.name not in FILES)
+        strange = sorted(file.name for file in path.iterdir() if file.name not in (*FILES, SHARDS))
+        if shards or (path / SHARDS).exists():
+            inside = [*(path / SHARDS).iterdir(), *(file for shard in shards for file in shard.iterdir())]
+            strange += sorted(file.name for file in inside if file not in shards and file.name not in FILES)
     if strange:
         raise StoreError(
             f"`{path}` holds what is of no run: {', '.join(strange[:_NAMED])}",

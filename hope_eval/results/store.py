@@ -5,6 +5,7 @@
       records.jsonl    one record a line, as it came
       arrays.bin       the arrays of the records (nll per token…), back to back
       sessions.jsonl   when it was worked on, for how long, with what versions
+      shards/          what several processes have measured and nobody has merged yet, see sharding.py
 
 A record is written after its arrays, and counts once its line has ended; what a kill leaves behind a last full line
 is cut off by the next writer. The folder is named by a hash of the identity: the same command finds the same run and
@@ -21,9 +22,9 @@ import json
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, Self, TypeVar
 
 import filelock
 import numpy as np
@@ -39,10 +40,13 @@ FORMAT = 1
 # What to do about what a later version has written.
 NEWER = "pip install --upgrade hope-eval"
 
-# All that the folder of a run holds.
+# All that the folder of a run holds, and what it holds beside them for a while; a shard has the same files.
 FILES = ("records.jsonl", "arrays.bin", "sessions.jsonl", "run.part", "run.json", "run.lock")
+SHARDS = "shards"
 
 Record = dict[str, Any]
+
+T = TypeVar("T")
 
 # How much of a file is searched at once for where its last line ends.
 _TAIL = 1 << 16
@@ -73,26 +77,24 @@ class RunStore:
         folder cannot be written, or if another process is writing the same run.
         """
         path = root / run_id(identity)
-        header = {"format": FORMAT, "identity": dict(identity), "provenance": dict(provenance)}
-        with explained(path):
-            path.mkdir(parents=True, exist_ok=True)
-        with locked(path):
-            if not (path / "run.json").exists():
-                with explained(path):
-                    _write_whole(path / "run.json", header)
-            store = cls(path, _read_header(path))
-            with explained(path):
-                store._repair()
-                store._lines = store._file.open("ab")
-                store._arrays = (path / "arrays.bin").open("ab")
-            try:
-                yield store
-            finally:
-                # A full disk can make even closing fail; what is on it is whole up to the last full line.
-                with contextlib.suppress(OSError):
-                    store._lines.close()
-                with contextlib.suppress(OSError):
-                    store._arrays.close()
+        with claimed(path, header_of(identity, provenance)) as header, cls(path, header).appending() as store:
+            yield store
+
+    @contextlib.contextmanager
+    def appending(self) -> Iterator[Self]:
+        """Open for appending what this process has locked; what a kill left behind the last whole record is cut off."""
+        with explained(self.path):
+            self._repair()
+            self._lines = self._file.open("ab")
+            self._arrays = (self.path / "arrays.bin").open("ab")
+        try:
+            yield self
+        finally:
+            # A full disk can make even closing fail; what is on it is whole up to the last full line.
+            with contextlib.suppress(OSError):
+                self._lines.close()
+            with contextlib.suppress(OSError):
+                self._arrays.close()
 
     @classmethod
     def reading(cls, path: Path) -> "RunStore":
@@ -129,6 +131,13 @@ class RunStore:
     def n_records(self) -> int:
         """How many records are whole, counted without reading them."""
         return n_lines(self._file, self._end)
+
+    @property
+    def waiting(self) -> str:
+        """What several processes have measured and nobody has merged yet, in words; empty if there is none."""
+        shards = [RunStore(path, self.header) for path in shards_of(self.path)]
+        n, k = sum(shard.n_records for shard in shards), sum(not shard.is_empty for shard in shards)
+        return f"{n:,} records in {k} shard{'s' * (k != 1)} wait to be merged" if n else ""
 
     def columns(
         self,
@@ -184,6 +193,22 @@ class RunStore:
             self._lines.flush()
         self._end += len(line)
         self.records.append(whole)
+
+    def share(self, todo: Sequence[T], pieces: Callable[[T], Iterable[Hashable]]) -> list[T]:
+        """Return which batches of what is to do are for this process: all; a shard has its share."""
+        return list(todo)
+
+    def whole(self) -> "RunStore":
+        """Return what holds all records of the run, its arrays too: this, or the run that a shard went into."""
+        return self
+
+    def sync(self) -> None:
+        """Return when all that was appended is on the disk, whatever happens to the machine."""
+        assert self._lines is not None, "opened for reading"
+        assert self._arrays is not None
+        with explained(self.path):
+            os.fsync(self._arrays.fileno())
+            os.fsync(self._lines.fileno())
 
     def array(self, record: Record, name: str) -> np.ndarray:
         """Return an array of a record. Raises StoreError if its bytes are not what was written."""
@@ -281,6 +306,38 @@ def is_run(path: Path) -> bool:
         return (path / "run.json").is_file()
 
 
+def shards_of(path: Path) -> list[Path]:
+    """Return the shards of a run that nobody has merged yet."""
+    folder = path / SHARDS
+    with explained(folder, "read"):
+        return sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+
+
+def check_merged(store: RunStore) -> None:
+    """Raise StoreError if shards of a run wait to be merged: it would seem to lack what they hold."""
+    if store.waiting:
+        command = store.header["provenance"].get("command") or "its command"
+        raise StoreError(f"{store.path}: {store.waiting}", f"run it again, with any number of processes: {command}")
+
+
+def header_of(identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the header of a new run."""
+    return {"format": FORMAT, "identity": dict(identity), "provenance": dict(provenance)}
+
+
+@contextlib.contextmanager
+def claimed(path: Path, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Keep other processes from writing a run, which is made if it is not there; yield the header that it has.
+
+    Raises StoreError if its folder cannot be written, or if another process is writing it.
+    """
+    with explained(path):
+        path.mkdir(parents=True, exist_ok=True)
+    with locked(path):
+        write_header(path, header, path)
+        yield _read_header(path)
+
+
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
     """Keep other processes from writing a run. Raises StoreError if one does already."""
@@ -339,11 +396,16 @@ def _whole_lines(file: Path) -> tuple[int, int]:
         return 0, size
 
 
-def _write_whole(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a file so that it is there whole or not at all."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    part.replace(path)
+def write_header(path: Path, header: Mapping[str, Any], own: Path) -> None:
+    """Give a run its header if it has none: it is there whole or not at all.
+
+    own: the folder in which this process alone writes.
+    """
+    with explained(path):
+        if not (path / "run.json").exists():
+            part = own / "run.part"
+            part.write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            part.replace(path / "run.json")
 
 
 @contextlib.contextmanager
