@@ -14,7 +14,6 @@ work, and tells of its end when the others have ended too.
 """
 
 import contextlib
-import json
 import os
 import secrets
 import shutil
@@ -375,9 +374,9 @@ def merge(run: RunStore, shards: Sequence[RunStore]) -> None:
         arrays = {name: shard.array(record, name) for name in record.get("arrays", {})}
         run.append({key: value for key, value in record.items() if key != "arrays"}, **arrays)
     run.sync()
-    told = _sessions(run.path)
-    for session in sorted((one for shard in shards for one in _sessions(shard.path)), key=lambda one: one["started"]):
-        if session not in told:
+    told = [_bare(session) for session in run.sessions()]
+    for session in sorted((one for shard in shards for one in shard.sessions()), key=lambda one: one["started"]):
+        if _bare(session) not in told:
             run.log_session(session)
     for shard in shards:
         _remove(shard.path)
@@ -469,11 +468,9 @@ def _sweep(folder: Path) -> None:
         folder.rmdir()
 
 
-def _sessions(path: Path) -> list[dict[str, Any]]:
-    """Return when and with what a run or a shard was worked on; a half-written last line is passed over."""
-    file = path / "sessions.jsonl"
-    lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
-    return [json.loads(line) for line in lines]
+def _bare(session: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a session without the checksum of the records, which are others in a shard."""
+    return {key: value for key, value in session.items() if key != "records"}
 
 
 def _remove(shard: Path) -> None:
