@@ -156,6 +156,7 @@ class Ranks:
             return
         with RunStore.writing(root, identity, provenance) as run:
             if not shards_of(run.path):
+                _remove_folder(run.path)
                 yield run
                 return
             alone = Ranks(session=_new_session())
@@ -381,8 +382,7 @@ def merge(run: RunStore, shards: Sequence[RunStore]) -> None:
             run.log_session(session)
     for shard in shards:
         _remove(shard.path)
-    with contextlib.suppress(OSError):
-        (run.path / SHARDS).rmdir()
+    _remove_folder(run.path)
 
 
 def _key(record: Record) -> tuple[Any, ...]:
@@ -474,6 +474,12 @@ def _sessions(path: Path) -> list[dict[str, Any]]:
     file = path / "sessions.jsonl"
     lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
     return [json.loads(line) for line in lines]
+
+
+def _remove_folder(run: Path) -> None:
+    """Remove the folder of shards, if it is empty."""
+    with contextlib.suppress(OSError):
+        (run / SHARDS).rmdir()
 
 
 def _remove(shard: Path) -> None:
