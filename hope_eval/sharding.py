@@ -155,6 +155,7 @@ class Ranks:
             return
         with RunStore.writing(root, identity, provenance) as run:
             if not shards_of(run.path):
+                _remove_folder(run.path)
                 yield run
                 return
             alone = Ranks(session=_new_session())
@@ -380,8 +381,7 @@ def merge(run: RunStore, shards: Sequence[RunStore]) -> None:
             run.log_session(session)
     for shard in shards:
         _remove(shard.path)
-    with contextlib.suppress(OSError):
-        (run.path / SHARDS).rmdir()
+    _remove_folder(run.path)
 
 
 def _key(record: Record) -> tuple[Any, ...]:
@@ -471,6 +471,12 @@ def _sweep(folder: Path) -> None:
 def _bare(session: Mapping[str, Any]) -> dict[str, Any]:
     """Return a session without the checksum of the records, which are others in a shard."""
     return {key: value for key, value in session.items() if key != "records"}
+
+
+def _remove_folder(run: Path) -> None:
+    """Remove the folder of shards, if it is empty."""
+    with contextlib.suppress(OSError):
+        (run / SHARDS).rmdir()
 
 
 def _remove(shard: Path) -> None:

@@ -28,7 +28,7 @@ from hope_eval.task import parse_task
 
 TEXTS = Corpus("stories", tuple(Document(str(n), story(30, 1000 * n)) for n in range(4)), "stories")
 PPL = protocol_named("windows")
-TASK = parse_task("passkey")
+TASK = parse_task("associative_recall")
 
 
 class Killed(BaseException):
@@ -195,7 +195,7 @@ def test_a_merge_that_is_killed_at_any_step_is_done_again(task, model, wanted, t
         work(ranks, model, tmp_path / "whole", task)
         ranks.close()
     (run,) = runs.runs_in(tmp_path / "whole")
-    step, left = 0, [0]
+    n, step, left = len(wanted[task][0].splitlines()), 0, [0]
 
     def killing(place, name):
         real = getattr(place, name)
@@ -209,8 +209,8 @@ def test_a_merge_that_is_killed_at_any_step_is_done_again(task, model, wanted, t
         return method
 
     while True:
-        # Early steps are much alike.
-        step += 1 if step > 40 or step < 5 else 6
+        # The records in the middle are much alike.
+        step += max(1, n // 10) if 3 < step < n - n // 10 - 3 else 1
         again = tmp_path / str(step) / run.name
         shutil.copytree(run, again)
         header = RunStore.reading(again).header
@@ -257,23 +257,56 @@ def test_what_does_not_fit_is_read_shorter_by_the_process_that_has_it(protocol, 
 
     group = processes(tmp_path / "many", 3)
     stores = [measured(tight if ranks.rank in narrow else roomy, tmp_path / "many", ranks) for ranks in group]
+    shards = shards_of(runs.runs_in(tmp_path / "many")[0])
+    n_read = sum(r["kind"] == "window" for shard in shards for r in RunStore(shard, {}).records)
     assert [ranks.finish() for ranks in reversed(group)] == [False, False, True]
     together = evaluate.TokenStore(stores[0].store.whole())
     assert runs.state(runs.check(together.store.path)) == "ok"
     assert len(together.out_of_memory) == 1
+    assert sum(r["kind"] == "window" for r in together.store.records) == n_read, "nothing is read twice"
     alone = measured(tight, tmp_path / "alone")
     for document in alone.documents:
         for window, _ in (pair for key, held in alone._windows.items() if key[0] == document for pair in held):
             assert together.covers(document, window)
 
 
+def test_controls_come_in_the_order_of_their_task(model, tmp_path):
+    task = parse_task("label_map")
+    assert list(task.controls) != sorted(task.controls)
+    vocabulary = ask.vocabulary_for(model.tokenizer, task)
+    group = processes(tmp_path / "many", 2)
+    for ranks in (*group, ALONE):
+        root = tmp_path / ("alone" if ranks is ALONE else "many")
+        ask.ask(model, task, (400,), root, vocabulary, n_contexts=1, ranks=ranks)
+    assert [ranks.finish() for ranks in reversed(group)] == [False, True]
+    assert files(tmp_path / "many") == files(tmp_path / "alone")
+
+
 def test_a_run_that_comes_twice_is_shared_out_once(model, wanted, tmp_path):
     group = processes(tmp_path, 3)
     for ranks in group:
         for _ in range(2):
-            work(ranks, model, tmp_path, False)
+            run = work(ranks, model, tmp_path, False).parent.parent
+    own = [RunStore(shard, {}).n_records for shard in shards_of(run)]
+    assert sum(own) == len(wanted[False][0].splitlines())
     assert [ranks.finish() for ranks in reversed(group)] == [False, False, True]
     assert files(tmp_path) == wanted[False]
+
+
+@pytest.mark.parametrize("task", [False, True])
+def test_a_process_that_dies_before_its_very_last_record_is_missed(task, model, wanted, tmp_path):
+    group = processes(tmp_path, 2)
+    run = [work(ranks, model, tmp_path, task) for ranks in group][1].parent.parent
+    group[1].close()
+    file = shards_of(run)[1] / "records.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert not task or json.loads(lines[-1])["n_questions"] > 1
+    file.write_bytes(b"".join(lines[:-1]))
+    with pytest.raises(StoreError, match=rf"missing: 1 {'context' if task else 'window'}s of"):
+        group[0].finish()
+    group[0].close()
+    work(ALONE, model, tmp_path, task)
+    assert files(tmp_path) == wanted[task]
 
 
 def test_a_run_that_is_being_written_is_left_alone(model, tmp_path, monkeypatch):
