@@ -82,7 +82,8 @@ class Cost:
             self.seconds += n * subject.speed.seconds(subject.shape, forward)
         # A batch that does not fit is halved.
         while forward.rows > 1 and not subject.fits(forward):
-            forward = replace(forward, rows=forward.rows // 2)
+            rows = forward.rows // 2
+            forward = replace(forward, rows=rows, n_scored=forward.n_scored * rows // forward.rows)
         self.peak = max(self.peak, subject.shape.n_bytes + subject.shape.memory(forward, subject.place))
 
 
@@ -417,7 +418,7 @@ def planned(
             lengths.append(resolved(entry.lengths, model.train_length))
             if entry.lengths is Entry.lengths:
                 lengths[-1] = lengths_of.setdefault(number, lengths[-1])
-        shape = Shape.of(model.module)
+        shape = replace(Shape.of(model.module), full_logits=model.head == "full")
         free = memory or free_memory(place, 0 if outline else shape.n_bytes)
         speed = Speed.stated(tflops * 1e12) if tflops else None
         if not outline:

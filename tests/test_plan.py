@@ -20,7 +20,7 @@ from hope_eval.measure import Models, Options, measure
 from hope_eval.model import cost, scoring
 from hope_eval.model.cost import Forward, Shape, Speed
 from hope_eval.model.scoring import LanguageModel
-from hope_eval.plan import Choice, planned
+from hope_eval.plan import Choice, commands, planned
 from hope_eval.suites import Entry, parse_measure
 
 LENGTHS = (160, 256, 320)
@@ -205,6 +205,22 @@ def test_what_does_not_fit_is_said_and_left_out(stories):
     assert [row["tokens"] for row in plan.rows()] == [row["tokens"] for row in fewer.rows()]
 
 
+def test_a_batch_that_does_not_fit_is_halved(stories, monkeypatch):
+    monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", 3 * 256)
+    one, options = model(), Options(data=str(stories))
+    shape = Shape.of(one.module)
+    free = shape.n_bytes + shape.memory(Forward("score", 1, 256, n_scored=256), "cpu")
+    (whole,) = plan_of(["ppl"], one, lengths=(256,), options=options).rows()[-1:]
+    (halved,) = plan_of(["ppl"], one, lengths=(256,), options=options, memory=free).rows()[-1:]
+    assert halved["peak_bytes"] <= free < whole["peak_bytes"]
+
+
+def test_fewer_documents_take_less(stories):
+    plan = plan_of(["ppl"], model(), options=Options(data=str(stories)))
+    (job,) = plan.jobs[0]
+    assert [job.cost(Choice(LENGTHS, n)).n_tokens for n in (1, 3)] == [320, 3 * 320]
+
+
 def test_what_is_too_short_for_a_task_is_said_and_left_out():
     plan = plan_of(["passkey"], model(), lengths=(8, 256))
     assert any("8 is left out" in note for note in plan.notes())
@@ -234,6 +250,8 @@ def test_a_budget_takes_samples_then_lengths_then_controls():
     bare = plan.within(least * 1.001)
     assert [choice.lengths for choice in bare.choices] == [LENGTHS[:1], LENGTHS[:1]]
     assert not any(choice.controls for choice in bare.choices)
+    assert all("--no-controls" in words for words, _ in commands(bare))
+    assert not any("--no-controls" in words for words, _ in commands(shorter))
     with pytest.raises(OptionError, match="the least of this plan takes"):
         plan.within(least * 0.99)
 
@@ -267,7 +285,7 @@ def test_the_benchmark_finds_the_speed_that_a_device_has(monkeypatch, request):
     monkeypatch.undo()
     one = model(max_position_embeddings=4096)
     shape = Shape.of(one.module)
-    true = Speed(2e-3, 1e-8, 3e-8, 5e-8, answers_call=4e-3, step_call=6e-3, copied=1e-8)
+    true = Speed(2e-3, 1e-8, 3e-8, 5e-8, answers_call=4e-3, step_call=6e-3, copied=2e-7)
 
     def once(_, call):
         what, (argument, *rest) = call.func.__name__, call.args
@@ -288,6 +306,8 @@ def test_the_benchmark_finds_the_speed_that_a_device_has(monkeypatch, request):
     for forward in (
         Forward("score", 1, 131_072, n_scored=131_071),
         Forward("context", 1, 131_072),
+        Forward("score", 1, 2, n_scored=1),
+        Forward("answers", 1, 2, 2, n_scored=1),
         Forward("answers", 8, 5, 131_067, n_scored=16),
         Forward("step", 1, 1, 100, n_scored=1),
     ):

@@ -70,6 +70,7 @@ class Shape:
     n_head:       weights of the head.
     windows:      tokens that a layer looks back at, one a layer; None: all.
     number_bytes: of a number of the activations.
+    full_logits:  the model's head is not applied in chunks.
     pair_bytes:   of a bias, for each pair of query and key of a block, and `kept_bytes` of those from block to block.
     """
 
@@ -86,6 +87,7 @@ class Shape:
     number_bytes: int
     pair_bytes: int = 0
     kept_bytes: int = 0
+    full_logits: bool = False
 
     @classmethod
     def of(cls, module: nn.Module) -> "Shape":
@@ -158,10 +160,14 @@ class Shape:
             layer += forward.n_read * n_keys * (1 + number)
         rows = min(forward.n_read, max(16, BLOCK_NUMBERS // (self.n_heads * n_keys)))
         layer += rows * n_keys * (self.pair_bytes + self.kept_bytes)
-        n_chunk = min(forward.n_scored, chunk_size(device_type, self.vocab_size))
+        # Inputs that are read side by side are scored one after the other, answers all together.
+        n_scored = math.ceil(forward.n_scored / forward.rows) if forward.kind == "score" else forward.n_scored
+        n_chunk = min(n_scored, chunk_size(device_type, self.vocab_size))
         # Logits, their softmax in float32, and a copy in float32 if they are not; a fused kernel does with the first.
         made = 0 if device_type == "cuda" else 4 if number == 4 else 8
         logits = n_chunk * self.vocab_size * (number + made)
+        if self.full_logits:
+            logits += n_tokens * self.vocab_size * number
         after = number * n_tokens * self.d_model + logits
         kept = 0 if forward.kind == "score" else self.kept_token_bytes * (forward.rows * n_keys + forward.n_beside)
         return max(layer, after) + kept
@@ -264,7 +270,9 @@ def benchmark(model: LanguageModel, shape: Shape, longest: int, writes: bool = T
     scored = Forward("score", 1, length, n_scored=length - 1)
     alone, whole = (Sample(ids[:n], ids[n:length]) for n in (length - 1, 1))
     more, less = _timed(model, partial(model.score, [whole]), partial(model.score, [alone]))
-    speed = replace(speed, head=max((more - less) / shape.operations(scored)[2], 0.2 * linear))
+    head = max((more - less) / shape.operations(scored)[2], 0.2 * linear)
+    # Each of the reads scored one token.
+    speed = replace(speed, head=head, call=max(call - head * shape.operations(forwards[0])[2], call / 10))
     if shape.kept_bytes:
         cold = (_once(model, partial(model.score, [Sample(ids[: length - k], ids[:1])])) for k in (2, 3))
         speed = replace(speed, fresh=max(0.0, min(cold) - reads[-1][1]) / length**2)
@@ -398,8 +406,6 @@ def _windows(config: Any) -> tuple[int | None, ...]:
     """Return how far each layer looks back; None: to the beginning."""
     n_layers = int(config.num_hidden_layers)
     window = getattr(config, "sliding_window", None)
-    if getattr(config, "use_sliding_window", True) is False:
-        window = None
     kinds = getattr(config, "layer_types", None)
     if not kinds:
         return (window,) * n_layers
