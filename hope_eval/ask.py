@@ -19,7 +19,7 @@ import numpy as np
 from hope_eval import answers
 from hope_eval.corpora import Corpus
 from hope_eval.errors import ContextTooShortError, TaskError
-from hope_eval.evaluate import BATCH_TOKENS, Count, Report, identity_of, session
+from hope_eval.evaluate import Count, Report, batch_size, identity_of, session
 from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy, Score, prefix_token
 from hope_eval.provenance import origin
 from hope_eval.results.store import Record, RunStore
@@ -77,7 +77,7 @@ def vocabulary_for(
 
 
 @dataclass(frozen=True)
-class _Part:
+class Part:
     """Prompts of one column, or of one of its controls; of the control `ceiling`, of all columns."""
 
     task: Task
@@ -96,8 +96,15 @@ class _Part:
         return 0 if self.control in _SHORT_CONTROLS else self.length
 
     def prompt(self, vocabulary: Vocabulary, seed: int, index: int) -> Prompt:
+        """Return the prompt of that number."""
         rng = generator("test", str(self.task), seed, index)
         return self.task.prompt(vocabulary, self.length, rng)
+
+    def batches(self, device_type: str) -> Iterator[range]:
+        """Yield the numbers of the prompts that are asked together."""
+        size = batch_size(device_type, self.length)
+        for start in range(0, self.n, size):
+            yield range(start, min(start + size, self.n))
 
 
 def ask(
@@ -151,13 +158,19 @@ def ask(
     }
     readable = [length for length in lengths if model.max_length is None or length <= model.max_length]
     with ranks.writing(root, identity, provenance) as store, session(model, store, command, report) as count:
-        n = n_contexts or _default_contexts(task, vocabulary, readable, seed)
-        parts = list(_parts(store, task, vocabulary, readable, n, seed, controls))
+        n = n_contexts or default_contexts(task, vocabulary, readable, seed)
+        needed = tokens_needed(task, vocabulary, n, seed) if readable else 0
+        told = {record["length"] for record in store.records if record["kind"] == "infeasible"}
+        for length in readable:
+            if length < needed and length not in told:
+                store.append({"kind": "infeasible", "length": length, "needed": needed})
+        parts = parts_of(task, [length for length in readable if length >= needed], n, controls)
         _ask_all(model, vocabulary, store, parts, seed, count)
     return store.whole(), n
 
 
-def _default_contexts(task: Task, vocabulary: Vocabulary, lengths: Sequence[int], seed: int) -> int:
+def default_contexts(task: Task, vocabulary: Vocabulary, lengths: Sequence[int], seed: int) -> int:
+    """Return how many contexts make 400 questions."""
     for length in lengths:
         try:
             prompt = task.prompt(vocabulary, length, generator("test", str(task), seed, 0))
@@ -167,27 +180,26 @@ def _default_contexts(task: Task, vocabulary: Vocabulary, lengths: Sequence[int]
     return 1
 
 
-def _parts(
-    store: RunStore, task: Task, vocabulary: Vocabulary, lengths: Sequence[int], n: int, seed: int, controls: bool
-) -> Iterator[_Part]:
-    """Yield what is to be asked; note which lengths are too short."""
-    told = {record["length"] for record in store.records if record["kind"] == "infeasible"}
+def tokens_needed(task: Task, vocabulary: Vocabulary, n: int, seed: int) -> int:
+    """Return the least length that all of n prompts can be put into."""
+    return max((_needed(task, vocabulary, seed, index) for index in range(n)), default=0)
+
+
+def parts_of(task: Task, lengths: Sequence[int], n: int, controls: bool) -> list[Part]:
+    """Return what is asked at lengths that are long enough for the task."""
     n_controls = min(n, max(_FEWEST_CONTROLS, n // _CONTROL_SHARE))
-    feasible = []
-    needed = max((_needed(task, vocabulary, seed, index) for index in range(n)), default=0) if lengths else 0
+    parts = []
+    if controls and "ceiling" in task.controls and lengths:
+        parts.append(Part(_controlled(task, "ceiling"), "ceiling", lengths[-1], n_controls))
     for length in lengths:
-        if length >= needed:
-            feasible.append(length)
-        elif length not in told:
-            store.append({"kind": "infeasible", "length": length, "needed": needed})
-    if controls and "ceiling" in task.controls and feasible:
-        yield _Part(_controlled(task, "ceiling"), "ceiling", feasible[-1], n_controls)
-    for length in feasible:
-        yield _Part(task, "", length, n)
+        parts.append(Part(task, "", length, n))
         if controls:
-            for control in task.controls:
-                if control != "ceiling":
-                    yield _Part(_controlled(task, control), control, length, n_controls)
+            parts += [
+                Part(_controlled(task, control), control, length, n_controls)
+                for control in task.controls
+                if control != "ceiling"
+            ]
+    return parts
 
 
 def _needed(task: Task, vocabulary: Vocabulary, seed: int, index: int) -> int:
@@ -207,7 +219,7 @@ def _ask_all(
     model: LanguageModel,
     vocabulary: Vocabulary,
     store: RunStore,
-    parts: Sequence[_Part],
+    parts: Sequence[Part],
     seed: int,
     count: Count,
 ) -> None:
@@ -222,7 +234,7 @@ def _ask_all(
         (r["length"], r["control"], r["index"]): r["n_questions"] for r in store.records if r["kind"] == "answer"
     }
     whole = {key for key, n in n_asked.items() if n_held[key] == n}
-    batches = [(part, indices) for part in parts for indices in _batches(model, part)]
+    batches = [(part, indices) for part in parts for indices in part.batches(model.device.type)]
     fresh_batches = [batch for batch in batches if not whole.issuperset(_contexts(batch))]
     done, limit = _n_tokens(batches) - _n_tokens(fresh_batches), math.inf
     fresh_batches = store.share(fresh_batches, _contexts)
@@ -250,7 +262,7 @@ def _ask_all(
         count(done, total, sum(len(prompt.context) for prompt in prompts))
 
 
-_Batch = tuple[_Part, range]
+_Batch = tuple[Part, range]
 
 
 def _contexts(batch: _Batch) -> list[tuple[int, str, int]]:
@@ -263,14 +275,8 @@ def _n_tokens(batches: Sequence[_Batch]) -> int:
     return sum(part.n_tokens * len(indices) for part, indices in batches)
 
 
-def _batches(model: LanguageModel, part: _Part) -> Iterator[range]:
-    size = max(1, BATCH_TOKENS.get(model.device.type, 0) // part.length)
-    for start in range(0, part.n, size):
-        yield range(start, min(start + size, part.n))
-
-
 def _answered(
-    model: LanguageModel, vocabulary: Vocabulary, part: _Part, prompts: Sequence[Prompt], stops: set[int]
+    model: LanguageModel, vocabulary: Vocabulary, part: Part, prompts: Sequence[Prompt], stops: set[int]
 ) -> Iterator[list[Record]]:
     """Yield the records of every prompt: one for each of its questions."""
     fills = [_fill(part, prompt) for prompt in prompts]
@@ -342,7 +348,7 @@ def _meta(question: Question) -> dict[str, Any]:
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in question.meta.items()}
 
 
-def _fill(part: _Part, prompt: Prompt) -> float:
+def _fill(part: Part, prompt: Prompt) -> float:
     """Return how much of its nominal length a prompt fills. Raises TaskError if that is too little, or too much."""
     longest = max(len(question) for question in prompt.questions)
     n_read = len(prompt.context) + longest + part.task.n_new

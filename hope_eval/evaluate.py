@@ -9,6 +9,7 @@ a resumed run adds up the same numbers in the same order as one that was never i
 """
 
 import contextlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -217,7 +218,7 @@ def measure(
     """
     for document in documents:
         tokens.add_document(document)
-    batches = list(_batches(model, documents, cells))
+    batches = list(read_side_by_side(model.device.type, model.nested_safe, documents, cells))
     todo = _missing(batches, tokens)
     done = _n_read(batches) - _n_read(todo)
     todo = tokens.store.share(
@@ -237,7 +238,8 @@ def measure(
             return
         except OutOfMemory as error:
             tokens.add_out_of_memory(batch[0][0].id, error.n_read, error.figures, str(error))
-            shorter = _missing(_batches(model, documents, cells, error.n_read), tokens)
+            device, nested_safe = model.device.type, model.nested_safe
+            shorter = _missing(read_side_by_side(device, nested_safe, documents, cells, error.n_read), tokens)
             # What other processes were given is theirs, at any length.
             todo = _within(shorter, todo, model.nested_safe)
 
@@ -261,25 +263,37 @@ def _within(batches: Sequence[_Batch], of: Sequence[_Batch], nested_safe: bool) 
     ]
 
 
+def batch_size(device_type: str, n_read: int) -> int:
+    """Return how many inputs of that many tokens are read side by side."""
+    return max(1, BATCH_TOKENS.get(device_type, 0) // n_read)
+
+
 def _n_read(batches: Sequence[_Batch]) -> int:
     return sum(window.n_read for batch in batches for _, window in batch)
 
 
-def _batches(
-    model: LanguageModel, documents: Sequence[TokenizedDocument], cells: Sequence[Cell], limit: float = float("inf")
+def read_side_by_side(
+    device_type: str,
+    nested_safe: bool,
+    documents: Sequence[TokenizedDocument],
+    cells: Sequence[Cell],
+    limit: float = math.inf,
 ) -> Iterator[_Batch]:
-    """Yield windows to be read side by side: of one length, the longest first, so that what is left gets faster."""
+    """Yield windows to be read side by side: of one length, the longest first, so that what is left gets faster.
+
+    limit: reads of that many tokens, and of more, are left out.
+    """
     plan = [
         (document, window)
         for document in documents
         for window in merge(
-            (w for cell in cells for w in cell.windows(len(document.ids)) if w.n_read < limit), model.nested_safe
+            (w for cell in cells for w in cell.windows(len(document.ids)) if w.n_read < limit), nested_safe
         )
     ]
     plan.sort(key=lambda pair: (-pair[1].n_read, pair[0].index, pair[1]))
     for n_read, group in groupby(plan, key=lambda pair: pair[1].n_read):
         pairs = list(group)
-        size = max(1, BATCH_TOKENS.get(model.device.type, 0) // n_read)
+        size = batch_size(device_type, n_read)
         for start in range(0, len(pairs), size):
             yield pairs[start : start + size]
 

@@ -49,7 +49,7 @@ class Models:
                 parse_encoding(encoding)
         if not self.how.get("loader"):
             for name in self.all_names:
-                checkpoint.check(name, self.how.get("revision"))
+                checkpoint.check(name, self.how.get("revision"), self.how.get("outline", False))
 
     @property
     def all_names(self) -> tuple[str, ...]:
@@ -101,7 +101,7 @@ def measure(
     Raises any of the errors of this project.
     """
     models.check()
-    prepared = [_with_material(entry, options, strict=len(entries) == 1) for entry in entries]
+    prepared = [with_material(entry, options, strict=len(entries) == 1) for entry in entries]
     results: list[list[tuple[Any, tuple[int, ...], int]]] = [[] for _ in entries]
     lengths_of: dict[int, tuple[int, ...]] = {}
     for model in models.load():
@@ -167,7 +167,7 @@ def _tables(results: Sequence[tuple[Any, tuple[int, ...], int]], options: Option
         yield perplexity.table(group, n_documents=n) if is_ppl else answers.table(group, lengths, n, options.by)
 
 
-def _with_material(entry: Entry, options: Options, strict: bool) -> tuple[Entry, Material]:
+def with_material(entry: Entry, options: Options, strict: bool) -> tuple[Entry, Material]:
     """Return the entry with the texts or examples that it needs.
 
     strict: data that it cannot use are an error; of several entries, each uses what it can.

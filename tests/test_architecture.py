@@ -22,6 +22,7 @@ LAYERS = [
     {"evaluate", "train"},
     {"ask", "samples"},
     {"measure"},
+    {"plan"},
     {"cli"},
     {"__init__", "__main__"},
 ]

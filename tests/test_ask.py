@@ -10,7 +10,7 @@ import pytest
 from conftest import story
 from fakes import Oracle, Parrot, Recency, Uniform, fake, zoo_tokenizer
 
-from hope_eval import answers, ask
+from hope_eval import answers, ask, evaluate
 from hope_eval.ask import Material
 from hope_eval.corpora import Corpus, Document
 from hope_eval.errors import LengthError, OptionError, TaskError
@@ -191,7 +191,7 @@ def stop_at(number: int):
 
 def test_an_interrupted_run_goes_on_and_ends_up_the_same(tmp_path, monkeypatch):
     """With a real model, contexts side by side, and controls."""
-    monkeypatch.setitem(ask.BATCH_TOKENS, "cpu", 256)
+    monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", 256)
     model, task, lengths = load("zoo:rope", device="cpu"), parse_task("key_value:n_questions=2"), (60, 90)
     reported: list[tuple[int, int]] = []
 
@@ -235,7 +235,7 @@ def test_a_finished_run_asks_nothing_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("batch", [0, 700])
 def test_more_contexts_and_more_lengths_go_on_with_the_run(batch, tmp_path, monkeypatch):
-    monkeypatch.setitem(ask.BATCH_TOKENS, "cpu", batch)
+    monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", batch)
     task = parse_task("passkey")
     few = lines(run(fake(Uniform()), task, (150,), tmp_path, 3))
     more = lines(run(fake(Uniform()), task, (150,), tmp_path, 7))
@@ -255,7 +255,7 @@ def test_contexts_side_by_side_need_not_be_equally_long(tmp_path, monkeypatch):
     assert len({len(prompt.context) for prompt in told}) > 1
     model = fake(Recency(told, 60))
     wanted = lines(run(model, task, (120,), tmp_path / "one by one", n))
-    monkeypatch.setitem(ask.BATCH_TOKENS, "cpu", 4096)
+    monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", 4096)
     assert lines(run(model, task, (120,), tmp_path / "side by side", n)) == wanted
 
 

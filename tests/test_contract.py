@@ -117,7 +117,7 @@ def test_the_learned_table_ends():
 @pytest.mark.parametrize("spec", SPECS)
 def test_attention_is_that_of_one_query_and_one_key_at_a_time(spec, monkeypatch):
     # Blocks of 16 queries, so that there are several.
-    monkeypatch.setattr(attention, "_BLOCK_NUMBERS", 0)
+    monkeypatch.setattr(attention, "BLOCK_NUMBERS", 0)
     layer = decoder(spec).model.layers[0].self_attn
     generator = torch.Generator().manual_seed(1)
     for n_queries, n_keys in ((40, 40), (1, 40), (7, 40)):

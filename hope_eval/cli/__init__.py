@@ -9,6 +9,7 @@ import hope_eval
 from hope_eval.cli.answers import copy, fewshot, retrieve
 from hope_eval.cli.compare import compare
 from hope_eval.cli.encodings import encodings
+from hope_eval.cli.plan import plan
 from hope_eval.cli.plot import plot
 from hope_eval.cli.ppl import ppl
 from hope_eval.cli.progress import speaks
@@ -55,5 +56,5 @@ def main(ctx: click.Context) -> None:
         sharding.watch()
 
 
-for command in (run, ppl, copy, retrieve, fewshot, compare, plot, report, runs, tasks, zoo, encodings, train):
+for command in (run, plan, ppl, copy, retrieve, fewshot, compare, plot, report, runs, tasks, zoo, encodings, train):
     main.add_command(command)

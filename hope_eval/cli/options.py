@@ -11,11 +11,12 @@ import click
 
 from hope_eval.cli.progress import progress
 from hope_eval.errors import OptionError
-from hope_eval.lengths import Lengths, parse_length, parse_lengths, resolved
+from hope_eval.lengths import Lengths, parse_length, parse_lengths, resolved, short_length
 from hope_eval.results.tables import FORMATS
 
 if TYPE_CHECKING:
     from hope_eval.comparison import Comparison
+    from hope_eval.measure import Models, Options
     from hope_eval.results.tables import RunTable
     from hope_eval.suites import Entry
     from hope_eval.task import Task
@@ -88,7 +89,8 @@ checkpoint = _stack(
     ),
 )
 
-evaluation = _stack(
+# What of everything is measured.
+grid = _stack(
     click.option(
         "--lengths",
         callback=read_lengths,
@@ -104,6 +106,10 @@ evaluation = _stack(
         "or contexts for 400 questions]",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Which samples are drawn."),
+)
+
+evaluation = _stack(
+    grid,
     click.option(
         "--out",
         type=click.Path(file_okay=False, path_type=Path),
@@ -152,8 +158,8 @@ distance = click.option(
     help="Tokens from what is asked for to the question, whatever the context length, e.g. 256,1k; each makes a line.",
 )
 
-# How tasks are asked.
-asking = _stack(
+# How tasks are asked, and documents read.
+reading = _stack(
     texts,
     chat,
     prefix,
@@ -163,8 +169,9 @@ asking = _stack(
         show_default=True,
         help="Also ask without what the answer depends on, and with nothing else.",
     ),
-    pool_seeds,
 )
+
+asking = _stack(reading, pool_seeds)
 
 
 # Which runs are put side by side, and how.
@@ -237,9 +244,29 @@ def at_distances(task: "Task", distances: Sequence[int] | None) -> list["Task"]:
     return [dataclasses.replace(task, distance=distance) for distance in distances]  # type: ignore[call-arg]
 
 
-def measured(
-    entries: Sequence["Entry"],
-    out: Path,
+def lengths_text(lengths: Lengths) -> str:
+    """Return lengths as they are given on a command line: `2k,8k`, `1x,2x`."""
+    return ",".join(short_length(one) if isinstance(one, int) else str(one) for one in lengths)
+
+
+def measured(entries: Sequence["Entry"], out: Path, **rest: Any) -> list["RunTable"]:
+    """Measure on the models that the options of `checkpoint` name; `rest` are those of `asking` and `evaluation`."""
+    from hope_eval import sharding
+    from hope_eval.measure import measure
+
+    models, options = models_and_options(**rest)
+    if models.how["device_map"] and sharding.n_processes() > 1:
+        raise OptionError("--device-map spreads a checkpoint over the GPUs of one process", "leave it or torchrun out")
+    with sharding.joined(out, lambda text: click.echo(text, err=True)) as ranks:
+        models.how["device"] = ranks.device(models.how["device"])
+        tables = measure(entries, models, out, options, progress, ranks)
+    if ranks.rank:
+        # The first process has the tables of all.
+        click.get_current_context().exit()
+    return tables
+
+
+def models_and_options(
     *,
     models: tuple[str, ...],
     encodings: tuple[str, ...],
@@ -251,29 +278,20 @@ def measured(
     train_length: int | None,
     loader: str | None,
     **rest: Any,
-) -> list["RunTable"]:
-    """Measure on the models that the options of `checkpoint` name; `rest` are those of `asking` and `evaluation`."""
-    from hope_eval import sharding
-    from hope_eval.measure import Models, Options, measure
+) -> tuple["Models", "Options"]:
+    """Return the models that the options of `checkpoint` name, and how to measure: `rest` are those of `asking`."""
+    from hope_eval.measure import Models, Options
 
-    if device_map and sharding.n_processes() > 1:
-        raise OptionError("--device-map spreads a checkpoint over the GPUs of one process", "leave it or torchrun out")
     how = {
         "dtype": dtype,
+        "device": device,
         "device_map": device_map,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
         "train_length": train_length,
         "loader": loader,
     }
-    options = Options(**rest, command=command_line())
-    with sharding.joined(out, lambda text: click.echo(text, err=True)) as ranks:
-        how["device"] = ranks.device(device)
-        tables = measure(entries, Models(models, encodings, how), out, options, progress, ranks)
-    if ranks.rank:
-        # The first process has the tables of all.
-        click.get_current_context().exit()
-    return tables
+    return Models(models, encodings, how), Options(**rest, command=command_line())
 
 
 def show(tables: Sequence["RunTable"], form: str) -> None:

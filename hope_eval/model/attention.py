@@ -24,7 +24,7 @@ from hope_eval.encoding import PositionEncoding
 NAME = "hope_eval"
 
 # Float32 numbers of one block of bias, all heads together.
-_BLOCK_NUMBERS = 16 << 20
+BLOCK_NUMBERS = 16 << 20
 
 
 def register() -> None:
@@ -69,7 +69,7 @@ def attention(
     if table_HN is not None and attention_mask is None and not dropout and _flex_pays(query, key):
         return flex(query, key, value, table_HN, scale).transpose(1, 2).contiguous(), None
     blocks = []
-    rows = max(16, _BLOCK_NUMBERS // (query.shape[1] * n_keys))
+    rows = max(16, BLOCK_NUMBERS // (query.shape[1] * n_keys))
     for start in range(0, n_queries, rows):
         stop = min(start + rows, n_queries)
         # Of all keys, only those up to the last query of the block can be seen.

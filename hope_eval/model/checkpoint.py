@@ -37,6 +37,7 @@ from hope_eval.model.attach import (
     effective_inverse_frequencies,
     encoding_label,
     is_nested_safe,
+    rotary_modules,
     set_rope_parameters,
     text_config,
 )
@@ -148,6 +149,7 @@ def load_checkpoint(
     trust_remote_code: bool = False,
     train_length: int | None = None,
     loader: str | None = None,
+    outline: bool = False,
 ) -> Checkpoint:
     """Load weights and tokenizer.
 
@@ -157,30 +159,39 @@ def load_checkpoint(
     device_map:   `auto` spreads a checkpoint that is larger than one GPU over all of them.
     train_length: tokens; by default what the config says.
     loader:       `my.py:load`, for models that transformers does not know.
+    outline:      shapes without weights, of a device that need not be there; what is planned needs no more.
 
     Raises CheckpointError or OptionError, with what to do about it.
     """
-    place = _device(device)
+    place = planned_device(device) if outline else _device(device)
+    if loader and outline:
+        raise CheckpointError(
+            f"`--loader {loader}` has no config that tells the shape of the model", "leave --no-benchmark out"
+        )
     if loader:
         module, tokenizer, label, fingerprint = _from_loader(loader, name, place, dtype)
     else:
-        folder, gguf, label = check(name, revision)
-        module, tokenizer = _from_folder(
-            folder, gguf, _dtype(dtype, place, folder, gguf), place, device_map, trust_remote_code
-        )
-        fingerprint = _fingerprint([folder / gguf] if gguf else _content_files(folder))
+        folder, gguf, label = check(name, revision, outline)
+        numbers = _dtype(dtype, place, folder, gguf)
+        if outline:
+            module, tokenizer = _outline(folder, gguf, numbers, trust_remote_code)
+        else:
+            module, tokenizer = _from_folder(folder, gguf, numbers, place, device_map, trust_remote_code)
+        fingerprint = "" if outline else _fingerprint([folder / gguf] if gguf else _content_files(folder))
     told = training_length(text_config(module)) if text_config(module) is not None else None
     length, source = (train_length, "--train-length") if train_length else (told or (None, ""))
     return Checkpoint(label, module, tokenizer, fingerprint, length, source)
 
 
-def check(name: str, revision: str | None = None) -> tuple[Path, str, str]:
+def check(name: str, revision: str | None = None, outline: bool = False) -> tuple[Path, str, str]:
     """Return the folder of a checkpoint, the GGUF file in it if it is one, and its name for tables.
+
+    outline: it need not have weights.
 
     Raises CheckpointError for what is missing or broken, before anything large is read.
     """
-    folder, gguf, label = _locate(name, revision)
-    _check_folder(folder, gguf)
+    folder, gguf, label = _locate(name, revision, outline)
+    _check_folder(folder, gguf, outline)
     return folder, gguf, label
 
 
@@ -203,6 +214,16 @@ def _device(name: str) -> torch.device:
     return device
 
 
+def planned_device(name: str) -> torch.device:
+    """Return a device by its name, whether it is there or not; auto: the best there is. Raises OptionError."""
+    if name == "auto":
+        return _device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise OptionError(f"there is no device `{name}`: {str(error).splitlines()[0]}", "--device cuda") from error
+
+
 def _dtype(name: str, device: torch.device, folder: Path, gguf: str) -> torch.dtype:
     if name != "auto":
         return _named_dtype(name)
@@ -219,7 +240,7 @@ def _named_dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _locate(name: str, revision: str | None) -> tuple[Path, str, str]:
+def _locate(name: str, revision: str | None, outline: bool) -> tuple[Path, str, str]:
     if name.startswith(zoo.PREFIX):
         return zoo.folder(name), "", name
     path = Path(name).expanduser()
@@ -230,7 +251,7 @@ def _locate(name: str, revision: str | None) -> tuple[Path, str, str]:
         return path.parent, path.name, path.stem
     if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith(".") or path.suffix == ".gguf":
         raise CheckpointError(f"no checkpoint at `{name}`", "give a folder, a .gguf file, or a hub id like org/name")
-    return _from_hub(name, revision), "", name.rpartition("/")[2]
+    return _from_hub(name, revision, outline), "", name.rpartition("/")[2]
 
 
 def _check_gguf(path: Path) -> None:
@@ -243,20 +264,21 @@ def _check_gguf(path: Path) -> None:
         )
 
 
-def _from_hub(name: str, revision: str | None) -> Path:
-    """Return the folder of a hub snapshot, from the cache if it is there whole."""
+def _from_hub(name: str, revision: str | None, outline: bool) -> Path:
+    """Return the folder of a hub snapshot, from the cache if it is there whole; of an outline, without weights."""
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     with contextlib.suppress(LocalEntryNotFoundError, OSError, ValueError):
         folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-        if _has_weights(folder):
+        if _has_weights(folder) or (outline and (folder / "config.json").is_file()):
             return folder
     print(f"{name} is neither a path nor in the cache: asking the hub", file=sys.stderr)
     try:
         files = HfApi().list_repo_files(name, revision=revision)
         weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
-        return Path(snapshot_download(name, revision=revision, allow_patterns=[*_HUB_FILES, weights]))
+        wanted = _HUB_FILES if outline else [*_HUB_FILES, weights]
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         # The hub's client raises dozens of kinds of its own and of its transport.
         raise CheckpointError(
@@ -270,7 +292,7 @@ def _has_weights(folder: Path) -> bool:
     return any((folder / name).is_file() for name in _WEIGHT_FILES)
 
 
-def _check_folder(folder: Path, gguf: str) -> None:
+def _check_folder(folder: Path, gguf: str, outline: bool) -> None:
     if gguf:
         require("gguf", "reading GGUF")
         return
@@ -279,6 +301,8 @@ def _check_folder(folder: Path, gguf: str) -> None:
     _json(folder / "config.json")
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise CheckpointError(f"`{folder}` has no tokenizer", "save it there too: tokenizer.save_pretrained(folder)")
+    if outline:
+        return
     if not _has_weights(folder):
         raise CheckpointError(f"`{folder}` has no weights", f"one of {', '.join(_WEIGHT_FILES)} is needed")
     for file in _weight_files(folder):
@@ -357,6 +381,25 @@ def _from_folder(
             f"`{folder / gguf}` lacks {len(missing)} weights of {type(module).__name__}, such as {missing[0]}",
             "the checkpoint is incomplete, or its config belongs to another model",
         )
+    return module, tokenizer
+
+
+def _outline(folder: Path, gguf: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple[nn.Module, Any]:
+    """Return a model whose weights take no memory; what tells the encoding, its frequencies, is there."""
+    import transformers
+
+    tokenizer = _tokenizer(folder, gguf, trust_remote_code)
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(folder, **_options(gguf, trust_remote_code))
+            with torch.device("meta"):
+                module = transformers.AutoModelForCausalLM.from_config(
+                    config, dtype=dtype, trust_remote_code=trust_remote_code
+                )
+            for parent, name, rotary in rotary_modules(module):
+                setattr(parent, name, type(rotary)(config=text_config(module)))
+    except Exception as error:
+        raise _refused(folder / gguf, error) from error
     return module, tokenizer
 
 

@@ -95,6 +95,7 @@ class LanguageModel:
     max_length:          the end of a learned position table; None: no end.
     head:                `chunked`, or `full` where the check on loading wants it.
     head_reason:         why `full`.
+    keeps_contexts:      a context is read once, and answers after copies of its keys and values.
     """
 
     name: str
@@ -108,9 +109,9 @@ class LanguageModel:
     max_length: int | None = field(init=False)
     head: Literal["chunked", "full"] = field(init=False, default="full")
     head_reason: str = field(init=False, default="")
+    keeps_contexts: bool = field(init=False, default=False, repr=False)
     _decoder: Any = field(init=False, default=None, repr=False)
     _checking: bool = field(init=False, default=False, repr=False)
-    _keeps_contexts: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
         self.module.eval()
@@ -122,9 +123,13 @@ class LanguageModel:
             for parent, name, rotary in rotary_modules(self.module)
             if not self.nested_safe
         ]
+        if self.device.type == "meta":
+            # An outline without weights, which a run is planned with: there is nothing to check.
+            self.head, self.keeps_contexts = "chunked", self.nested_safe
+            return
         self._checking = True
         self._choose_head()
-        self._keeps_contexts = self.head == "chunked" and self.nested_safe and self._check_contexts()
+        self.keeps_contexts = self.head == "chunked" and self.nested_safe and self._check_contexts()
         self._checking = False
 
     @property
@@ -229,7 +234,7 @@ class LanguageModel:
         Raises OutOfMemory, after halving the batch, for a prompt that does not fit.
         """
         assert len({len(prompt.context) for prompt in prompts}) == 1, "contexts read together are equally long"
-        if self._keeps_contexts and len(prompts[0].context) > 1:
+        if self.keeps_contexts and len(prompts[0].context) > 1:
             try:
                 with torch.inference_mode():
                     scores = self._scored_after_contexts(prompts)
@@ -265,9 +270,11 @@ class LanguageModel:
         if any(type(layer) is not DynamicLayer for layer in getattr(cache, "layers", [None])):
             return None
         kept = [(layer.keys, layer.values) for layer in cache.layers]
-        branches = _branches(prompts)
+        branches = branches_of(prompts)
         scored: dict[tuple[int, int], list[Score]] = {}
-        n = self._branches_at_once(prompts, kept)
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+        n_bytes = sum(keys.nbytes + values.nbytes for keys, values in kept)
+        n = len(prompts) * contexts_copied(self.device.type, n_bytes, free)
         for start in range(0, len(branches), n):
             group = branches[start : start + n]
             for layer, (keys, values) in zip(cache.layers, kept, strict=True):
@@ -280,15 +287,7 @@ class LanguageModel:
             for row, prompt in enumerate(prompts)
         ]
 
-    def _branches_at_once(self, prompts: Sequence[Prompt], kept: Sequence[tuple[Tensor, Tensor]]) -> int:
-        """Return how many answers are read side by side: as many as the copies of their contexts leave memory for."""
-        n_bytes = sum(keys.nbytes + values.nbytes for keys, values in kept)
-        budget = _COPIES_BYTES.get(self.device.type, _COPIES_BYTES["cpu"])
-        if self.device.type == "cuda":
-            budget = min(budget, torch.cuda.mem_get_info(self.device)[0] // 4)
-        return len(prompts) * max(1, budget // max(1, n_bytes))
-
-    def _scored_branches(self, branches: Sequence["_Branch"], last_B: Tensor, cache: Any) -> list[Score]:
+    def _scored_branches(self, branches: Sequence["Branch"], last_B: Tensor, cache: Any) -> list[Score]:
         """Score answers after their contexts, whose keys and values the cache holds, a row for each of them."""
         # What is padded on the right is never looked at.
         ids_BL = torch.zeros(len(branches), max(len(b.query) + len(b.answer) for b in branches), dtype=torch.long)
@@ -422,7 +421,7 @@ class LanguageModel:
         if self._checking:
             return _SMALLEST_CHUNK
         vocab_size = getattr(text_config(self.module), "vocab_size", None) or 50_000
-        return max(_SMALLEST_CHUNK, _CHUNK_BYTES.get(self.device.type, _CHUNK_BYTES["cpu"]) // (4 * int(vocab_size)))
+        return chunk_size(self.device.type, int(vocab_size))
 
     def _head(self, output: Any, hidden_BND: Tensor) -> Tensor:
         """Return the logits [B, N, V] that the model's own forward makes of hidden states."""
@@ -477,6 +476,22 @@ class LanguageModel:
                 self.head, self.head_reason = "full", f"the chunked head is {gap:.3g} nats off"
 
 
+def contexts_copied(device_type: str, n_bytes: int, free: float | None) -> int:
+    """Return how many copies of keys and values of that size answers are read after, side by side.
+
+    free: bytes of memory that are left; None: unknown.
+    """
+    budget = _COPIES_BYTES.get(device_type, _COPIES_BYTES["cpu"])
+    if free is not None:
+        budget = min(budget, int(free) // 4)
+    return max(1, budget // max(1, n_bytes))
+
+
+def chunk_size(device_type: str, vocab_size: int) -> int:
+    """Return how many tokens the head is applied to at once."""
+    return max(_SMALLEST_CHUNK, _CHUNK_BYTES.get(device_type, _CHUNK_BYTES["cpu"]) // (4 * vocab_size))
+
+
 def prefix_token(tokenizer: Any, policy: PrefixPolicy) -> int | None:
     """Return the id that is read before everything else.
 
@@ -497,7 +512,7 @@ def _shifted(logits_of: Callable[[int, int, int], Tensor], row: int, first: int,
 
 
 @dataclass(frozen=True)
-class _Branch:
+class Branch:
     """One answer to one question of the prompt in that row: what is read after its context.
 
     others: other answers of one token each, which need no reading of their own.
@@ -515,9 +530,9 @@ def _agree(found: Sequence[Score], wanted: Sequence[Score], tolerance: float) ->
     return all(np.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True) for one, other in pairs)
 
 
-def _branches(prompts: Sequence[Prompt]) -> list[_Branch]:
+def branches_of(prompts: Sequence[Prompt]) -> list[Branch]:
     """Return all answers of all questions; those of one number, for all prompts, stand together."""
-    branches: list[tuple[tuple[int, int, int], _Branch]] = []
+    branches: list[tuple[tuple[int, int, int], Branch]] = []
     for row, prompt in enumerate(prompts):
         for number, question in enumerate(prompt.questions):
             query = np.asarray(question.query, np.int64)
@@ -525,7 +540,7 @@ def _branches(prompts: Sequence[Prompt]) -> list[_Branch]:
             read = [question.target, *(answer for answer in question.choices if len(answer) > 1)]
             for which, answer in enumerate(read):
                 others = short if which == 0 else short[:0]
-                branch = _Branch(row, number, query, np.asarray(answer, np.int64), others)
+                branch = Branch(row, number, query, np.asarray(answer, np.int64), others)
                 branches.append(((number, which, row), branch))
     return [branch for _, branch in sorted(branches, key=lambda pair: pair[0])]
 
