@@ -41,7 +41,7 @@ from hope_eval.errors import OptionError
 from hope_eval.lengths import short_length
 from hope_eval.model.attach import text_config
 from hope_eval.model.attention import BLOCK_NUMBERS
-from hope_eval.model.scoring import LanguageModel, chunk_size
+from hope_eval.model.scoring import LanguageModel, chunk_size, contexts_copied
 from hope_eval.task import Prompt, Question, Sample
 
 # The benchmark reads longer and longer inputs, until one takes this many seconds.
@@ -50,6 +50,9 @@ _SHORTEST_READ = 64
 
 # Each is read as often as that time allows, but within these limits, the first time for nothing.
 _FEWEST_ROUNDS, _MOST_ROUNDS = 4, 20
+
+# Answers that the benchmark reads after a context; many tasks have that many questions.
+_N_ANSWERS = 32
 
 # Where the median of equal reads is that many times the least, a device has something else to do.
 _BUSY = 1.3
@@ -352,7 +355,9 @@ def _with_answers(model: LanguageModel, shape: Shape, speed: Speed, ids: np.ndar
     columns, seconds = [], []
     for length in (lengths[0], lengths[-1]):
         context = ids[:length]
-        questions = tuple(Question(ids[k : k + 4], ids[k + 4 : k + 8]) for k in range(0, 32, 4))
+        # As many side by side as in a run: large copies are slower than small ones, where memory is new each time.
+        n = min(_N_ANSWERS, contexts_copied(model.device.type, (length - 1) * shape.kept_token_bytes, None))
+        questions = tuple(Question(ids[k : k + 4], ids[k + 4 : k + 8]) for k in range(0, 4 * n, 4))
         prompt = Prompt(context, questions)
         (taken,) = _timed(model, partial(model.score_prompts, [prompt]))
         answers = Forward("answers", len(questions), 8, length - 1, n_scored=4 * len(questions))
