@@ -123,8 +123,7 @@ def table(
     if lengths is None:
         lengths = sorted({length for run in (runs if missing else runs[:1]) for length in run.lengths})
     if not lengths and not missing:
-        command = provenance.get("command") or "its command"
-        raise StoreError(f"the run {stores[0].id} is empty", f"`{command}` goes on with it")
+        raise StoreError(f"the run {stores[0].id} is empty", f"`{stores[0].command}` goes on with it")
     rows: list[Row] = []
     for length in lengths:
         base: Row = {

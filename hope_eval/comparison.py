@@ -23,21 +23,15 @@ from hope_eval.errors import ComparisonError, OptionError, StoreError, did_you_m
 from hope_eval.lengths import short_length
 from hope_eval.results import contrasts
 from hope_eval.results import reach as far
-from hope_eval.results.store import RunStore
-from hope_eval.results.tables import INTERNAL, Row, RunTable, by_seed, joint_notes
+from hope_eval.results.store import RunStore, is_run
+from hope_eval.results.tables import INTERNAL, PILLARS, Row, RunTable, by_seed, joint_notes
 from hope_eval.token_store import TokenStore
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# What lines may be: a model with its encoding; an encoding, over its training seeds; all tasks of one model.
-BY = ("model", "encoding", "task")
-
 # In which order tables come.
-_PILLARS = ("ppl", "copy", "retrieve", "fewshot")
-
-# What columns may be headed by.
-COLUMNS = ("tokens", "multiples")
+_ORDER = list(PILLARS)
 
 
 @dataclass(frozen=True)
@@ -81,9 +75,6 @@ class Comparison:
         return frame.drop(columns=list(INTERNAL), errors="ignore")
 
 
-FRAMES = ("scores", "differences", "reach", "wins")
-
-
 def opened(paths: Sequence[Path], warn: Callable[[str], None] = lambda text: None) -> list[RunStore]:
     """Return the runs at these paths: folders of a run, or folders of runs. An empty run is told of and left out.
 
@@ -102,9 +93,9 @@ def opened(paths: Sequence[Path], warn: Callable[[str], None] = lambda text: Non
                 )
             continue
         if store.waiting:
-            warn(f"{store.id}: {store.waiting}, and are left out; `{_command(store)}` merges them")
+            warn(f"{store.id}: {store.waiting}, and are left out; `{store.command}` merges them")
         if store.is_empty:
-            warn(f"{store.id} is empty and left out; `{_command(store)}` goes on with it")
+            warn(f"{store.id} is empty and left out; `{store.command}` goes on with it")
             continue
         stores[store.id] = store
     if not stores:
@@ -115,7 +106,7 @@ def opened(paths: Sequence[Path], warn: Callable[[str], None] = lambda text: Non
 
 
 def _runs_in(path: Path) -> list[Path]:
-    if (path / "run.json").is_file():
+    if is_run(path):
         return [path]
     # As they were made: the order in which a user gave models and tasks.
     found = [header.parent for header in sorted(path.glob("*/run.json"), key=lambda run: (run.stat().st_mtime, run))]
@@ -131,10 +122,6 @@ def _content(path: Path) -> str:
             with (path / name).open("rb") as stream:
                 digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
-
-
-def _command(store: RunStore) -> str:
-    return str(store.header["provenance"].get("command") or "its command")
 
 
 def tables_of(
@@ -164,9 +151,9 @@ def tables_of(
     for table in tables:
         for store in table.stores:
             if store.cut:
-                warn(f"{store.id}: its last record was cut off and is left out; `{_command(store)}` goes on with it")
+                warn(f"{store.id}: its last record was cut off and is left out; `{store.command}` goes on with it")
         if any(row["status"] == "missing" for row in table.rows):
-            again = _command(table.stores[0])
+            again = table.stores[0].command
             warn(f"{table.run} was interrupted: what it lacks is `missing`; `{again}` goes on with it")
     return tables
 
@@ -202,7 +189,7 @@ def compare(
 
     rows = [row for table in tables for row in _rows(table, columns)]
     # One pillar after the other, however they were measured.
-    rows.sort(key=lambda row: _PILLARS.index(row["family"]) if row["family"] in _PILLARS else len(_PILLARS))
+    rows.sort(key=lambda row: _ORDER.index(row["family"]) if row["family"] in _ORDER else len(_ORDER))
     known = list(dict.fromkeys(row["task"] for row in rows))
     for name in tasks:
         if name not in [task.split(":")[0] for task in known] and name not in known:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from hope_eval import comparison
 from hope_eval.results import compared
-from hope_eval.results.tables import draw
+from hope_eval.results.tables import BY, draw
 
 HERE = Path(__file__).parent
 
@@ -83,7 +83,7 @@ def main() -> None:
     """Add a summary, if one is asked for, and write README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", metavar="NAME", help="the summary to make, such as zoo/tasks")
-    parser.add_argument("--by", default="model", choices=comparison.BY)
+    parser.add_argument("--by", default="model", choices=BY)
     parser.add_argument("--baseline")
     parser.add_argument("runs", nargs="*", type=Path)
     given = parser.parse_args()

@@ -439,6 +439,16 @@ def test_four_processes_of_torchrun_do_too(command, by_one, tmp_path):
     assert again.stderr.count("were already done") == 2
 
 
+def goes_on_with(n, command, root, by_one):
+    """The same command with n processes, and everything is as if one had done it."""
+    if n == 1:
+        assert hope_eval(*command, "--out", root).stdout == by_one[0]
+    else:
+        assert torchrun(n, command, root).stdout == by_one[0]
+    shutil.rmtree(root / ".sessions", ignore_errors=True)
+    assert contents(root) == by_one[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("who", "then"), [("1", 4), ("0", 1), ("2", 2)])
 def test_of_three_processes_one_is_killed_and_the_others_finish(who, then, command, by_one, tmp_path):
@@ -456,12 +466,7 @@ def test_of_three_processes_one_is_killed_and_the_others_finish(who, then, comma
     others = {rank for rank in "012" if rank != who}
     assert all(held.get(rank, 0) >= 5 for rank in others), "they finished what is theirs"
     assert not held.get(who)
-    if then == 1:
-        assert hope_eval(*command, "--out", root).stdout == by_one[0]
-    else:
-        assert torchrun(then, command, root).stdout == by_one[0]
-    shutil.rmtree(root / ".sessions", ignore_errors=True)
-    assert contents(root) == by_one[1]
+    goes_on_with(then, command, root, by_one)
 
 
 @pytest.mark.slow
@@ -470,12 +475,7 @@ def test_all_processes_are_killed_and_another_number_goes_on(then, command, by_o
     root = tmp_path / "runs"
     torchrun(2, command, root, 1, DIES_AT="7", WHO="01", WATCHER_TOO="1")
     assert any(RunStore(shard, {}).n_records for run in root.glob("[a-z]*") for shard in shards_of(run))
-    if then == 1:
-        assert hope_eval(*command, "--out", root).stdout == by_one[0]
-    else:
-        assert torchrun(then, command, root).stdout == by_one[0]
-    shutil.rmtree(root / ".sessions", ignore_errors=True)
-    assert contents(root) == by_one[1]
+    goes_on_with(then, command, root, by_one)
 
 
 @pytest.mark.slow

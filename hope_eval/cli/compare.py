@@ -8,11 +8,11 @@ import click
 
 from hope_eval.cli import options
 from hope_eval.errors import OptionError
+from hope_eval.results.tables import FRAMES
 
 if TYPE_CHECKING:
     from hope_eval.comparison import Comparison
 
-FRAMES = ("scores", "differences", "reach", "wins")
 FORMATS = ("table", "csv", "json", "markdown", "latex", "parquet")
 
 

@@ -12,7 +12,7 @@ import click
 from hope_eval.cli.progress import progress
 from hope_eval.errors import OptionError
 from hope_eval.lengths import Lengths, parse_length, parse_lengths, resolved, short_length
-from hope_eval.results.tables import FORMATS
+from hope_eval.results.tables import BY, COLUMNS, FORMATS
 
 if TYPE_CHECKING:
     from hope_eval.comparison import Comparison
@@ -179,7 +179,7 @@ runs = _stack(
     click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]..."),
     click.option(
         "--by",
-        type=click.Choice(["model", "encoding", "task"]),
+        type=click.Choice(BY),
         default="model",
         show_default=True,
         help="What a line is: a model; an encoding, over its training seeds; a task, in a table for each model.",
@@ -191,7 +191,7 @@ runs = _stack(
     ),
     click.option(
         "--columns",
-        type=click.Choice(["tokens", "multiples"]),
+        type=click.Choice(COLUMNS),
         default="tokens",
         show_default=True,
         help="Lengths in tokens, or in training lengths.",

@@ -17,18 +17,10 @@ from hope_eval.errors import OptionError, StoreError
 from hope_eval.lengths import short_length
 from hope_eval.results.contrasts import BETTER, SAME, WORSE, each
 from hope_eval.results.reach import DEFINITIONS, worded
-from hope_eval.results.tables import SHOWN, Cell, Grid, Row, clean, draw, grid, legend, metric_name, number
+from hope_eval.results.tables import PILLARS, SHOWN, Cell, Grid, Row, clean, draw, grid, legend, metric_name, number
 
 if TYPE_CHECKING:
     from pandas import DataFrame
-
-PILLARS = {
-    "tasks": "tasks",
-    "ppl": "Perplexity",
-    "copy": "Copying",
-    "retrieve": "Retrieval",
-    "fewshot": "Few-shot following",
-}
 
 _UNADJUSTED = "intervals are those of each difference alone; verdicts allow for their number"
 
@@ -237,12 +229,22 @@ def _plain(value: Any) -> Any:
     return value.item()
 
 
-def write(path: Path, content: str | bytes) -> None:
-    """Write a file whole or not at all. Raises StoreError if that cannot be."""
+def write(path: Path, content: str | bytes, what: str = "") -> None:
+    """Write a file whole or not at all: what was there stays until the new one is complete.
+
+    what: it is, for people: `the report`.
+
+    Raises StoreError if that cannot be.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        part.write_bytes(content.encode() if isinstance(content, str) else content)
-        part.replace(path)
+        try:
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}", "give another --out") from None
+        named = " ".join(filter(None, ("cannot write", what, str(path))))
+        raise StoreError(f"{named}: {error.strerror or error}", "give another --out") from None

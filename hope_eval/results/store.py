@@ -112,6 +112,11 @@ class RunStore:
         return self.path.name
 
     @property
+    def command(self) -> str:
+        """What goes on with it, for people."""
+        return str(self.header["provenance"].get("command") or "its command")
+
+    @property
     def records(self) -> list[Record]:
         """All records that are whole, in the order they were written.
 
@@ -316,8 +321,8 @@ def shards_of(path: Path) -> list[Path]:
 def check_merged(store: RunStore) -> None:
     """Raise StoreError if shards of a run wait to be merged: it would seem to lack what they hold."""
     if store.waiting:
-        command = store.header["provenance"].get("command") or "its command"
-        raise StoreError(f"{store.path}: {store.waiting}", f"run it again, with any number of processes: {command}")
+        again = f"run it again, with any number of processes: {store.command}"
+        raise StoreError(f"{store.path}: {store.waiting}", again)
 
 
 def header_of(identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:

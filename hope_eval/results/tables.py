@@ -86,6 +86,14 @@ def by_seed(runs: Iterable[R]) -> list[list[R]]:
 
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 
+# What tables are made of, in this order.
+PILLARS = {"ppl": "Perplexity", "copy": "Copying", "retrieve": "Retrieval", "fewshot": "Few-shot following"}
+
+# What the lines and the columns of a comparison may be, and which frames it has.
+BY = ("model", "encoding", "task")
+COLUMNS = ("tokens", "multiples")
+FRAMES = ("scores", "differences", "reach", "wins")
+
 # What tables show beside csv and json, which have everything.
 SHOWN = {
     "perplexity": "perplexity",

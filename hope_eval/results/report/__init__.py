@@ -10,16 +10,14 @@ same bytes.
 """
 
 import base64
-import contextlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hope_eval.errors import StoreError, require
+from hope_eval.errors import require
+from hope_eval.results import compared
 from hope_eval.results.report import findings, sections
 from hope_eval.results.report.frames import Results, rows_of
 from hope_eval.results.report.looks import all_looks
@@ -50,33 +48,7 @@ def write(
     page = render(
         scores=scores, differences=differences, reach=reach, wins=wins, runs=runs, notes=notes, title=title
     )  # fmt: skip
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(path, page)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise StoreError(
-            f"cannot write the report {path}: {reason}", "give another file, such as report.html"
-        ) from None
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write beside the file, then put it in its place: what was there stays until the new one is complete."""
-    if path.is_dir():
-        raise IsADirectoryError(None, "it is a folder")
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        # mkstemp makes files that nobody else can read.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(name).unlink()
-        raise
+    compared.write(path, page, "the report")
 
 
 def render(

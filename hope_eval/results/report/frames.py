@@ -8,8 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from hope_eval.lengths import short_length
-from hope_eval.results.report.words import PILLARS
-from hope_eval.results.tables import Row
+from hope_eval.results.tables import PILLARS, Row
 
 if TYPE_CHECKING:
     import pandas

@@ -6,17 +6,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from hope_eval.lengths import short_length
 from hope_eval.results import tables
-from hope_eval.results.tables import Row
+from hope_eval.results.tables import PILLARS, Row
 
 # Spelt out, since they look like ASCII.
 MINUS, TIMES, UNKNOWN = "\u2212", "\u00d7", "\u2013"
-
-PILLARS = {
-    "ppl": "Perplexity",
-    "copy": "Copying",
-    "retrieve": "Retrieval",
-    "fewshot": "Few-shot following",
-}
 
 SECTIONS = {
     "ppl@prefix": "Perplexity over the first L tokens",
