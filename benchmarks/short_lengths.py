@@ -1,0 +1,51 @@
+"""Many short texts against few long ones: both should run at the speed of the hardware."""
+
+from functools import partial
+from pathlib import Path
+
+import click
+import numpy as np
+
+from benchmarks import common, peers
+from benchmarks.common import FULL_LOGITS, LM_EVAL, OURS, Figure, Work
+from benchmarks.nested_lengths import BATCH_TOKENS
+
+
+@click.command()
+@common.size_option("1.2b")
+@common.length_option("--short", "512")
+@common.length_option("--long", "32k")
+@click.option("--samples", default=1000, help="Short texts; as many tokens of long ones.")
+@common.repeats_option
+@common.out_option
+def short_lengths(size: str, short: int, long: int, samples: int, repeats: int, out: Path | None) -> None:
+    """Many short texts."""
+    model = common.language_model(size)
+    figures: list[Figure] = []
+    for length, n in ((short, samples), (long, max(1, samples * short // long))):
+        texts = [common.random_ids(model, length, seed) for seed in range(n)]
+        run = partial(common.Run, model, common.corpus_of(texts), n, "bos", "prefix", [length])
+
+        def full_logits(texts: list[np.ndarray] = texts) -> float:
+            return float(np.mean([peers.full_logits(model, ids) for ids in texts]))
+
+        count = n * common.operations(model.module, length)
+        facts = {"length": length, "texts": n}
+        shared = {"n_tokens": n * length, "operations": count, "facts": facts}
+        figures += [
+            common.measured(Work(OURS, run, finish=lambda one: one.nll()[length], **shared), repeats),  # noqa: B023
+            common.measured(Work(FULL_LOGITS, full_logits, **shared), repeats),
+        ]
+        for words, size_of_batch in (("1 text at a time", 1), ("32k tokens at a time", max(1, BATCH_TOKENS // length))):
+            way = f"{LM_EVAL}, {words}"
+            if peers.INSTALLED:
+                call = partial(peers.LmEval(model).rolling, texts, length, size_of_batch)
+                figures.append(common.measured(Work(way, call, **shared), repeats))
+            else:
+                figures.append(peers.lm_eval_missing(way, **facts))
+    fast, slow = (common.value_of(figures, "tflops", way=OURS, length=length) for length in (long, short))
+    applies = (size, short, long) == ("1.2b", 512, 32_768)
+    targets = [
+        common.target(f"TFLOP/s at {long:,} tokens / at {short:,}, {size}", common.ratio(fast, slow), "<= 1.5", applies)
+    ]
+    common.report(f"{samples:,} texts of {short} tokens, {size}", figures, out, targets, size=size)
