@@ -139,8 +139,8 @@ def language_model(size: str, tokenizer: Any = None, seed: int = 0) -> LanguageM
 
 def random_ids(model: LanguageModel, n: int, seed: int = 0) -> np.ndarray:
     """Return BOS and n - 1 random ids."""
-    vocab_size: int = model.module.config.vocab_size  # type: ignore[union-attr, assignment]
-    return np.concatenate([[BOS], np.random.default_rng(seed).integers(1, vocab_size, n - 1)])
+    config: Any = model.module.config
+    return np.concatenate([[BOS], np.random.default_rng(seed).integers(BOS + 1, config.vocab_size, n - 1)])
 
 
 def corpus_of(texts: Sequence[np.ndarray]) -> Corpus:
@@ -180,7 +180,8 @@ def operations(module: nn.Module, length: int) -> float:
     parameters = sum(p.numel() for p in module.parameters())
     if not config.tie_word_embeddings:
         parameters -= config.vocab_size * config.hidden_size
-    return 2.0 * parameters * length + 2.0 * length**2 * config.hidden_size * config.num_hidden_layers
+    count: float = 2.0 * parameters * length + 2.0 * length**2 * config.hidden_size * config.num_hidden_layers
+    return count
 
 
 @dataclass(frozen=True)

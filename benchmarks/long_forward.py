@@ -29,7 +29,7 @@ _PROMISED = {
 def long_forward(
     size: str, lengths: tuple[int, ...], repeats: int, warm_up: int | None, peers_up_to: int, out: Path | None
 ) -> None:
-    """One long text."""
+    """Read one long text."""
     model = common.language_model(size)
     lm_eval = peers.LmEval(model) if peers.INSTALLED else None
     figures: list[Figure] = []

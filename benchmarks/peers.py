@@ -74,7 +74,7 @@ class LmEval:
         peer = self._peer(length, batch_size, int(texts[0][0]))
         with quiet():
             sums = peer.loglikelihood_rolling(requests, disable_tqdm=True)
-        return -sum(sums) / sum(len(ids) - 1 for ids in texts)
+        return -float(sum(sums)) / sum(len(ids) - 1 for ids in texts)
 
     def answers(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
         """Return the nll of each answer given its context, BOS at its beginning, each read by itself."""

@@ -57,7 +57,7 @@ def plan_truth(
     data: str | None,
     out: Path | None,
 ) -> None:
-    """Plans beside the truth."""
+    """Hold plans against the runs that they plan."""
     # The bundled tokenizer knows words, which tasks need; its ids are among those of any size but the smallest.
     model = load(path) if path else common.language_model(size, load_tokenizer("zoo:rope"))
     models, figures = Loaded(("given",), model=model), list[Figure]()

@@ -35,7 +35,7 @@ N_TIMED = 2
 def shared_context(
     size: str, path: str | None, lengths: tuple[int, ...], questions: int, repeats: int, out: Path | None
 ) -> None:
-    """Many questions on one context."""
+    """Ask many questions on one context."""
     model = load(path) if path else common.language_model(size)
     figures: list[Figure] = []
     targets = []
@@ -47,12 +47,9 @@ def shared_context(
         once, together, alone = (common.seconds_of(some, way) for way in (f"{OURS}, no question", OURS, _ALONE))
         applies = (size, length, questions) == ("8b", 32_768, 16) and not path
         name = f"{questions} questions on {length:,} tokens"
-        targets += [
-            common.target(
-                f"{name}: a read for each / one read for all", common.ratio(alone, together), ">= 8", applies
-            ),
-            common.target(f"{name}: all of them / the context alone", common.ratio(together, once), "<= 1.5", False),
-        ]
+        what = f"{name}: a read for each / one read for all"
+        targets.append(common.target(what, common.ratio(alone, together), ">= 8", applies))
+        targets.append(common.target(f"{name}: all of them / the context alone", common.ratio(together, once)))
         figures += some
     what = Path(path).name if path else size
     common.report(f"{questions} questions on one context, {what}", figures, out, targets, model=what)
@@ -63,47 +60,44 @@ _ALONE = f"{OURS}, a read for each"
 
 def _works(model: LanguageModel, prompt: Prompt, length: int) -> list[Work | Figure]:
     context = np.asarray(prompt.context, np.int64)
-    n = len(prompt.questions)
     few = prompt.questions[:N_TIMED]
-    once = common.operations(model.module, length)
-    facts: Figure = {"length": length, "scored": f"the first {N_TIMED} answers"}
     pairs = [
         (np.concatenate([context, np.asarray(q.query, np.int64)]), np.asarray(answer, np.int64))
         for q in few
         for answer in q.answers
     ]
+    # Of the pairs, those that are right.
+    firsts = np.cumsum([0, *(len(question.answers) for question in few)])[:-1]
     n_answers = sum(len(question.answers) for question in prompt.questions)
-    each = {"times": n_answers / len(pairs), "facts": facts}
+    once = common.operations(model.module, length)
+    facts: Figure = {"length": length, "scored": f"the first {N_TIMED} answers"}
 
-    def targets_of(values: Sequence[float]) -> float:
-        """Return the mean nll of the answers that are right, of those that were timed."""
-        firsts = np.cumsum([0, *(len(question.answers) for question in few)])[:-1]
-        return float(sum(values[first] for first in firsts) / sum(len(question.target) for question in few))
+    def mean_of(nll: Sequence[float]) -> float:
+        """Return the mean nll of a token, given that of each of the right answers."""
+        return float(sum(nll) / sum(len(question.target) for question in few))
 
-    def work(way: str, one: Callable[[np.ndarray, np.ndarray], float]) -> Work:
-        return Work(way, lambda: [one(*pair) for pair in pairs], n_answers * length, n_answers * once,
-                    finish=targets_of, **each)  # fmt: skip
+    def each(way: str, call: Callable[[], Sequence[float]]) -> Work:
+        return Work(
+            way, call, n_answers * length, n_answers * once,
+            times=n_answers / len(pairs), facts=facts, finish=lambda nll: mean_of([nll[first] for first in firsts]),
+        )  # fmt: skip
 
     def alone(before: np.ndarray, answer: np.ndarray) -> float:
         return float(model.score([Sample(before, answer)])[0].nll.sum())
 
-    together = partial(model.score_prompts, [prompt])
+    context_alone = partial(model.score, [Sample(context[:-1], context[-1:])])
     found: list[Work | Figure] = [
-        Work(f"{OURS}, no question", partial(model.score, [Sample(context[:-1], context[-1:])]), length, once,
-             facts={"length": length}, finish=lambda _: None),
-        Work(OURS, together, length, once, facts=facts,
-             finish=lambda scores: targets_of([s.nll.sum() for s, q in zip(scores[0], few, strict=False)
-                                               for _ in q.answers])),
-        work(_ALONE, alone),
-        work(FULL_LOGITS, partial(peers.full_logits_of_answer, model)),
+        Work(f"{OURS}, no question", context_alone, length, once, facts={"length": length}, finish=lambda _: None),
+        Work(
+            OURS, partial(model.score_prompts, [prompt]), length, once,
+            facts=facts, finish=lambda scores: mean_of([score.nll.sum() for score in scores[0][:N_TIMED]]),
+        ),
+        each(_ALONE, lambda: [alone(*pair) for pair in pairs]),
+        each(FULL_LOGITS, lambda: [peers.full_logits_of_answer(model, *pair) for pair in pairs]),
     ]  # fmt: skip
     if not peers.INSTALLED:
         return [*found, peers.lm_eval_missing(**facts)]
-    peer = peers.LmEval(model)
-    return [
-        *found,
-        Work(LM_EVAL, partial(peer.answers, pairs), n_answers * length, n_answers * once, finish=targets_of, **each),
-    ]
+    return [*found, each(LM_EVAL, partial(peers.LmEval(model).answers, pairs))]
 
 
 def _random(model: LanguageModel, length: int, n: int) -> Prompt:

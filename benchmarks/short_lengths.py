@@ -19,7 +19,7 @@ from benchmarks.nested_lengths import BATCH_TOKENS
 @common.repeats_option
 @common.out_option
 def short_lengths(size: str, short: int, long: int, samples: int, repeats: int, out: Path | None) -> None:
-    """Many short texts."""
+    """Read many short texts, and few long ones."""
     model = common.language_model(size)
     figures: list[Figure] = []
     for length, n in ((short, samples), (long, max(1, samples * short // long))):
@@ -29,20 +29,23 @@ def short_lengths(size: str, short: int, long: int, samples: int, repeats: int, 
         def full_logits(texts: list[np.ndarray] = texts) -> float:
             return float(np.mean([peers.full_logits(model, ids) for ids in texts]))
 
-        count = n * common.operations(model.module, length)
-        facts = {"length": length, "texts": n}
-        shared = {"n_tokens": n * length, "operations": count, "facts": facts}
+        work = partial(
+            Work,
+            n_tokens=n * length,
+            operations=n * common.operations(model.module, length),
+            facts={"length": length, "texts": n},
+        )
         figures += [
-            common.measured(Work(OURS, run, finish=lambda one: one.nll()[length], **shared), repeats),  # noqa: B023
-            common.measured(Work(FULL_LOGITS, full_logits, **shared), repeats),
+            common.measured(work(OURS, run, finish=lambda one: next(iter(one.nll().values()))), repeats),
+            common.measured(work(FULL_LOGITS, full_logits), repeats),
         ]
-        for words, size_of_batch in (("1 text at a time", 1), ("32k tokens at a time", max(1, BATCH_TOKENS // length))):
+        for words, at_once in (("1 text at a time", 1), ("32k tokens at a time", max(1, BATCH_TOKENS // length))):
             way = f"{LM_EVAL}, {words}"
             if peers.INSTALLED:
-                call = partial(peers.LmEval(model).rolling, texts, length, size_of_batch)
-                figures.append(common.measured(Work(way, call, **shared), repeats))
+                call = partial(peers.LmEval(model).rolling, texts, length, at_once)
+                figures.append(common.measured(work(way, call), repeats))
             else:
-                figures.append(peers.lm_eval_missing(way, **facts))
+                figures.append(peers.lm_eval_missing(way, length=length, texts=n))
     fast, slow = (common.value_of(figures, "tflops", way=OURS, length=length) for length in (long, short))
     applies = (size, short, long) == ("1.2b", 512, 32_768)
     targets = [

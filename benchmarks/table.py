@@ -84,9 +84,8 @@ def _figures(name: str, content: dict[str, Any] | None) -> Iterator[str]:
 def _provenance(content: dict[str, Any]) -> Iterator[str]:
     yield content["machine"]
     yield content["date"]
-    yield from (
-        f"{name} {one}" for name, one in content["versions"].items() if name in ("torch", "transformers", "lm_eval")
-    )
+    versions = content["versions"]
+    yield from (f"{name} {versions[name]}" for name in ("torch", "transformers", "lm_eval") if name in versions)
     if content.get("commit"):
         yield f"commit {content['commit']['id'][:7]}{' with changes' if content['commit']['dirty'] else ''}"
     if content.get("agreement_of_nll") is not None:

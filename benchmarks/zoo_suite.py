@@ -18,7 +18,7 @@ from hope_eval.results.runs import described, runs_in
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures there as JSON.")
 @click.argument("further", nargs=-1, type=click.UNPROCESSED)
 def zoo_suite(suite: str, out: Path | None, further: tuple[str, ...]) -> None:
-    """A suite on all bundled models; what follows goes to `hope-eval run`."""
+    """Run a suite on all bundled models; what follows goes to `hope-eval run`."""
     words = ["run", "--suite", suite, *further]
     with tempfile.TemporaryDirectory() as folder:
         seconds, _ = common.timed(lambda: run([*words, "--out", folder]))
@@ -31,9 +31,8 @@ def zoo_suite(suite: str, out: Path | None, further: tuple[str, ...]) -> None:
             for key, counter in by.items():
                 counter[str(one["identity"][key])] += session["seconds"]
     command = " ".join(["hope-eval", *words])
-    figures: list[Figure] = [
-        {"way": command, "seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds)}
-    ]
+    whole = {"way": command, "seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds)}
+    figures: list[Figure] = [whole]
     figures += [
         {"way": f"the runs of {key} {name}", "seconds": round(taken, 1)}
         for key, counter in by.items()
