@@ -48,7 +48,7 @@ def checkpoint(
     figures += [common.measured(work, repeats) if isinstance(work, Work) else work for work in ways]
     seconds = common.seconds_of(figures, name)
     what = f"perplexity at {', '.join(map(str, lengths))}, {len(chosen)} documents: seconds after loading"
-    applies = (lengths, documents) == ((2048, 8192, 32_768), 50) and model.train_length == 8192
+    applies = (lengths, len(chosen)) == ((2048, 8192, 32_768), 50) and model.train_length == 8192
     common.report(
         f"A real checkpoint: {Path(path).name}", figures, out, [common.target(what, seconds, "<= 20 s", applies)],
         model=Path(path).name, fingerprint=model.fingerprint, texts=f"{corpus.name} ({corpus.fingerprint})",

@@ -260,9 +260,9 @@ def wait() -> None:
 
 
 def free_cache() -> None:
-    """Give memory back that nothing uses."""
-    gc.collect()
+    """Give memory of the GPU back that nothing uses."""
     if DEVICE.type == "cuda":
+        gc.collect()
         torch.cuda.empty_cache()
 
 

@@ -15,9 +15,9 @@ COMMANDS = {
     "long_forward_1.2b": "long-forward --size 1.2b --lengths 32k,128k",
     # Peers would take minutes to run out of memory.
     "long_forward_1m": "long-forward --size 1.2b --lengths 1000000 --repeats 1 --warm-up 32k --peers-up-to 128k",
-    "nested_lengths": "nested-lengths --size 1.2b --lengths 2k,4k,8k,16k,32k --documents 8",
+    "nested_lengths": "nested-lengths --size 1.2b --lengths 2k,4k,8k,16k,32k --documents 4",
     "shared_context": "shared-context --size 8b --lengths 32k --questions 16",
-    "short_lengths": "short-lengths --size 1.2b --short 512 --long 32k --samples 1000",
+    "short_lengths": "short-lengths --size 1.2b --short 512 --long 32k --samples 1000 --repeats 2",
     "attention": "attention --length 32k --head-dims 64,128",
     "zoo_suite": "zoo-suite --suite standard",
     "plan_truth": "plan-truth --size 1.2b --lengths 1k,8k,32k --samples 8",
@@ -25,7 +25,7 @@ COMMANDS = {
 
 # With a checkpoint at hand.
 OF_A_CHECKPOINT = {
-    "checkpoint": "checkpoint --lengths 2k,8k,32k --documents 50",
+    "checkpoint": "checkpoint --lengths 2k,8k,32k --documents 50 --repeats 1",
     "plan_truth_checkpoint": "plan-truth --lengths 512,2k,8k --samples 16",
 }
 

@@ -75,7 +75,11 @@ def _figures(name: str, content: dict[str, Any] | None) -> Iterator[str]:
     yield from _markdown([str(_HEADINGS.get(key, key)).replace("_", " ") for key in keys], rows)
     yield ""
     yield f"[{name}.json]({name}.json): {', '.join(_provenance(content))}."
-    others = [f"{line['what']}: **{_text(line['value'])}**" for line in content["targets"] if line["value"] is not None]
+    others = [
+        f"{line['what']}: **{_text(line['value'])}**"
+        for line in content["targets"]
+        if not line["target"] and line["value"] is not None
+    ]
     if others:
         yield ""
         yield from (f"- {line}" for line in others)
@@ -89,7 +93,7 @@ def _provenance(content: dict[str, Any]) -> Iterator[str]:
     if content.get("commit"):
         yield f"commit {content['commit']['id'][:7]}{' with changes' if content['commit']['dirty'] else ''}"
     if content.get("agreement_of_nll") is not None:
-        yield f"nll of the same tokens agrees to {content['agreement_of_nll']:.1g} of itself"
+        yield f"nll of the same tokens agrees to a relative {content['agreement_of_nll']:.1g}"
 
 
 def _cell(figure: dict[str, Any], key: str) -> str:
