@@ -31,14 +31,15 @@ def long_forward(
 ) -> None:
     """Read one long text."""
     model = common.language_model(size)
-    lm_eval = peers.LmEval(model) if peers.INSTALLED else None
+    plain = peers.plain(model)
+    lm_eval = peers.LmEval(plain, model.tokenizer) if peers.INSTALLED else None
     figures: list[Figure] = []
     for length in lengths:
         ids = common.random_ids(model, length)
         short = ids[: warm_up or length]
         ways = {
             OURS: partial(ours, model),
-            FULL_LOGITS: partial(peers.full_logits, model),
+            FULL_LOGITS: partial(peers.full_logits, plain),
             LM_EVAL: (lambda some: lm_eval.rolling([some], len(some))) if lm_eval else None,
         }
         for way, score in ways.items():

@@ -56,6 +56,7 @@ def works(
     texts: BOS and ids, as many as the longest length.
     """
     n, longest = len(texts), max(lengths)
+    plain = peers.plain(model)
     count = partial(common.operations, model.module)
     once, each = n * count(longest), n * sum(map(count, lengths))
     windows = n * sum(longest / length * count(length) for length in lengths)
@@ -70,7 +71,7 @@ def works(
         return {length: nll for run in runs for length, nll in run.nll().items()}
 
     def full_logits() -> dict[int, float]:
-        return {length: float(np.mean([peers.full_logits(model, ids[:length]) for ids in texts])) for length in lengths}
+        return {length: float(np.mean([peers.full_logits(plain, ids[:length]) for ids in texts])) for length in lengths}
 
     def ours(words: str, call: Callable[[], Any], n_tokens: int, count: float, facts: Figure) -> Work:
         return Work(f"{OURS}, {words}", call, n_tokens, count, finish=finish, facts=facts)
@@ -90,7 +91,7 @@ def works(
         if not peers.INSTALLED:
             found.append(peers.lm_eval_missing(way))
             continue
-        peer = peers.LmEval(model)
+        peer = peers.LmEval(plain, model.tokenizer)
 
         def roll(peer: peers.LmEval = peer, n_tokens: int = n_tokens) -> dict[int, float]:
             return {length: peer.rolling(texts, length, max(1, n_tokens // length)) for length in lengths}

@@ -1,4 +1,4 @@
-"""The peers, on the same model and the same tokens: plain transformers, and lm-evaluation-harness.
+"""The peers, on the same weights and the same tokens: plain transformers, and lm-evaluation-harness.
 
     full logits        `model(input_ids, labels=input_ids).loss`, as most scripts compute it
     lm-eval, rolling   `HFLM.loglikelihood_rolling` with max_length = each length
@@ -7,6 +7,7 @@ lm-eval is given ids in place of texts, so that it tokenises nothing, and scores
 probabilities in the model's own type: in bfloat16 its sum is rounded to three digits.
 """
 
+import copy
 from collections.abc import Sequence
 from importlib.util import find_spec
 from typing import Any
@@ -20,27 +21,43 @@ from hope_eval import LanguageModel
 INSTALLED = find_spec("lm_eval") is not None
 
 
+def plain(model: LanguageModel) -> Any:
+    """Return a model of the same weights as transformers makes it, whatever was done to the one that is scored."""
+    module: Any = model.module
+    config = copy.deepcopy(module.config)
+    if type(module).__module__.startswith("transformers."):
+        # Its default; where it is something else, hope-eval has put it there.
+        config._attn_implementation = "sdpa"
+    with torch.device("meta"):
+        twin = type(module)(config)
+    twin.load_state_dict(module.state_dict(), assign=True)
+    twin.tie_weights()
+    for name, buffer in module.named_buffers():
+        parent, _, own = name.rpartition(".")
+        setattr(twin.get_submodule(parent), own, buffer)
+    return twin.eval()
+
+
 @torch.inference_mode()
-def full_logits(model: LanguageModel, ids: np.ndarray) -> float:
+def full_logits(module: Any, ids: np.ndarray) -> float:
     """Return the mean nll of all ids but the first."""
-    ids_BL = torch.from_numpy(ids)[None].to(model.device)
-    output: Any = model.module(input_ids=ids_BL, labels=ids_BL, use_cache=False)
-    loss: float = output.loss.item()
+    ids_BL = torch.from_numpy(ids)[None].to(module.device)
+    loss: float = module(input_ids=ids_BL, labels=ids_BL, use_cache=False).loss.item()
     return loss
 
 
 @torch.inference_mode()
-def full_logits_of_answer(model: LanguageModel, context: np.ndarray, answer: np.ndarray) -> float:
+def full_logits_of_answer(module: Any, context: np.ndarray, answer: np.ndarray) -> float:
     """Return the nll of an answer, from the logits of all tokens."""
-    ids_BL = torch.from_numpy(np.concatenate([context, answer])).to(model.device)[None]
-    logits_TV = model.module(input_ids=ids_BL, use_cache=False).logits[0, len(context) - 1 : -1]
+    ids_BL = torch.from_numpy(np.concatenate([context, answer])).to(module.device)[None]
+    logits_TV = module(input_ids=ids_BL, use_cache=False).logits[0, len(context) - 1 : -1]
     return float(torch.nn.functional.cross_entropy(logits_TV.float(), ids_BL[0, len(context) :], reduction="sum"))
 
 
 class LmEval:
     """lm-evaluation-harness on a model that is there already. Texts are BOS and ids."""
 
-    def __init__(self, model: LanguageModel, tokenizer: Any = None) -> None:
+    def __init__(self, module: Any, tokenizer: Any) -> None:
         from lm_eval.models.huggingface import HFLM
 
         self._texts: dict[str, list[int]] = {}
@@ -52,12 +69,13 @@ class LmEval:
             def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
                 return texts[string]
 
-        self._kind, self._model, self._tokenizer = Known, model, tokenizer or model.tokenizer
+        # It makes a padding token.
+        self._kind, self._module, self._tokenizer = Known, module, copy.deepcopy(tokenizer)
 
     def _peer(self, max_length: int, batch_size: int, bos: int) -> Any:
         with quiet():
             return self._kind(
-                pretrained=self._model.module,
+                pretrained=self._module,
                 tokenizer=self._tokenizer,
                 max_length=max_length,
                 batch_size=batch_size,

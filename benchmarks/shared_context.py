@@ -60,6 +60,7 @@ _ALONE = f"{OURS}, a read for each"
 
 def _works(model: LanguageModel, prompt: Prompt, length: int) -> list[Work | Figure]:
     context = np.asarray(prompt.context, np.int64)
+    plain = peers.plain(model)
     few = prompt.questions[:N_TIMED]
     pairs = [
         (np.concatenate([context, np.asarray(q.query, np.int64)]), np.asarray(answer, np.int64))
@@ -93,11 +94,11 @@ def _works(model: LanguageModel, prompt: Prompt, length: int) -> list[Work | Fig
             facts=facts, finish=lambda scores: mean_of([score.nll.sum() for score in scores[0][:N_TIMED]]),
         ),
         each(_ALONE, lambda: [alone(*pair) for pair in pairs]),
-        each(FULL_LOGITS, lambda: [peers.full_logits_of_answer(model, *pair) for pair in pairs]),
+        each(FULL_LOGITS, lambda: [peers.full_logits_of_answer(plain, *pair) for pair in pairs]),
     ]  # fmt: skip
     if not peers.INSTALLED:
         return [*found, peers.lm_eval_missing(**facts)]
-    return [*found, each(LM_EVAL, partial(peers.LmEval(model).answers, pairs))]
+    return [*found, each(LM_EVAL, partial(peers.LmEval(plain, model.tokenizer).answers, pairs))]
 
 
 def _random(model: LanguageModel, length: int, n: int) -> Prompt:

@@ -21,13 +21,14 @@ from benchmarks.nested_lengths import BATCH_TOKENS
 def short_lengths(size: str, short: int, long: int, samples: int, repeats: int, out: Path | None) -> None:
     """Read many short texts, and few long ones."""
     model = common.language_model(size)
+    plain = peers.plain(model)
     figures: list[Figure] = []
     for length, n in ((short, samples), (long, max(1, samples * short // long))):
         texts = [common.random_ids(model, length, seed) for seed in range(n)]
         run = partial(common.Run, model, common.corpus_of(texts), n, "bos", "prefix", [length])
 
         def full_logits(texts: list[np.ndarray] = texts) -> float:
-            return float(np.mean([peers.full_logits(model, ids) for ids in texts]))
+            return float(np.mean([peers.full_logits(plain, ids) for ids in texts]))
 
         work = partial(
             Work,
@@ -42,7 +43,7 @@ def short_lengths(size: str, short: int, long: int, samples: int, repeats: int, 
         for words, at_once in (("1 text at a time", 1), ("32k tokens at a time", max(1, BATCH_TOKENS // length))):
             way = f"{LM_EVAL}, {words}"
             if peers.INSTALLED:
-                call = partial(peers.LmEval(model).rolling, texts, length, at_once)
+                call = partial(peers.LmEval(plain, model.tokenizer).rolling, texts, length, at_once)
                 figures.append(common.measured(work(way, call), repeats))
             else:
                 figures.append(peers.lm_eval_missing(way, length=length, texts=n))

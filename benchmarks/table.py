@@ -93,7 +93,7 @@ def _provenance(content: dict[str, Any]) -> Iterator[str]:
     if content.get("commit"):
         yield f"commit {content['commit']['id'][:7]}{' with changes' if content['commit']['dirty'] else ''}"
     if content.get("agreement_of_nll") is not None:
-        yield f"nll of the same tokens agrees to a relative {content['agreement_of_nll']:.1g}"
+        yield f"nll of the same tokens differs by {100 * content['agreement_of_nll']:.1g} % at most"
 
 
 def _cell(figure: dict[str, Any], key: str) -> str:

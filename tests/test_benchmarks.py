@@ -55,6 +55,19 @@ def test_several_lengths_are_the_same_tokens_whoever_reads_them(tmp_path):
     assert first["met"] is None, "nothing is promised of a CPU"
 
 
+@pytest.mark.parametrize("tied", [True, False])
+def test_peers_run_plain_transformers_on_the_same_weights(tied):
+    model = tiny_model(tie_word_embeddings=tied)
+    plain = peers.plain(model)
+    assert [p.data_ptr() for p in plain.parameters()] == [p.data_ptr() for p in model.module.parameters()]
+    ids = torch.arange(20)[None]
+    wanted = model.module(ids).logits
+    torch.testing.assert_close(plain(ids).logits, wanted)
+    model.module.model.layers[0].mlp.forward = lambda x: 0 * x
+    torch.testing.assert_close(plain(ids).logits, wanted)
+    assert (model.module(ids).logits - wanted).abs().max() > 0.1
+
+
 def test_what_is_not_installed_is_said_and_the_rest_is_measured(tmp_path, monkeypatch):
     monkeypatch.setattr(peers, "INSTALLED", False)
     for name in ("shared_context", "short_lengths"):
