@@ -253,6 +253,26 @@ def timed(call: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, found
 
 
+def profile_of(call: Callable[[], Any], n: int = 12) -> list[Figure]:
+    """Return what of a call takes longest: kernels of the GPU, or operations of the CPU, and their share of all."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = DEVICE.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        call()
+        wait()
+    taken = {
+        event.key: (event.self_device_time_total if cuda else event.self_cpu_time_total, event.count)
+        for event in profiler.key_averages()
+    }
+    whole = sum(seconds for seconds, _ in taken.values())
+    first = sorted(taken.items(), key=lambda item: -item[1][0])[:n]
+    return [
+        {"kernel": key[:100], "calls": count, "milliseconds": _rounded(us / 1e3), "share": round(us / whole, 3)}
+        for key, (us, count) in first
+    ]
+
+
 def wait() -> None:
     """Wait for the GPU."""
     if DEVICE.type == "cuda":

@@ -11,8 +11,8 @@ from benchmarks import table
 
 # By the name of its file: what is measured.
 COMMANDS = {
-    "long_forward_8b": "long-forward --size 8b --lengths 32k,128k",
-    "long_forward_1.2b": "long-forward --size 1.2b --lengths 32k,128k",
+    "long_forward_8b": "long-forward --size 8b --lengths 32k,128k --profile",
+    "long_forward_1.2b": "long-forward --size 1.2b --lengths 32k,128k --profile",
     # Peers would take minutes to run out of memory.
     "long_forward_1m": "long-forward --size 1.2b --lengths 1000000 --repeats 1 --warm-up 32k --peers-up-to 128k",
     "nested_lengths": "nested-lengths --size 1.2b --lengths 2k,4k,8k,16k,32k --documents 4",
@@ -31,7 +31,7 @@ OF_A_CHECKPOINT = {
 
 # The same on a CPU, in a minute: to see that it works.
 TINY = {
-    "long_forward_8b": "long-forward --size tiny --lengths 64,128 --repeats 1",
+    "long_forward_8b": "long-forward --size tiny --lengths 64,128 --repeats 1 --profile",
     "nested_lengths": "nested-lengths --size tiny --lengths 32,64,128 --documents 2 --repeats 1",
     "shared_context": "shared-context --size tiny --lengths 64 --questions 4 --repeats 1",
     "short_lengths": "short-lengths --size tiny --short 16 --long 64 --samples 8 --repeats 1",

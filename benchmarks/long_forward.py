@@ -25,9 +25,16 @@ _PROMISED = {
 @common.repeats_option
 @common.length_option("--warm-up", None, "Read no more than that many tokens before what is timed.  [default: all]")
 @common.length_option("--peers-up-to", "1m", "Peers read no more than that many tokens.")
+@click.option("--profile", is_flag=True, help="Say which kernels our read of the longest text takes.")
 @common.out_option
 def long_forward(
-    size: str, lengths: tuple[int, ...], repeats: int, warm_up: int | None, peers_up_to: int, out: Path | None
+    size: str,
+    lengths: tuple[int, ...],
+    repeats: int,
+    warm_up: int | None,
+    peers_up_to: int,
+    profile: bool,
+    out: Path | None,
 ) -> None:
     """Read one long text."""
     model = common.language_model(size)
@@ -64,7 +71,8 @@ def long_forward(
             targets.append(
                 common.target(f"{name}: memory above the weights", ours_of("peak_gib_above_weights"), f"<= {gib} GiB")
             )
-    common.report(f"One long text, {size}", figures, out, targets, size=size)
+    facts = {"profile": common.profile_of(partial(ours, model, ids))} if profile else {}
+    common.report(f"One long text, {size}", figures, out, targets, size=size, **facts)
 
 
 def ours(model: LanguageModel, ids: np.ndarray) -> float:

@@ -22,6 +22,8 @@ _HEADINGS = {
     "peak_gib_above_weights": "GiB above weights", "seconds_are": None, "status": None, "nll": None,
 }  # fmt: skip
 
+_PROFILED = ("calls", "milliseconds", "share")
+
 
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=FOLDER, help="The folder of the figures.")
@@ -74,6 +76,12 @@ def _figures(name: str, content: dict[str, Any] | None) -> Iterator[str]:
     rows = [[_cell(figure, key) for key in keys] for figure in figures]
     yield from _markdown([str(_HEADINGS.get(key, key)).replace("_", " ") for key in keys], rows)
     yield ""
+    if "profile" in content:
+        yield "Of our read of the longest text, by kernel:"
+        yield ""
+        lines = [[f"`{line['kernel']}`", *(_text(line[key]) for key in _PROFILED)] for line in content["profile"]]
+        yield from _markdown(["kernel", *_PROFILED], lines)
+        yield ""
     yield f"[{name}.json]({name}.json): {', '.join(_provenance(content))}."
     others = [
         f"{line['what']}: **{_text(line['value'])}**"

@@ -40,6 +40,9 @@ def test_ours_and_the_peers_read_the_same_long_text(tmp_path):
     assert report["agreement_of_nll"] < 1e-5
     assert report["versions"]["lm_eval"]
     assert report["machine"]
+    shares = [line["share"] for line in report["profile"]]
+    assert shares == sorted(shares, reverse=True)
+    assert 0.3 < sum(shares) < 1.01
 
 
 def test_several_lengths_are_the_same_tokens_whoever_reads_them(tmp_path):
