@@ -387,8 +387,12 @@ def report(
 
 
 def command_line() -> str:
-    """Return the command as it was given, from the words of the process."""
-    return shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]])
+    """Return the command of this process, without the file that it writes."""
+    words = sys.argv[1:]
+    if "--out" in words:
+        place = words.index("--out")
+        words = words[:place] + words[place + 2 :]
+    return shlex.join(["python", "-m", "benchmarks", *words])
 
 
 def filled(figures: Sequence[Figure]) -> list[dict[str, Any]]:

@@ -81,7 +81,7 @@ def plan_truth(
                 "tokens": row["tokens"],
                 "seconds_to_plan": round(planning, 2),
                 "seconds_planned": row["seconds"],
-                "seconds": round(watch.seconds, 3),
+                "seconds": float(f"{watch.seconds:.4g}"),
                 "ratio_of_seconds": common.ratio(row["seconds"], watch.seconds),
                 "gib_planned": round(row["peak_bytes"] / 2**30, 3),
                 "gib": true_bytes and round(true_bytes / 2**30, 3),

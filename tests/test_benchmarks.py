@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,6 +179,31 @@ def test_all_commands_can_be_read_and_have_a_place_on_the_page():
     shown = set(re.findall(r"^\{\{([\w.]+)\}\}$", PAGE, re.MULTILINE)) - {"targets"}
     written = {path.stem for path in table.FOLDER.glob("*.json")}
     assert written | set(everything.commands("m")) == shown
+
+
+def test_all_are_run_one_by_one_and_a_failure_is_named(tmp_path, monkeypatch):
+    (tmp_path / table.SOURCE).write_text("{{attention}}\n{{targets}}\n")
+    seen = []
+
+    def ran(words, **_):
+        seen.append(words[3])
+        if words[3] == "attention":
+            run(" ".join(words[3:-2]), tmp_path / "attention.json")
+        return SimpleNamespace(returncode=int(words[3] == "zoo-suite"))
+
+    monkeypatch.setattr(everything.subprocess, "run", ran)
+    result = CliRunner().invoke(main, ["all", "--tiny", "--only", "attention,zoo_suite", "--out", str(tmp_path)])
+    assert seen == ["attention", "zoo-suite"]
+    assert result.exit_code == 1
+    assert "without figures: zoo_suite" in result.stderr
+    page = (tmp_path / "README.md").read_text()
+    assert "| hope-eval, t5 | 16 |" in page
+    assert "Nothing that was promised has been measured yet" in page
+
+
+def test_a_command_is_kept_without_its_file(monkeypatch):
+    monkeypatch.setattr("sys.argv", ["x", "attention", "--length", "64", "--out", "/tmp/x.json", "--repeats", "1"])
+    assert common.command_line() == "python -m benchmarks attention --length 64 --repeats 1"
 
 
 def test_the_page_is_what_the_command_makes():
