@@ -166,6 +166,9 @@ class Run:
         self._tokens, _ = evaluate.perplexity(
             model, corpus, protocol_named(protocol), lengths, Path(self._folder.name), n_documents=n, prefix=prefix
         )
+        # A run notes it, and goes on with what is shorter.
+        for record in self._tokens.out_of_memory:
+            raise OutOfMemory(record["n_read"], record["memory"], record["message"])
 
     def nll(self) -> dict[int, float]:
         """Return the mean nll by length, and remove the run."""
@@ -223,6 +226,13 @@ def measured(work: Work, repeats: int) -> Figure:
             seconds.append(taken)
     except (torch.OutOfMemoryError, OutOfMemory):
         figure |= {"status": "out of memory"}
+    except Exception as error:
+        # What we measured is not lost to a peer that fails.
+        if not work.way.startswith((FULL_LOGITS, LM_EVAL)):
+            raise
+        figure |= {
+            "status": f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:150]
+        }
     else:
         whole = work.times * statistics.median(seconds)
         figure |= {"status": "ok", "seconds": _rounded(whole), "all_seconds": [_rounded(s) for s in seconds]}

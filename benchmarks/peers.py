@@ -9,6 +9,7 @@ probabilities in the model's own type: in bfloat16 its sum is rounded to three d
 
 import copy
 from collections.abc import Sequence
+from functools import cached_property
 from importlib.util import find_spec
 from typing import Any
 
@@ -58,9 +59,14 @@ class LmEval:
     """lm-evaluation-harness on a model that is there already. Texts are BOS and ids."""
 
     def __init__(self, module: Any, tokenizer: Any) -> None:
+        # It makes a padding token.
+        self._module, self._tokenizer = module, copy.deepcopy(tokenizer)
+        self._texts: dict[str, list[int]] = {}
+
+    @cached_property
+    def _kind(self) -> Any:
         from lm_eval.models.huggingface import HFLM
 
-        self._texts: dict[str, list[int]] = {}
         texts = self._texts
 
         class Known(HFLM):  # type: ignore[misc]
@@ -69,8 +75,7 @@ class LmEval:
             def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
                 return texts[string]
 
-        # It makes a padding token.
-        self._kind, self._module, self._tokenizer = Known, module, copy.deepcopy(tokenizer)
+        return Known
 
     def _peer(self, max_length: int, batch_size: int, bos: int) -> Any:
         with quiet():

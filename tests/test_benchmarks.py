@@ -141,6 +141,24 @@ def test_out_of_memory_is_an_outcome(error):
     assert common.measured(common.Work("x", call, 8), 1) == {"way": "x", "status": "out of memory"}
 
 
+def test_a_peer_that_fails_is_an_outcome_and_our_failure_is_an_error():
+    def call():
+        raise KeyError("x")
+
+    assert common.measured(common.Work(f"{common.LM_EVAL} y", call, 8), 1)["status"] == "failed: KeyError: 'x'"
+    with pytest.raises(KeyError):
+        common.measured(common.Work(common.OURS, call, 8), 1)
+
+
+def test_a_run_that_left_something_out_has_no_time(monkeypatch):
+    model = common.language_model("tiny")
+    error = OutOfMemory(64, {}, "no memory")
+    monkeypatch.setattr(type(model), "score", lambda *_: (_ for _ in ()).throw(error))
+    corpus = common.corpus_of([common.random_ids(model, 64)])
+    with pytest.raises(OutOfMemory):
+        common.Run(model, corpus, 1, "bos", "prefix", [64])
+
+
 def test_tokens_that_are_not_the_same_show():
     figures = [{"way": way, "length": 8, "nll": nll} for way, nll in (("a", 5.0), ("b", 5.5))]
     assert common.agreement(figures) == 0.1
@@ -191,7 +209,7 @@ def test_all_are_run_one_by_one_and_a_failure_is_named(tmp_path, monkeypatch):
             run(" ".join(words[3:-2]), tmp_path / "attention.json")
         return SimpleNamespace(returncode=int(words[3] == "zoo-suite"))
 
-    monkeypatch.setattr(everything.subprocess, "run", ran)
+    monkeypatch.setattr(everything, "subprocess", SimpleNamespace(run=ran, TimeoutExpired=TimeoutError))
     result = CliRunner().invoke(main, ["all", "--tiny", "--only", "attention,zoo_suite", "--out", str(tmp_path)])
     assert seen == ["attention", "zoo-suite"]
     assert result.exit_code == 1
