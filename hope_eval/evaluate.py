@@ -198,7 +198,7 @@ def session(model: LanguageModel, store: RunStore, command: str, report: Report)
         yield count
     finally:
         if n_read:
-            store.log_session(work.ended(n_read))
+            store.log_session({**work.ended(n_read), **model.how})
 
 
 def measure(

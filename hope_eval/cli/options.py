@@ -74,6 +74,14 @@ checkpoint = _stack(
         "--device", default="auto", show_default=True, help="cuda, cuda:1, mps, cpu; auto: the best there is."
     ),
     click.option("--device-map", metavar="MAP", help="`auto` spreads a checkpoint over all GPUs."),
+    click.option(
+        "--compile",
+        "compiling",
+        type=click.Choice(["auto", "on", "off"]),
+        default="auto",
+        show_default=True,
+        help="Compile what is around attention; auto: on a GPU, for inputs of 64k tokens and more.",
+    ),
     click.option("--revision", metavar="COMMIT", help="Revision of a hub id."),
     click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with a checkpoint."),
     click.option(
@@ -273,6 +281,7 @@ def models_and_options(
     dtype: str,
     device: str,
     device_map: str | None,
+    compiling: str,
     revision: str | None,
     trust_remote_code: bool,
     train_length: int | None,
@@ -286,6 +295,7 @@ def models_and_options(
         "dtype": dtype,
         "device": device,
         "device_map": device_map,
+        "compiling": compiling,
         "revision": revision,
         "trust_remote_code": trust_remote_code,
         "train_length": train_length,

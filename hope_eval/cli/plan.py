@@ -14,8 +14,8 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 # Options that the planned command takes as they are given here.
 _PASSED_ON = (
-    "models", "encodings", "dtype", "device", "device_map", "revision", "trust_remote_code", "train_length", "loader",
-    "data", "text_field", "label_field", "chat", "prefix", "seed",
+    "models", "encodings", "dtype", "device", "device_map", "compiling", "revision", "trust_remote_code",
+    "train_length", "loader", "data", "text_field", "label_field", "chat", "prefix", "seed",
 )  # fmt: skip
 
 # Those of them that perplexity by itself does not know.

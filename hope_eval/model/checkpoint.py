@@ -41,6 +41,7 @@ from hope_eval.model.attach import (
     set_rope_parameters,
     text_config,
 )
+from hope_eval.model.layers import Compile
 from hope_eval.model.scoring import LanguageModel
 
 # The name of the encoding that a checkpoint comes with.
@@ -77,6 +78,7 @@ class Checkpoint:
     fingerprint:         of weights, config and tokenizer, 16 hexadecimal digits.
     train_length:        tokens; None if nobody told.
     train_length_source: which key of the config, or which option, told it.
+    compiling:           of long inputs: what is around attention; `auto` where it pays.
     """
 
     name: str
@@ -85,6 +87,7 @@ class Checkpoint:
     fingerprint: str
     train_length: int | None
     train_length_source: str
+    compiling: Compile = "auto"
 
     def __post_init__(self) -> None:
         self._own_frequencies = effective_inverse_frequencies(self.module)
@@ -123,6 +126,7 @@ class Checkpoint:
             train_length_source=self.train_length_source,
             encoding=label,
             fingerprint=self.fingerprint,
+            compiling=self.compiling,
         )
 
     def _same_frequencies(self) -> bool:
@@ -145,6 +149,7 @@ def load_checkpoint(
     dtype: str = "auto",
     device: str = "auto",
     device_map: str | None = None,
+    compiling: Compile = "auto",
     revision: str | None = None,
     trust_remote_code: bool = False,
     train_length: int | None = None,
@@ -157,6 +162,7 @@ def load_checkpoint(
     dtype:        auto (the checkpoint's own on an accelerator, float32 on a CPU), float32, bfloat16, float16.
     device:       auto (cuda, else mps, else cpu), or a torch device.
     device_map:   `auto` spreads a checkpoint that is larger than one GPU over all of them.
+    compiling:    auto (on a GPU, for inputs of 64k tokens and more), on, off: compile what is around attention.
     train_length: tokens; by default what the config says.
     loader:       `my.py:load`, for models that transformers does not know.
     outline:      shapes without weights, of a device that need not be there; what is planned needs no more.
@@ -180,7 +186,7 @@ def load_checkpoint(
         fingerprint = "" if outline else _fingerprint([folder / gguf] if gguf else _content_files(folder))
     told = training_length(text_config(module)) if text_config(module) is not None else None
     length, source = (train_length, "--train-length") if train_length else (told or (None, ""))
-    return Checkpoint(label, module, tokenizer, fingerprint, length, source)
+    return Checkpoint(label, module, tokenizer, fingerprint, length, source, compiling)
 
 
 def check(name: str, revision: str | None = None, outline: bool = False) -> tuple[Path, str, str]:

@@ -10,15 +10,17 @@ nor is a bias of the encoding; seconds have both, since they are fitted to what 
 
 Memory is the most that a forward holds beside the weights, in numbers:
 
-    R max(4 D + 3 I, 3 D + 4 H E + 2 K E)    within a layer: embeddings, its input, the sum within it, and the MLP's
-    2 N K E                                  a token of keys and values that are kept, and of each copy of them
-    C V                                      a chunk of logits, after the layers
+    R (3 D + 4 H E + 2 K E)    within attention: embeddings, its input and what the norm makes of it, queries and keys
+                               before and after they are rotated; compiled, 2 H E instead of 4
+    R 4 D + 3 I min(R, T)      within the MLP, which is run over chunks of tokens
+    2 N K E                    a token of keys and values that are kept, and of each copy of them
+    C V                        a chunk of logits, after the layers
 
-The first line is what transformers' Llama and its kin hold: 8.03 GiB for 128k tokens of the 1.2B model of
-benchmarks/long_forward.py, 14.6 GiB of the 8B one, both as measured.
+The first two are what transformers' Llama and its kin hold: 3.75 GiB for 128k tokens of the 1.2B model of the
+benchmarks, 2.75 compiled, 7.5 and 5.5 of the 8B one; 3.78, 2.78, 7.56 and 5.56 were measured.
 
-Letters: D width, I inner width of the MLP, N layers, H heads, K heads of keys, E head_dim, V vocabulary, C tokens of a
-chunk.
+Letters: D width, I inner width of the MLP, T tokens of a chunk of it, N layers, H heads, K heads of keys, E head_dim,
+V vocabulary, C tokens of a chunk of logits.
 """
 
 import itertools
@@ -41,6 +43,7 @@ from hope_eval.errors import OptionError
 from hope_eval.lengths import short_length
 from hope_eval.model.attach import text_config
 from hope_eval.model.attention import BLOCK_NUMBERS
+from hope_eval.model.layers import COMPILED_FROM, LARGEST_CHUNK
 from hope_eval.model.scoring import LanguageModel, chunk_size, contexts_copied
 from hope_eval.task import Prompt, Question, Sample
 
@@ -153,12 +156,16 @@ class Shape:
         number = self.number_bytes
         n_tokens, n_keys = forward.rows * forward.n_read, forward.n_past + forward.n_read
         heads, kv_heads = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
-        within = max(4 * self.d_model + 3 * self.d_inner, 3 * self.d_model + 4 * heads + 2 * kv_heads)
-        layer = number * (n_tokens * within + 2 * forward.n_read * self.head_dim)
-        if forward.n_past and self.n_kv_heads < self.n_heads:
+        cuda = device_type == "cuda"
+        compiled = cuda and n_tokens >= COMPILED_FROM
+        attention = n_tokens * (3 * self.d_model + (2 if compiled else 4) * heads + 2 * kv_heads)
+        mlp = 4 * n_tokens * self.d_model + 3 * min(n_tokens, LARGEST_CHUNK) * self.d_inner
+        layer = number * (max(attention, mlp) + 2 * forward.n_read * self.head_dim)
+        if forward.n_past and self.n_kv_heads < self.n_heads and not cuda:
             # With a mask, keys and values are copied for every query head.
             layer += number * 2 * forward.rows * n_keys * heads
-        if forward.n_past or any(window is not None and window < n_keys for window in self.windows):
+        looks_back = any(window is not None and window < n_keys for window in self.windows)
+        if (forward.n_past or looks_back) and not cuda:
             # The mask, and what the kernel makes of it.
             layer += forward.n_read * n_keys * (1 + number)
         rows = min(forward.n_read, max(16, BLOCK_NUMBERS // (self.n_heads * n_keys)))
@@ -167,7 +174,7 @@ class Shape:
         n_scored = math.ceil(forward.n_scored / forward.rows) if forward.kind == "score" else forward.n_scored
         n_chunk = min(n_scored, chunk_size(device_type, self.vocab_size))
         # Logits, their softmax in float32, and a copy in float32 if they are not; a fused kernel does with the first.
-        made = 0 if device_type == "cuda" else 4 if number == 4 else 8
+        made = 0 if cuda else 4 if number == 4 else 8
         logits = n_chunk * self.vocab_size * (number + made)
         if self.full_logits:
             logits += n_tokens * self.vocab_size * number
@@ -432,19 +439,28 @@ def _bias_bytes(encodings: Sequence[PositionEncoding], n_heads: int, device_type
     """Return the bytes of a bias for each pair of a block of queries with keys: at work, and kept in all layers."""
     if not encodings:
         return 0, 0
+    if device_type == "cuda" and not _in_blocks(encodings[0]):
+        return 0, 0
     kind = type(encodings[0])
     if kind.slopes is not PositionEncoding.slopes:
         return 0, 0
     # A float32 bias and its sum with the mask.
     both = 8 * n_heads
     if kind.distance_bias is not PositionEncoding.distance_bias:
-        # CUDA reads a table without making a bias of it, and short inputs are small; distances are int64, twice.
-        return (0 if device_type == "cuda" else both + 16), 0
+        # Distances are int64, twice.
+        return both + 16, 0
     if kind.bias is not PositionEncoding.bias:
         # Of a network over pairs, its hidden layer; of anything else, a guess of nothing.
         width = max((p.shape[0] for p in encodings[0].parameters() if p.ndim == 2), default=0)
         return both + 8 * width, 4 * n_heads * len(encodings)
     return 0, 0
+
+
+def _in_blocks(encoding: PositionEncoding) -> bool:
+    """Return whether the kernel for biases does not know that of an encoding."""
+    kind = type(encoding)
+    hooks = ("slopes", "distance_bias", "curve")
+    return all(getattr(kind, hook) is getattr(PositionEncoding, hook) for hook in hooks)
 
 
 def _rate(seconds: float) -> str:

@@ -100,7 +100,7 @@ class LanguageModel:
     max_length:          the end of a learned position table; None: no end.
     head:                `chunked`, or `full` where the check on loading wants it.
     head_reason:         why `full`.
-    compile:             of long inputs: the token-wise layers, in chunks; `auto` where it pays.
+    compiling:           of long inputs: the token-wise layers, in chunks; `auto` where it pays.
     keeps_contexts:      a context is read once, and answers after copies of its keys and values.
     """
 
@@ -111,7 +111,7 @@ class LanguageModel:
     train_length_source: str = ""
     encoding: str = "native"
     fingerprint: str = ""
-    compile: Compile = "auto"
+    compiling: Compile = "auto"
     nested_safe: bool = field(init=False)
     max_length: int | None = field(init=False)
     head: Literal["chunked", "full"] = field(init=False, default="full")
@@ -164,19 +164,22 @@ class LanguageModel:
 
     @property
     def how(self) -> dict[str, Any]:
-        """How it is read: what differs from machine to machine, and no number but by rounding."""
+        """How it is read, which changes numbers by rounding at most.
+
+        kernels:         of attention, in order of preference, and kernel_tflops of each on a causal input of 8k tokens.
+        kernels_refused: why the others are not used.
+        layer_chunk:     tokens that the token-wise layers are given at once; None: whole inputs.
+        compile_seconds: what compiling took so far.
+        """
         layers = self._layers
         return {
-            "kernels": self._kernels.tflops,
+            "kernels": list(self._kernels.order),
+            "kernel_tflops": self._kernels.tflops,
             "kernels_refused": self._kernels.refused,
-            "kernel_order": list(self._kernels.order),
-            "layers": "whole" if layers is None else f"in chunks of {layers.chunk} tokens, compile {layers.compiling}",
+            "layer_chunk": layers.chunk if layers else None,
+            "compile": layers.compiling if layers else "off",
+            "compile_seconds": round(layers.compile_seconds, 2) if layers else 0.0,
         }
-
-    @property
-    def compile_seconds(self) -> float:
-        """Seconds that compiling took so far."""
-        return self._layers.compile_seconds if self._layers else 0.0
 
     @property
     def about(self) -> str:
@@ -543,7 +546,7 @@ class LanguageModel:
 
     def _choose_layers(self, decoder: nn.Module, sample: Sample, wanted: np.ndarray) -> None:
         """Run token-wise layers in chunks, unless that changes what a short input scores."""
-        layers = Chunked(decoder, self.compile)
+        layers = Chunked(decoder, self.compiling)
         if not layers.parts:
             return
         layers.chunk, layers.compiling, self._layers = _SMALLEST_CHUNK, "off", layers
@@ -560,7 +563,7 @@ class LanguageModel:
         width = max(int(getattr(config, key, None) or 0) for key in ("intermediate_size", "hidden_size"))
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
         number_bytes = next(self.module.parameters()).element_size()
-        layers.chunk, layers.compiling = chunk_for(free, width or 1, number_bytes), self.compile
+        layers.chunk, layers.compiling = chunk_for(free, width or 1, number_bytes), self.compiling
 
 
 def contexts_copied(device_type: str, n_bytes: int, free: float | None) -> int:

@@ -1,0 +1,267 @@
+"""What is read in pieces scores as the whole does: attention without masks, and layers over chunks of tokens."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+from conftest import VOCAB_SIZE, tiny_module
+
+from hope_eval.encoding import Geometry, PositionEncoding, encoding_class, encoding_names, parse_encoding
+from hope_eval.model import attention, kernels, layers
+from hope_eval.model.scoring import LanguageModel
+from hope_eval.task import Prompt, Question, Sample
+
+IDS = np.random.default_rng(0).integers(1, VOCAB_SIZE, 500)
+WINDOWED = ["mistral", "gemma3_text", "qwen2", "phi3"]
+
+
+def windowed_module(kind):
+    changes = {"use_sliding_window": True, "max_window_layers": 1} if kind == "qwen2" else {}
+    return tiny_module(kind, sliding_window=24, max_position_embeddings=512, **changes)
+
+
+def nll(module, n=200, **options):
+    return LanguageModel("tiny", module, None, **options).score([Sample(IDS[:1], IDS[1:n])])[0].nll
+
+
+@pytest.mark.parametrize("kind", [*WINDOWED, "llama", "qwen3"])
+@pytest.mark.parametrize("n", [20, 24, 25, 200])
+def test_attention_without_masks_scores_as_that_of_transformers(kind, n, monkeypatch):
+    # Blocks of as many queries as a window has keys, so that there are several.
+    monkeypatch.setattr(attention, "_WINDOW_ROWS", 1)
+    wanted = nll(windowed_module(kind), n)
+    module = windowed_module(kind)
+    assert attention.put_on(module)
+    made = []
+    monkeypatch.setattr(attention, "windowed", lambda *rest, own=attention.windowed: made.append(1) or own(*rest))
+    model = LanguageModel(kind, module, None)
+    made.clear()
+    found = model.score([Sample(IDS[:1], IDS[1:n])])[0].nll
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    assert bool(made) == (kind in WINDOWED and n > 24)
+
+
+def masks(kind, n_queries, n_keys, **changes):
+    """Return what a model of that kind makes of its masks, by layer type."""
+    from transformers import masking_utils
+
+    config = windowed_module(kind).config
+    config._attn_implementation = attention.PLAIN
+    attention.register()
+    embedded = torch.zeros(1, n_queries, 32)
+    for name in ("create_causal_mask", "create_sliding_window_causal_mask"):
+        yield getattr(masking_utils, name)(
+            config=config, inputs_embeds=embedded, past_key_values=None, attention_mask=changes.get("attention_mask")
+        )
+
+
+def test_a_window_stands_for_its_mask():
+    assert list(masks("mistral", 24, 24)) == [None, None]
+    assert list(masks("mistral", 25, 25)) == [None, attention.Window(24)]
+
+
+def test_padding_is_a_mask_as_ever():
+    padded = torch.ones(1, 30, dtype=torch.long)
+    padded[0, 0] = 0
+    full, sliding = masks("mistral", 30, 30, attention_mask=padded)
+    assert full.shape == sliding.shape == (1, 1, 30, 30)
+    assert not full[..., 1:, 0].any()
+    assert not sliding[0, 0, 29, :6].any()
+
+
+def test_chunks_of_attention_are_not_taken_for_windows():
+    from transformers import masking_utils
+
+    sliding = masking_utils.sliding_window_causal_mask_function(8)
+    chunked = masking_utils.chunked_causal_mask_function(8, torch.zeros(1, dtype=torch.int))
+    for n in (9, 12, 40, 64):
+        assert attention._slides(sliding, 8, n)
+        assert not attention._slides(chunked, 8, n)
+        assert not attention._slides(masking_utils.causal_mask_function, 8, n)
+    mask = attention.mask(1, 40, 40, mask_function=chunked, local_size=8)
+    assert mask.shape[-2:] == (40, 40)
+
+
+@pytest.mark.parametrize("n_queries", [1, 7, 50])
+def test_the_last_queries_see_all_keys_before_them(n_queries):
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, 4, n_queries, 16, generator=generator)
+    k, v = torch.randn(2, 2, 2, 50, 16, generator=generator)
+    found = attention.causal(q, k, v, 0.3)
+    nope = parse_encoding("nope").build(Geometry(16, 4, 64))
+    wanted = attention.reference(nope, q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), 0.3)
+    torch.testing.assert_close(found.double(), wanted.transpose(1, 2), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("window", [1, 3, 16, 50, 80])
+def test_a_window_is_its_definition(window, monkeypatch):
+    monkeypatch.setattr(attention, "_WINDOW_ROWS", 5)
+    q, k, v = torch.randn(3, 1, 2, 50, 16, generator=torch.Generator().manual_seed(0))
+    logits = (q @ k.transpose(-1, -2)).double() * 0.3
+    distances = torch.arange(50)[:, None] - torch.arange(50)
+    hidden = (distances < 0) | (distances >= window)
+    wanted = logits.masked_fill(hidden, float("-inf")).softmax(-1) @ v.double()
+    found = attention.windowed(q, k, v, window, 0.3).transpose(1, 2)
+    torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("name", [n for n in encoding_names() if hasattr(encoding_class(n), "curve")])
+def test_a_curve_is_the_bias(name):
+    if encoding_class(name).curve is PositionEncoding.curve:
+        pytest.skip("it has none")
+    encoding = parse_encoding(name).build(Geometry(16, 4, 64, d_model=64))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in encoding.parameters():
+            parameter += torch.randn_like(parameter)
+        queries, keys = torch.arange(100, 300), torch.arange(300)
+        curve = encoding.curve(queries, 300)
+        places = curve.by_distance_N[(queries[:, None] - keys).clamp(min=0)] * curve.by_query_Q[:, None]
+        assert 0 <= float(places.min()) <= float(places.max()) <= 1
+        steps = curve.curve_HP.shape[1] - 1
+        before = (places * steps).long().clamp(max=steps - 1)
+        share = places * steps - before
+        found = curve.curve_HP[:, before] * (1 - share) + curve.curve_HP[:, before + 1] * share
+        wanted = encoding.bias(queries, keys)
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=0)
+
+
+@pytest.mark.parametrize("spec", ["fire", "kerple", "t5"])
+def test_gradients_in_blocks_are_those_of_the_whole(spec, monkeypatch):
+    def gradients():
+        layer = torch.nn.Module()
+        layer.encoding = parse_encoding(spec).build(Geometry(16, 2, 64, d_model=32))
+        q, k, v = torch.randn(3, 1, 2, 70, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        out = attention.attention(layer, q, k, v, None)[0]
+        weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+        return torch.autograd.grad((out * weights).sum(), [q, k, v, *layer.encoding.parameters()])
+
+    whole = gradients()
+    monkeypatch.setattr(attention, "BLOCK_NUMBERS", 0)
+    for one, other in zip(gradients(), whole, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "olmo2", "cohere", "gpt_neox", "opt", "mixtral", "phi"])
+def test_layers_in_chunks_score_as_whole_ones(kind, monkeypatch):
+    changes = {"max_position_embeddings": 512}
+    if kind == "opt":
+        changes |= {"ffn_dim": 64, "word_embed_proj_dim": 32}
+    monkeypatch.setattr(layers, "LARGEST_CHUNK", 256)
+    model = LanguageModel(kind, tiny_module(kind, **changes), None)
+    assert model._layers, "it has layers that work by tokens"
+    sample = Sample(IDS[:1], IDS[1:400])
+    wanted = model.score([sample])[0].nll
+    model._layers.chunk = 32
+    sizes = watch(model) if kind not in ("opt", "mixtral") else [32]
+    np.testing.assert_allclose(model.score([sample])[0].nll, wanted, atol=2e-5)
+    assert max(sizes) == 32
+    assert not any("forward" in part.__dict__ for part in model._layers.parts), "nothing is left changed"
+
+
+def watch(model):
+    """Return a list that the numbers of tokens that go through the first MLP are added to."""
+    sizes = []
+    linear = next(m for part in model._layers.parts for m in part.modules() if isinstance(m, torch.nn.Linear))
+    linear.register_forward_hook(lambda module, inputs, output: sizes.append(inputs[0][..., 0].numel()))
+    return sizes
+
+
+def test_what_is_wide_is_never_whole():
+    module = tiny_module(max_position_embeddings=2048, intermediate_size=4096, num_hidden_layers=1)
+    model = LanguageModel("wide", module, None)
+    model._layers.chunk = 64
+    sizes = watch(model)
+    model.score([Sample(IDS[:1], IDS[1:])] * 3)
+    assert len(sizes) == -(-3 * 499 // 64)
+    assert max(sizes) == 64
+
+
+class Mixing(torch.nn.Module):
+    """What is called an MLP and is none: every token sees the one before."""
+
+    def forward(self, hidden_BLD):
+        return hidden_BLD + torch.roll(hidden_BLD, 1, dims=1)
+
+
+def test_layers_that_do_not_work_by_tokens_are_left_whole():
+    module = tiny_module()
+    module.model.layers[1].mlp = Mixing()
+    model = LanguageModel("mixing", module, None)
+    assert model.head == "chunked"
+    assert model._layers is None
+    assert model.how["layer_chunk"] is None
+
+
+def test_out_of_memory_halves_the_chunk_of_the_layers_first():
+    module = tiny_module(max_position_embeddings=2048)
+    model = LanguageModel("tight", module, None)
+    sample = Sample(IDS[:1], IDS[1:])
+    wanted = model.score([sample])[0].nll
+    model._layers.chunk = 1024
+    own, sizes = module.model.layers[0].mlp.forward, []
+
+    def narrow(hidden_BLD):
+        sizes.append(hidden_BLD[..., 0].numel())
+        if sizes[-1] > 300:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return own(hidden_BLD)
+
+    module.model.layers[0].mlp.forward = narrow
+    for score in model.score([sample] * 4):
+        np.testing.assert_allclose(score.nll, wanted, atol=2e-5)
+    assert sizes[:3] == [1024, 512, 256]
+    assert model.how["layer_chunk"] == 256
+
+
+def test_contexts_are_read_in_chunks_too():
+    model = LanguageModel("tiny", tiny_module(max_position_embeddings=512), None)
+    prompt = Prompt(IDS[:300], (Question(IDS[300:303], IDS[303:306]), Question(IDS[310:312], IDS[312:316])))
+    wanted = model.score_prompts([prompt])[0]
+    model._layers.chunk = 32
+    sizes = watch(model)
+    for found, score in zip(model.score_prompts([prompt])[0], wanted, strict=True):
+        np.testing.assert_allclose(found.nll, score.nll, atol=2e-5)
+    assert max(sizes) == 32
+
+
+def test_training_is_left_alone():
+    model = LanguageModel("tiny", tiny_module(max_position_embeddings=512), None)
+    model._layers.chunk = 32
+    sizes = watch(model)
+    with model._layers.reading(100):
+        model.module(torch.from_numpy(IDS[None, :100])).logits.sum().backward()
+    assert sizes == [100]
+
+
+def test_chunks_follow_the_memory_that_is_free():
+    assert layers.chunk_for(float("inf"), 14_336, 2) == layers.LARGEST_CHUNK
+    assert layers.chunk_for(1 << 30, 14_336, 2) == 1024
+    assert layers.chunk_for(0, 14_336, 2) == layers.SMALLEST_CHUNK
+
+
+def test_no_kernel_is_forced_on_a_cpu():
+    assert kernels.fastest(torch.device("cpu"), torch.float32, 4, 2, 64) == kernels.Kernels()
+    assert attention.biased_kernel("cpu") is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mistral"])
+def test_what_is_compiled_scores_the_same_and_no_length_compiles_anew(kind, monkeypatch):
+    monkeypatch.setattr(layers, "LARGEST_CHUNK", 256)
+    torch._dynamo.reset()
+    gc.collect()
+    wanted = [nll(windowed_module(kind), n) for n in (300, 450, 500)]
+    module = windowed_module(kind)
+    attention.put_on(module)
+    model = LanguageModel(kind, module, None, compiling="on")
+    model._layers.chunk = 64
+    torch._dynamo.utils.counters.clear()
+    compiled = []
+    for n, values in zip((300, 450, 500), wanted, strict=True):
+        np.testing.assert_allclose(model.score([Sample(IDS[:1], IDS[1:n])])[0].nll, values, atol=2e-5)
+        compiled.append(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+    assert compiled[0] > 0
+    assert compiled[1:] == compiled[:1] * 2
+    assert model.how["compile_seconds"] > 0
