@@ -11,22 +11,28 @@ are; the same command, with any number of processes, leaves out what they hold, 
 
 torchrun ends all processes when one of them has died. So what it starts only watches over the process that does the
 work, and tells of its end when the others have ended too.
+
+With tensor parallel, T processes in a row hold one model together: a group, which is dealt batches as one process is.
+All of a group do the same, and the first of them writes. None of them can go on without the others: each watches over
+them, and ends when one has died, so that nobody waits for the dead.
 """
 
 import contextlib
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import filelock
 import numpy as np
@@ -63,7 +69,10 @@ _LOOK = 2.0
 # Tells the process that does the work where to write the folder of its session.
 _PIPE = "HOPE_EVAL_WATCHED_BY"
 
-_GO_ON = "the same command goes on with it, with any number of processes; nothing that was measured is lost"
+# Seconds for which a process may still say itself why it ends, when another of its group has ended.
+_GRACE = 5.0
+
+GO_ON = "the same command goes on with it, with any number of processes; nothing that was measured is lost"
 
 T = TypeVar("T")
 
@@ -101,9 +110,9 @@ class Shard(RunStore):
         """
         fresh = [batch for batch in todo if not self.given.issuperset(pieces(batch))]
         self.given.update(piece for batch in fresh for piece in pieces(batch))
-        first = (self._ranks.rank - self._ranks.n_dealt) % self._ranks.world
+        first = (self._ranks.group - self._ranks.n_dealt) % self._ranks.n_groups
         self._ranks.n_dealt += len(fresh)
-        return fresh[first :: self._ranks.world]
+        return fresh[first :: self._ranks.n_groups]
 
     def whole(self) -> RunStore:
         """Return the run that it was merged into, or itself."""
@@ -111,12 +120,32 @@ class Shard(RunStore):
 
     def log_session(self, session: Mapping[str, Any]) -> None:
         """Note when and with what it was worked on, and by which process."""
-        super().log_session({**session, "rank": self._ranks.rank, "ranks": self._ranks.world})
+        ranks = self._ranks
+        together = {"tensor_parallel": ranks.tensor_parallel} if ranks.tensor_parallel > 1 else {}
+        super().log_session({**session, "rank": ranks.rank, "ranks": ranks.world, **together})
 
     def n_missing(self) -> int:
         """Return how much of what was shared out no process has measured; less, where memory did not suffice."""
         stores = [RunStore(self.run, self.header), *_shards(self.run, self.header)]
         return len(self.given - _pieces(record for store in stores for record in store.records))
+
+
+class _Echo(Shard):
+    """What the others of a group know of the shard that their first process writes."""
+
+    @contextlib.contextmanager
+    def appending(self) -> Iterator[Self]:
+        """Read what was there before, once: what came since is nowhere else."""
+        if self._records is None:
+            self._load()
+        yield self
+
+    def append(self, record: Record, **arrays: np.ndarray) -> None:
+        """Keep a record in memory."""
+        self.records.append(record)
+
+    def log_session(self, session: Mapping[str, Any]) -> None:
+        """Leave that to the first."""
 
 
 @dataclass
@@ -128,6 +157,8 @@ class Ranks:
     session: what tells their shards from those of others.
     folder:  where they say how they ended.
     say:     tells people something.
+    tensor_parallel: how many of them hold one model together.
+    store:   of torch.distributed, through which they have found each other.
     """
 
     rank: int = 0
@@ -135,11 +166,36 @@ class Ranks:
     session: str = ""
     folder: Path = Path()
     say: Callable[[str], None] = lambda text: None
+    tensor_parallel: int = 1
+    store: Any = None
 
     def __post_init__(self) -> None:
         self.n_dealt = 0
+        # What ends when nothing is left to measure.
+        self.while_measuring = contextlib.ExitStack()
         self._shards: dict[Path, Shard] = {}
         self._locks = contextlib.ExitStack()
+
+    @property
+    def n_groups(self) -> int:
+        """Into how many shares the work is cut."""
+        return self.world // self.tensor_parallel
+
+    @property
+    def group(self) -> int:
+        """Whose share is that of this process."""
+        return self.rank // self.tensor_parallel
+
+    @property
+    def member(self) -> int:
+        """Which of its group this process is; the first, 0, writes what they measure."""
+        return self.rank % self.tensor_parallel
+
+    @property
+    def partners(self) -> list[int]:
+        """The other processes of the group."""
+        first = self.rank - self.member
+        return [rank for rank in range(first, first + self.tensor_parallel) if rank != self.rank]
 
     @contextlib.contextmanager
     def writing(self, root: Path, identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator[RunStore]:
@@ -150,6 +206,8 @@ class Ranks:
         Raises StoreError as `RunStore.writing` does, and if a process of another session is at work on it.
         """
         if self.world > 1:
+            if self.tensor_parallel > 1:
+                provenance = {**provenance, "tensor_parallel": self.tensor_parallel}
             with self._shard(root / run_id(identity), header_of(identity, provenance)).appending() as shard:
                 yield shard
             return
@@ -176,6 +234,9 @@ class Ranks:
                 if _session_of(shard) != self.session and not _is_free(shard / "run.lock"):
                     raise StoreError(f"another process is writing the run {run}", "wait for it, or give another --out")
             path = run / SHARDS / f"{self.session}-{self.rank}"
+            if self.member:
+                self._shards[run] = _Echo(path, header, run, self)
+                return self._shards[run]
             with explained(path):
                 path.mkdir(parents=True, exist_ok=True)
             self._locks.enter_context(locked(path))
@@ -191,6 +252,7 @@ class Ranks:
         """
         if self.world == 1:
             return True
+        self.while_measuring.close()
         self._tell("done")
         if self.rank:
             return False
@@ -209,7 +271,7 @@ class Ranks:
             shard.is_merged = True
         if missing:
             died = [f"process {rank} of {self.world} ended early: {why}" for rank, why in ended.items() if why]
-            raise StoreError("; ".join([*died, f"missing: {', '.join(missing)}"]), _GO_ON)
+            raise StoreError("; ".join([*died, f"missing: {', '.join(missing)}"]), GO_ON)
         return True
 
     def device(self, name: str) -> str:
@@ -233,6 +295,33 @@ class Ranks:
         """Release all locks."""
         self._locks.close()
 
+    def watch_partners(self) -> None:
+        """From now on, end this process soon after another of its group has died, wherever it waits for it."""
+        assert self.partners
+        threading.Thread(target=self._watch_partners, daemon=True).start()
+
+    def lost_partner(self) -> str:
+        """Return which process of the group ended early, and why, in words; empty if all are well."""
+        for rank in self.partners:
+            why = self._end_of(rank, look=0.0)
+            if why:
+                return f"process {rank} of {self.world}, which holds a part of the same model, ended early: {why}"
+        return ""
+
+    def _watch_partners(self) -> None:
+        while not (lost := self.lost_partner()):
+            time.sleep(5 * _EVERY)
+            if (self.folder / f"{self.rank}.done").exists():
+                return
+        time.sleep(_GRACE)
+        if not (self.folder / f"{self.rank}.failed").exists():
+            self._tell("failed", lost)
+            if self.rank == 0:
+                # Standard error is turned away while a model is loaded.
+                print(f"Error: {lost}\nhint: {GO_ON}", file=sys.__stderr__, flush=True)
+        # The main thread waits for the dead, and nothing else gets it out of there.
+        os._exit(1)
+
     def _tell(self, how: str, why: str = "") -> None:
         with contextlib.suppress(OSError):
             (self.folder / f"{self.rank}.{how}").write_text(why, "utf-8")
@@ -253,12 +342,12 @@ class Ranks:
             time.sleep(_EVERY)
         return dict(sorted(ended.items()))
 
-    def _end_of(self, rank: int) -> str | None:
+    def _end_of(self, rank: int, look: float = _LOOK) -> str | None:
         """Return why a process ended early, nothing if it is done, None if it is at work."""
         done, failed = self.folder / f"{rank}.done", self.folder / f"{rank}.failed"
         if done.exists():
             return ""
-        if not _is_free(self.folder / f"{rank}.lock"):
+        if not _is_free(self.folder / f"{rank}.lock", look):
             return None
         if done.exists():
             return ""
@@ -274,11 +363,14 @@ def n_processes() -> int:
 
 
 @contextlib.contextmanager
-def joined(root: Path, say: Callable[[str], None] = lambda text: None) -> Iterator[Ranks]:
+def joined(root: Path, say: Callable[[str], None] = lambda text: None, tensor_parallel: int = 1) -> Iterator[Ranks]:
     """Join the processes that torchrun has started, which keep runs below `root`; without it, there is one.
 
-    Raises StoreError if they do not find each other.
+    tensor_parallel: how many of them hold one model together.
+
+    Raises OptionError if they do not make whole groups, StoreError if they do not find each other.
     """
+    _check_groups(n_processes(), tensor_parallel)
     if n_processes() == 1:
         yield Ranks()
         return
@@ -308,7 +400,7 @@ def joined(root: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
     if _PIPE in os.environ:
         with os.fdopen(int(os.environ[_PIPE]), "wb") as stream:
             stream.write(str(folder.resolve()).encode())
-    ranks = Ranks(rank, world, session, folder, say)
+    ranks = Ranks(rank, world, session, folder, say, tensor_parallel, kept)
     try:
         yield ranks
     except BaseException as error:
@@ -319,6 +411,19 @@ def joined(root: Path, say: Callable[[str], None] = lambda text: None) -> Iterat
         lock.release()
         if rank == 0:
             _sweep(folder.parent)
+
+
+def _check_groups(n: int, tensor_parallel: int) -> None:
+    """Raise OptionError if n processes do not make whole groups of that many."""
+    if n % tensor_parallel == 0:
+        return
+    again = shlex.join(["-m", "hope_eval", *sys.argv[1:]])
+    needed = -(-n // tensor_parallel) * tensor_parallel
+    raise OptionError(
+        f"--tensor-parallel {tensor_parallel} needs a multiple of {tensor_parallel} processes, and there "
+        f"{'is' if n == 1 else 'are'} {n}",
+        f"torchrun --nproc-per-node {needed} {again}",
+    )
 
 
 def watch() -> None:
@@ -354,7 +459,7 @@ def watch() -> None:
         while any(file.name != mine and not _is_free(file) for file in Path(folder).glob("*.lock")) and not stopped:
             time.sleep(5 * _EVERY)
         if first and code < 0:
-            print(f"Error: the first process was killed, and nothing is merged\nhint: {_GO_ON}", file=sys.stderr)
+            print(f"Error: the first process was killed, and nothing is merged\nhint: {GO_ON}", file=sys.stderr)
     sys.exit(code if code >= 0 else 1)
 
 
@@ -446,10 +551,10 @@ def _new_session() -> str:
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
 
 
-def _is_free(lock: Path) -> bool:
+def _is_free(lock: Path, look: float = _LOOK) -> bool:
     """Whether no process holds a lock; others may look at the same time."""
     try:
-        with filelock.FileLock(lock).acquire(timeout=_LOOK):
+        with filelock.FileLock(lock).acquire(timeout=look):
             return True
     except filelock.Timeout:
         return False

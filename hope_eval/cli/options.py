@@ -126,6 +126,14 @@ evaluation = _stack(
         help="Where runs are kept; the same command again goes on with its run.",
     ),
     click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True),
+    click.option(
+        "--tensor-parallel",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        metavar="T",
+        help="GPUs that hold one model together, if it is too large for one; torchrun starts a process for each.",
+    ),
 )
 
 
@@ -261,13 +269,16 @@ def measured(entries: Sequence["Entry"], out: Path, **rest: Any) -> list["RunTab
     """Measure on the models that the options of `checkpoint` name; `rest` are those of `asking` and `evaluation`."""
     from hope_eval import sharding
     from hope_eval.measure import measure
+    from hope_eval.model.parallel import held_together
 
+    tensor_parallel = rest.pop("tensor_parallel")
     models, options = models_and_options(**rest)
     if models.how["device_map"] and sharding.n_processes() > 1:
         raise OptionError("--device-map spreads a checkpoint over the GPUs of one process", "leave it or torchrun out")
-    with sharding.joined(out, lambda text: click.echo(text, err=True)) as ranks:
+    with sharding.joined(out, lambda text: click.echo(text, err=True), tensor_parallel) as ranks:
         models.how["device"] = ranks.device(models.how["device"])
-        tables = measure(entries, models, out, options, progress, ranks)
+        with held_together(ranks, models.how["device"]) as models.how["group"]:
+            tables = measure(entries, models, out, options, progress, ranks)
     if ranks.rank:
         # The first process has the tables of all.
         click.get_current_context().exit()

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -42,7 +43,9 @@ from hope_eval.model.attach import (
     text_config,
 )
 from hope_eval.model.layers import Compile
+from hope_eval.model.parallel import INSTEAD, Group, check_shardable, sharded
 from hope_eval.model.scoring import LanguageModel
+from hope_eval.task import Sample
 
 # The name of the encoding that a checkpoint comes with.
 NATIVE = "native"
@@ -79,6 +82,7 @@ class Checkpoint:
     train_length:        tokens; None if nobody told.
     train_length_source: which key of the config, or which option, told it.
     compiling:           of long inputs: what is around attention; `auto` where it pays.
+    group:               the processes that hold it together; None: this one has all of it.
     """
 
     name: str
@@ -88,6 +92,7 @@ class Checkpoint:
     train_length: int | None
     train_length_source: str
     compiling: Compile = "auto"
+    group: Group | None = None
 
     def __post_init__(self) -> None:
         self._own_frequencies = effective_inverse_frequencies(self.module)
@@ -118,16 +123,21 @@ class Checkpoint:
             same = self._same_frequencies() and is_nested_safe(self.module) == self._own_nested_safe
             label = str(spec) if same else f"{spec}(swap)"
         self._encoding = encoding
-        return LanguageModel(
-            name=self.name,
-            module=self.module,
-            tokenizer=self.tokenizer,
-            train_length=self.train_length,
-            train_length_source=self.train_length_source,
-            encoding=label,
-            fingerprint=self.fingerprint,
-            compiling=self.compiling,
-        )
+        with self.group.explained(self.name) if self.group else contextlib.nullcontext():
+            model = LanguageModel(
+                name=self.name,
+                module=self.module,
+                tokenizer=self.tokenizer,
+                train_length=self.train_length,
+                train_length_source=self.train_length_source,
+                encoding=label,
+                fingerprint=self.fingerprint,
+                compiling=self.compiling,
+                group=self.group,
+            )
+            if self.group:
+                _check_group(model, self.group)
+        return model
 
     def _same_frequencies(self) -> bool:
         own, now = self._own_frequencies, effective_inverse_frequencies(self.module)
@@ -155,6 +165,7 @@ def load_checkpoint(
     train_length: int | None = None,
     loader: str | None = None,
     outline: bool = False,
+    group: Group | None = None,
 ) -> Checkpoint:
     """Load weights and tokenizer.
 
@@ -166,6 +177,7 @@ def load_checkpoint(
     train_length: tokens; by default what the config says.
     loader:       `my.py:load`, for models that transformers does not know.
     outline:      shapes without weights, of a device that need not be there; what is planned needs no more.
+    group:        the processes that hold it together, each a shard.
 
     Raises CheckpointError or OptionError, with what to do about it.
     """
@@ -173,6 +185,11 @@ def load_checkpoint(
     if loader and outline:
         raise CheckpointError(
             f"`--loader {loader}` has no config that tells the shape of the model", "leave --no-benchmark out"
+        )
+    if group and (loader or name.endswith(".gguf")):
+        raise OptionError(
+            f"--tensor-parallel takes checkpoints in transformers' format, and not `{loader or name}`",
+            "leave it out, or convert the checkpoint",
         )
     if loader:
         module, tokenizer, label, fingerprint = _from_loader(loader, name, place, dtype)
@@ -182,11 +199,14 @@ def load_checkpoint(
         if outline:
             module, tokenizer = _outline(folder, gguf, numbers, trust_remote_code)
         else:
-            module, tokenizer = _from_folder(folder, gguf, numbers, place, device_map, trust_remote_code)
-        fingerprint = "" if outline else _fingerprint([folder / gguf] if gguf else _content_files(folder))
+            if group:
+                check_shardable(label, _outline(folder, gguf, numbers, trust_remote_code)[0], group.size)
+            where = sharded(group.size) if group else {"device_map": device_map or {"": place}}
+            module, tokenizer = _from_folder(folder, gguf, numbers, where, trust_remote_code)
+        fingerprint = "" if outline else _fingerprint([folder / gguf] if gguf else _content_files(folder), group)
     told = training_length(text_config(module)) if text_config(module) is not None else None
     length, source = (train_length, "--train-length") if train_length else (told or (None, ""))
-    return Checkpoint(label, module, tokenizer, fingerprint, length, source, compiling)
+    return Checkpoint(label, module, tokenizer, fingerprint, length, source, compiling, group)
 
 
 def check(name: str, revision: str | None = None, outline: bool = False) -> tuple[Path, str, str]:
@@ -356,8 +376,7 @@ def _from_folder(
     folder: Path,
     gguf: str,
     dtype: torch.dtype,
-    device: torch.device,
-    device_map: str | None,
+    where: dict[str, Any],
     trust_remote_code: bool,
 ) -> tuple[nn.Module, Any]:
     import transformers
@@ -368,8 +387,8 @@ def _from_folder(
             module, told = transformers.AutoModelForCausalLM.from_pretrained(
                 folder,
                 dtype=dtype,
-                device_map=device_map or {"": device},
                 output_loading_info=True,
+                **where,
                 **_options(gguf, trust_remote_code),
             )
     except HopeEvalError:
@@ -380,7 +399,10 @@ def _from_folder(
             "convert it to safetensors where you trust it",
         ) from error
     except Exception as error:
-        raise _refused(folder / gguf, error) from error
+        refused = _refused(folder / gguf, error)
+        if "distributed_config" in where:
+            refused.hint = f"another --tensor-parallel may do; {INSTEAD}"
+        raise refused from error
     if told["missing_keys"]:
         missing = sorted(told["missing_keys"])
         raise CheckpointError(
@@ -484,8 +506,22 @@ def _from_loader(loader: str, name: str, device: torch.device, dtype: str) -> tu
     return module, tokenizer, name or function, digest.hexdigest()[:16]
 
 
-def _fingerprint(files: list[Path]) -> str:
-    """Return a hash of names and contents; large files are read side by side."""
+def _check_group(model: LanguageModel, group: Group) -> None:
+    """Raise CheckpointError if not all processes that hold a model read it, and score, in the same way."""
+    group.check_same("how it is read", [model.head, model.head_reason, model.keeps_contexts, model.fingerprint])
+    n = min(48, model.max_length or 48)
+    ids = np.random.default_rng(2).integers(0, int(text_config(model.module).vocab_size), n)
+    (score,) = model.score([Sample(ids[:1], ids[1:])])
+    group.check_close("the scores of a short input", np.nan_to_num(score.nll), model.dtype)
+    # Logits are gathered, and the same for all even where sums are missing; what they are made of would differ.
+    with torch.inference_mode():
+        ids_BL = torch.as_tensor(ids, device=model.device)[None]
+        states = model.module(input_ids=ids_BL, use_cache=False, output_hidden_states=True).hidden_states
+    group.check_close("the states of a short input", states[-1][0, -1, :64].float().cpu().numpy(), model.dtype)
+
+
+def _fingerprint(files: list[Path], group: Group | None = None) -> str:
+    """Return a hash of names and contents; large files are read side by side, and shared out in a group."""
 
     def digest(file: Path) -> bytes:
         # Files of the hub's cache are links to blobs that are named by their hash.
@@ -495,8 +531,11 @@ def _fingerprint(files: list[Path]) -> str:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").digest()
 
-    total = hashlib.sha256()
+    member, n = (group.member, group.size) if group else (0, 1)
     with ThreadPoolExecutor(8) as pool:
-        for file, content in zip(files, pool.map(digest, files), strict=True):
-            total.update(file.name.encode() + content)
+        own = [content.hex() for content in pool.map(digest, files[member::n])]
+    shares = [text.split() for text in group.gathered(" ".join(own))] if group else [own]
+    total = hashlib.sha256()
+    for number, file in enumerate(files):
+        total.update(file.name.encode() + bytes.fromhex(shares[number % n][number // n]))
     return total.hexdigest()[:16]

@@ -34,6 +34,7 @@ from hope_eval.model.attach import (
 )
 from hope_eval.model.layers import Chunked, Compile, chunk_for
 from hope_eval.model.nll import choose
+from hope_eval.model.parallel import Group
 from hope_eval.task import Ids, Prompt, Question, Sample
 
 PrefixPolicy = Literal["auto", "bos", "eos", "none"]
@@ -102,6 +103,7 @@ class LanguageModel:
     head_reason:         why `full`.
     compiling:           of long inputs: the token-wise layers, in chunks; `auto` where it pays.
     keeps_contexts:      a context is read once, and answers after copies of its keys and values.
+    group:               the processes that hold it together; None: this one has all of it.
     """
 
     name: str
@@ -112,6 +114,7 @@ class LanguageModel:
     encoding: str = "native"
     fingerprint: str = ""
     compiling: Compile = "auto"
+    group: Group | None = None
     nested_safe: bool = field(init=False)
     max_length: int | None = field(init=False)
     head: Literal["chunked", "full"] = field(init=False, default="full")
@@ -246,7 +249,7 @@ class LanguageModel:
             with torch.inference_mode(), kernels.preferring(self._kernels.order, samples[0].n_read):
                 return self._scored(samples)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not self._out_of_memory(error):
                 raise
             figures, message = _memory(self.device), str(error).split(". ")[0]
         if self.device.type == "cuda":
@@ -275,7 +278,7 @@ class LanguageModel:
                 if scores is not None:
                     return scores
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error):
+                if not self._out_of_memory(error):
                     raise
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
@@ -306,7 +309,9 @@ class LanguageModel:
         kept = [(layer.keys, layer.values) for layer in cache.layers]
         branches = branches_of(prompts)
         scored: dict[tuple[int, int], list[Score]] = {}
-        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else None
+        free = float(torch.cuda.mem_get_info(self.device)[0]) if self.device.type == "cuda" else None
+        if self.group and free is not None:
+            free = self.group.least(free, self.device)
         n_bytes = sum(keys.nbytes + values.nbytes for keys, values in kept)
         n = len(prompts) * contexts_copied(self.device.type, n_bytes, free)
         for start in range(0, len(branches), n):
@@ -360,7 +365,7 @@ class LanguageModel:
             with torch.inference_mode():
                 written_BL = self._written(ids_BL, n, ends)
         except (torch.OutOfMemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not self._out_of_memory(error):
                 raise
             figures, message = _memory(self.device), str(error).split(". ")[0]
         else:
@@ -395,6 +400,7 @@ class LanguageModel:
                 do_sample=False,
                 eos_token_id=list(ends) or None,
                 pad_token_id=ends[0] if ends else 0,
+                logits_processor=[self.group] if self.group else None,
             )
         finally:
             module.generation_config = own
@@ -456,7 +462,7 @@ class LanguageModel:
                 logits_NV = logits_of(done, done + len(some_N))
                 nll_N, greedy_N = nll_and_greedy(logits_NV, some_N.to(logits_NV.device))
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not _is_out_of_memory(error) or chunk <= _SMALLEST_CHUNK:
+                if not self._out_of_memory(error) or chunk <= _SMALLEST_CHUNK:
                     raise
                 chunk //= 2
                 continue
@@ -464,6 +470,10 @@ class LanguageModel:
             greedy.append(greedy_N)
             done += len(some_N)
         return Score(*(x.cpu().numpy() for x in (torch.cat(nll), target_N, torch.cat(greedy))))
+
+    def _out_of_memory(self, error: Exception) -> bool:
+        """Whether that is all, and less may fit. Raises StoreError if not all that hold the model are out of it."""
+        return _is_out_of_memory(error) and (self.group is None or self.group.all_out_of_memory(error))
 
     def _chunk_size(self) -> int:
         if self._checking:
@@ -562,6 +572,9 @@ class LanguageModel:
         config = text_config(self.module)
         width = max(int(getattr(config, key, None) or 0) for key in ("intermediate_size", "hidden_size"))
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
+        if self.group:
+            # What is summed up for a chunk must be a chunk of all, and the compiler knows nothing of sums.
+            free, self.compiling = self.group.least(free, self.device), "off"
         number_bytes = next(self.module.parameters()).element_size()
         layers.chunk, layers.compiling = chunk_for(free, width or 1, number_bytes), self.compiling
 

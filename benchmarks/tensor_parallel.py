@@ -1,0 +1,167 @@
+"""One long text scored by one GPU, and by several that hold the model together, in one run.
+
+    torchrun --nproc-per-node 2 benchmarks/tensor_parallel.py --out results/benchmarks/tensor_parallel.json
+
+The model is a Llama of 8.0B parameters with random weights and 128,256 tokens of vocabulary (the shape of
+Llama-3.1-8B), bfloat16; it is written to --folder first (16 GB), since shards are read from files. The first process
+scores with all of it while the others wait; then all score together. Operations are counted as in long_forward.py, and
+are those of the whole model. `sums_seconds` is what the sums of one forward take when nothing is computed: two a layer,
+and one for the embeddings.
+
+--size tiny runs anywhere, and shows only that it runs.
+"""
+
+import gc
+import json
+import platform
+import shlex
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+import torch.distributed as dist
+import transformers
+from long_forward import operations
+
+from hope_eval import LanguageModel, Sample, sharding, zoo
+from hope_eval.lengths import parse_length
+from hope_eval.model import checkpoint
+from hope_eval.model.parallel import Group, held_together
+
+SHAPES: dict[str, dict[str, Any]] = {
+    "8b": {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+           "num_attention_heads": 32, "num_key_value_heads": 8},
+    "tiny": {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 8, "num_key_value_heads": 8},
+}  # fmt: skip
+
+
+@click.command()
+@click.option("--size", type=click.Choice(list(SHAPES)), default="8b", show_default=True)
+@click.option("--length", default="32k", show_default=True)
+@click.option("--repeats", default=3, show_default=True)
+@click.option("--folder", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "tensor-parallel",
+              show_default=True, help="Where the model is written, and removed again.")  # fmt: skip
+@click.option("--out", type=click.Path(path_type=Path), help="Write the figures there as JSON.")
+def main(size: str, length: str, repeats: int, folder: Path, out: Path | None) -> None:
+    """Time both ways."""
+    n = sharding.n_processes()
+    ids = np.random.default_rng(0).integers(0, SHAPES[size]["vocab_size"], parse_length(length))
+    with sharding.joined(folder, tensor_parallel=n) as ranks:
+        device = ranks.device("auto")
+        with held_together(ranks, device) as group:
+            assert group is not None, "start it with torchrun, in two processes or more"
+            if ranks.rank == 0:
+                write(folder / size, size, device)
+                alone, alone_nll = measured(folder / size, device, ids, repeats, None)
+            group.gathered("the first is done")
+            shared, shared_nll = measured(folder / size, device, ids, repeats, group)
+            shared["sums_seconds"] = sums(size, len(ids), device, repeats)
+            peaks = [float(text) for text in group.gathered(str(shared.get("peak_gib", 0.0)))]
+            ranks.while_measuring.close()
+        if ranks.rank:
+            return
+        shutil.rmtree(folder / size)
+    gap_T = np.abs(alone_nll - shared_nll)
+    report = {
+        "command": shlex.join(["torchrun", "--nproc-per-node", str(n), *sys.argv]),
+        "date": datetime.now(UTC).date().isoformat(),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "length": len(ids),
+        "figures": [alone, {**shared, "peak_gib_of_each": peaks}],
+        "speedup": round(alone["seconds"] / shared["seconds"], 3),
+        "nll_difference": {"largest": float(gap_T.max()), "mean": float(gap_T.mean())},
+    }
+    print(json.dumps(report, indent=1))
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=1) + "\n")
+
+
+def write(folder: Path, size: str, device: str) -> None:
+    """Write the model, with random weights of the usual size, and a tokenizer, which nothing asks for."""
+    rope = {"rope_type": "default", "rope_theta": 500_000.0}
+    config = transformers.LlamaConfig(**SHAPES[size], max_position_embeddings=131_072, rope_parameters=rope)
+    torch.manual_seed(0)
+    with torch.device("cpu" if device == "auto" else device):
+        module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    module.save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(zoo.folder("zoo:hope")).save_pretrained(folder)
+
+
+def measured(
+    folder: Path, device: str, ids: np.ndarray, repeats: int, group: Group | None
+) -> tuple[dict[str, Any], np.ndarray]:
+    """Return median seconds, memory, and the nll of each token."""
+    # What was loaded before refers to itself.
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    start = time.perf_counter()
+    model = checkpoint.load(str(folder), device=device, dtype="bfloat16", group=group)
+    figure: dict[str, Any] = {"tensor_parallel": group.size if group else 1, "head": model.head}
+    figure["loading_seconds"] = round(time.perf_counter() - start, 2)
+    if model.device.type == "cuda":
+        figure["weights_gib"] = round(torch.cuda.memory_allocated() / 2**30, 2)
+        torch.cuda.reset_peak_memory_stats()
+    nll = score(model, ids)
+    seconds = [timed(lambda: score(model, ids)) for _ in range(repeats)]
+    if model.device.type == "cuda":
+        figure["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
+    figure |= {
+        "seconds": round(statistics.median(seconds), 4),
+        "all_seconds": [round(second, 4) for second in seconds],
+        "nll": round(float(nll.mean(dtype=np.float64)), 5),
+    }
+    figure["tflops"] = round(operations(model.module, len(ids)) / figure["seconds"] / 1e12, 3)
+    figure["tflops_of_each"] = round(figure["tflops"] / figure["tensor_parallel"], 3)
+    return figure, nll
+
+
+def score(model: LanguageModel, ids: np.ndarray) -> np.ndarray:
+    """Return the nll of each token, as `hope-eval ppl` computes it."""
+    nll: np.ndarray = model.score([Sample(ids[:1], ids[1:])])[0].nll
+    return nll
+
+
+def sums(size: str, length: int, device: str, repeats: int) -> float:
+    """Return the seconds that the sums of one forward take."""
+    shape = SHAPES[size]
+    place = "cpu" if device == "auto" else device
+    states_LD = torch.zeros(length, shape["hidden_size"], dtype=torch.bfloat16, device=place)
+
+    def work() -> None:
+        for _ in range(2 * shape["num_hidden_layers"] + 1):
+            dist.all_reduce(states_LD)
+
+    work()
+    return round(statistics.median(timed(work) for _ in range(repeats)), 4)
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Return seconds of one call, the GPU's work included."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
