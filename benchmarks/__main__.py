@@ -12,6 +12,7 @@ from benchmarks import (
     shared_context,
     short_lengths,
     table,
+    tensor_parallel,
     training_speed,
     zoo_suite,
 )
@@ -25,7 +26,7 @@ def main() -> None:
 for command in (
     everything.all_, long_forward.long_forward, nested_lengths.nested_lengths, shared_context.shared_context,
     short_lengths.short_lengths, attention.attention, zoo_suite.zoo_suite, checkpoint.checkpoint,
-    plan_truth.plan_truth, training_speed.training_speed, table.table,
+    plan_truth.plan_truth, tensor_parallel.tensor_parallel, training_speed.training_speed, table.table,
 ):  # fmt: skip
     main.add_command(command)
 

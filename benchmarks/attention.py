@@ -16,6 +16,7 @@ from benchmarks import common
 from benchmarks.common import DEVICE, OURS, Figure, Work
 from hope_eval.encoding import Geometry, parse_encoding
 from hope_eval.model import attention as ours
+from hope_eval.model import kernels
 
 ENCODINGS = "rope,alibi,t5,kerple,fire"
 
@@ -89,7 +90,9 @@ def _sdpa(backend: SDPBackend, query: torch.Tensor, key: torch.Tensor, value: to
 
 @torch.inference_mode()
 def _ours(layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    ours.attention(layer, query, key, value, None)
+    heads, length, head_dim = query.shape[1:]
+    with kernels.preferring(kernels.fastest(DEVICE, query.dtype, heads, key.shape[1], head_dim).order, length):
+        ours.attention(layer, query, key, value, None)
 
 
 def _measured(work: Work, repeats: int) -> Figure:

@@ -1,11 +1,10 @@
 """One long text scored by one GPU, and by several that hold the model together, in one run.
 
-    torchrun --nproc-per-node 2 benchmarks/tensor_parallel.py --out results/benchmarks/tensor_parallel.json
+    torchrun --nproc-per-node 2 -m benchmarks tensor-parallel --out results/benchmarks/tensor_parallel.json
 
-The model is a Llama of 8.0B parameters with random weights and 128,256 tokens of vocabulary (the shape of
-Llama-3.1-8B), bfloat16; it is written to --folder first (16 GB), since shards are read from files. The first process
-scores with all of it while the others wait; then all score together. Operations are counted as in long_forward.py, and
-are those of the whole model. `sums_seconds` is what the sums of one forward take when nothing is computed: two a layer,
+The model has random weights in bfloat16, and is written to --folder first (16 GB of 8B), since shards are read from
+files. The first process scores with all of it while the others wait; then all score together. Operations are those of
+the whole model. `sums_seconds` is what the sums of one forward take when nothing is computed: two a layer,
 and one for the embeddings.
 
 --size tiny runs anywhere, and shows only that it runs.
@@ -14,10 +13,8 @@ and one for the embeddings.
 import gc
 import json
 import platform
-import shlex
 import shutil
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,32 +27,25 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
-from long_forward import operations
 
+from benchmarks import common
 from hope_eval import LanguageModel, Sample, sharding, zoo
 from hope_eval.lengths import parse_length
 from hope_eval.model import checkpoint
 from hope_eval.model.parallel import Group, held_together
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "8b": {"vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
-           "num_attention_heads": 32, "num_key_value_heads": 8},
-    "tiny": {"vocab_size": 4096, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-             "num_attention_heads": 8, "num_key_value_heads": 8},
-}  # fmt: skip
-
 
 @click.command()
-@click.option("--size", type=click.Choice(list(SHAPES)), default="8b", show_default=True)
+@click.option("--size", type=click.Choice(list(common.SIZES)), default="8b", show_default=True)
 @click.option("--length", default="32k", show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "tensor-parallel",
               show_default=True, help="Where the model is written, and removed again.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures there as JSON.")
-def main(size: str, length: str, repeats: int, folder: Path, out: Path | None) -> None:
+def tensor_parallel(size: str, length: str, repeats: int, folder: Path, out: Path | None) -> None:
     """Time both ways."""
     n = sharding.n_processes()
-    ids = np.random.default_rng(0).integers(0, SHAPES[size]["vocab_size"], parse_length(length))
+    ids = np.random.default_rng(0).integers(0, common.SIZES[size]["vocab_size"], parse_length(length))
     with sharding.joined(folder, tensor_parallel=n) as ranks:
         device = ranks.device("auto")
         with held_together(ranks, device) as group:
@@ -73,7 +63,7 @@ def main(size: str, length: str, repeats: int, folder: Path, out: Path | None) -
         shutil.rmtree(folder / size)
     gap_T = np.abs(alone_nll - shared_nll)
     report = {
-        "command": shlex.join(["torchrun", "--nproc-per-node", str(n), *sys.argv]),
+        "command": f"torchrun --nproc-per-node {n} {common.command_line().removeprefix('python ')}",
         "date": datetime.now(UTC).date().isoformat(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
         "versions": {
@@ -94,8 +84,7 @@ def main(size: str, length: str, repeats: int, folder: Path, out: Path | None) -
 
 def write(folder: Path, size: str, device: str) -> None:
     """Write the model, with random weights of the usual size, and a tokenizer, which nothing asks for."""
-    rope = {"rope_type": "default", "rope_theta": 500_000.0}
-    config = transformers.LlamaConfig(**SHAPES[size], max_position_embeddings=131_072, rope_parameters=rope)
+    config = transformers.LlamaConfig(**common.SIZES[size], max_position_embeddings=131_072)
     torch.manual_seed(0)
     with torch.device("cpu" if device == "auto" else device):
         module = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
@@ -127,7 +116,9 @@ def measured(
         "all_seconds": [round(second, 4) for second in seconds],
         "nll": round(float(nll.mean(dtype=np.float64)), 5),
     }
-    figure["tflops"] = round(operations(model.module, len(ids)) / figure["seconds"] / 1e12, 3)
+    with torch.device("meta"):
+        outline = transformers.AutoModelForCausalLM.from_config(model.module.config)
+    figure["tflops"] = round(common.operations(outline, len(ids)) / figure["seconds"] / 1e12, 3)
     figure["tflops_of_each"] = round(figure["tflops"] / figure["tensor_parallel"], 3)
     return figure, nll
 
@@ -140,7 +131,7 @@ def score(model: LanguageModel, ids: np.ndarray) -> np.ndarray:
 
 def sums(size: str, length: int, device: str, repeats: int) -> float:
     """Return the seconds that the sums of one forward take."""
-    shape = SHAPES[size]
+    shape = common.SIZES[size]
     place = "cpu" if device == "auto" else device
     states_LD = torch.zeros(length, shape["hidden_size"], dtype=torch.bfloat16, device=place)
 
@@ -161,7 +152,3 @@ def timed(work: Callable[[], Any]) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-if __name__ == "__main__":
-    main()
