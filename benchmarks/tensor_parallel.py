@@ -57,8 +57,7 @@ def tensor_parallel(size: str, length: str, repeats: int, folder: Path, out: Pat
             shared, shared_nll = measured(folder / size, device, ids, repeats, group)
             shared["sums_seconds"] = sums(size, len(ids), device, repeats)
             peaks = [float(text) for text in group.gathered(str(shared.get("peak_gib", 0.0)))]
-            ranks.while_measuring.close()
-        if ranks.rank:
+        if not ranks.finish():
             return
         shutil.rmtree(folder / size)
     gap_T = np.abs(alone_nll - shared_nll)

@@ -8,6 +8,7 @@ import torch
 from conftest import VOCAB_SIZE, tiny_module
 
 from hope_eval.encoding import Geometry, PositionEncoding, encoding_class, encoding_names, parse_encoding
+from hope_eval.errors import OptionError
 from hope_eval.model import attention, kernels, layers
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Prompt, Question, Sample
@@ -244,6 +245,28 @@ def test_chunks_follow_the_memory_that_is_free():
 def test_no_kernel_is_forced_on_a_cpu():
     assert kernels.fastest(torch.device("cpu"), torch.float32, 4, 2, 64) == kernels.Kernels()
     assert attention.biased_kernel("cpu") is None
+
+
+@pytest.mark.parametrize("compiling", ["auto", "on"])
+def test_where_nothing_can_be_compiled_auto_does_without_and_on_says_so(compiling, monkeypatch):
+    def broken(forward, **options):
+        def fails(*inputs, **rest):
+            raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+        return fails
+
+    wanted = nll(tiny_module(max_position_embeddings=512), 300)
+    model = LanguageModel("tiny", tiny_module(max_position_embeddings=512), None, compiling=compiling)
+    model._layers.chunk = 64
+    monkeypatch.setattr(torch, "compile", broken)
+    monkeypatch.setattr(layers.Chunked, "_compiles", lambda self, n: not self.compile_refused)
+    sample = Sample(IDS[:1], IDS[1:300])
+    if compiling == "on":
+        with pytest.raises(OptionError, match="C compiler"):
+            model.score([sample])
+        return
+    np.testing.assert_allclose(model.score([sample])[0].nll, wanted, atol=2e-5)
+    assert "C compiler" in model.how["compile_refused"]
 
 
 @pytest.mark.slow

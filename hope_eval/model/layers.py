@@ -13,6 +13,7 @@ Shape letters: B batch, L length, N tokens of a chunk, D model width.
 import contextlib
 import math
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from types import MethodType
@@ -21,6 +22,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hope_eval.errors import OptionError
 from hope_eval.model.attention import PLAIN
 
 Compile = Literal["auto", "on", "off"]
@@ -37,6 +39,7 @@ class Chunked:
 
     chunk:           tokens that they are given at once; halved where memory does not suffice.
     compile_seconds: what compiling took.
+    compile_refused: why nothing is compiled, where `auto` would, but there is no compiler for it.
     """
 
     def __init__(self, decoder: nn.Module, compiling: Compile = "auto") -> None:
@@ -44,6 +47,7 @@ class Chunked:
         self.chunk = LARGEST_CHUNK
         self.compiling: Compile = compiling
         self.compile_seconds = 0.0
+        self.compile_refused = ""
         self._compiled: dict[int, Callable[..., Any]] = {}
         self._warm: set[tuple[Any, ...]] = set()
 
@@ -79,7 +83,7 @@ class Chunked:
     def _compiles(self, n_tokens: int) -> bool:
         if self.compiling == "auto":
             device = next((p.device.type for part in self.parts for p in part.parameters()), "cpu")
-            return device == "cuda" and n_tokens >= COMPILED_FROM
+            return device == "cuda" and n_tokens >= COMPILED_FROM and not self.compile_refused
         return self.compiling == "on"
 
     def _in_chunks(
@@ -110,21 +114,41 @@ class Chunked:
         run = self._compiled.get(id(part))
         if run is None:
             run = self._compiled[id(part)] = torch.compile(forward, dynamic=True)
-        return self._timed((type(part),), run, *inputs, **options)
+        return self._tried((type(part),), run, forward, *inputs, **options)
 
     def _step(self, part: nn.Module, forward: Callable[..., Any]) -> Callable[[Tensor, Tensor], bool]:
         """Return a compiled step of a part; the first of its kind is compiled when it is called."""
         run = self._compiled.get(id(part))
         if run is None:
             run = self._compiled[id(part)] = torch.compile(partial(_step, forward), dynamic=False)
-        return partial(self._timed, (type(part), self.chunk), run)
+        return partial(self._tried, (type(part), self.chunk), run, partial(_step, forward))
 
-    def _timed(self, kind: tuple[Any, ...], run: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-        """Return what a compiled call returns; the first of its kind counts as compiling."""
+    def _tried(
+        self, kind: tuple[Any, ...], run: Callable[..., Any], plain: Callable[..., Any], *inputs: Any, **options: Any
+    ) -> Any:
+        """Return what a compiled call returns; the first of its kind counts as compiling.
+
+        Raises OptionError if compiling was asked for and cannot be done.
+        """
         if kind in self._warm:
             return run(*inputs, **options)
+        if self.compile_refused:
+            return plain(*inputs, **options)
         start = time.perf_counter()
-        out = run(*inputs, **options)
+        try:
+            with warnings.catch_warnings():
+                # What the compiler would like of settings that are the user's.
+                warnings.simplefilter("ignore")
+                out = run(*inputs, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # The compiler needs a C compiler, Triton, and a GPU that it knows; whatever it lacks, we can do without.
+            told = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:200]}"
+            if self.compiling == "on":
+                raise OptionError(f"torch.compile cannot be used here: {told}", "--compile off") from error
+            self.compile_refused = told
+            return plain(*inputs, **options)
         self.compile_seconds += time.perf_counter() - start
         self._warm.add(kind)
         return out

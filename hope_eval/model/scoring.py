@@ -172,7 +172,7 @@ class LanguageModel:
         kernels:         of attention, in order of preference, and kernel_tflops of each on a causal input of 8k tokens.
         kernels_refused: why the others are not used.
         layer_chunk:     tokens that the token-wise layers are given at once; None: whole inputs.
-        compile_seconds: what compiling took so far.
+        compile_seconds: what compiling took so far; compile_refused: why `auto` does without.
         """
         layers = self._layers
         return {
@@ -182,6 +182,7 @@ class LanguageModel:
             "layer_chunk": layers.chunk if layers else None,
             "compile": layers.compiling if layers else "off",
             "compile_seconds": round(layers.compile_seconds, 2) if layers else 0.0,
+            "compile_refused": layers.compile_refused if layers else "",
         }
 
     @property
