@@ -56,6 +56,9 @@ class TokenStore:
         self.nested_safe: bool = store.header["identity"]["nested_safe"]
         self.documents: dict[str, Record] = {}
         self.out_of_memory: list[Record] = []
+        # Where measuring up to a width has ended.
+        self.until: list[Record] = []
+        self._n_measured: int | None = None
         # Every cell of a table asks for them.
         self._bytes: dict[str, np.ndarray | None] = {}
         # By document, start and prefix: all that `covers` can be true of.
@@ -74,8 +77,13 @@ class TokenStore:
         elif record["kind"] == "window":
             window = Window(*record["window"])
             self._windows[record["document"], window.start, window.prefixed].append((window, record))
+            if self._n_measured is not None and self.documents[record["document"]]["index"] >= self._n_measured:
+                self._n_measured = None
         elif record["kind"] == "oom":
             self.out_of_memory.append(record)
+        elif record["kind"] == "until":
+            self.until.append(record)
+            self._n_measured = record["n"]
 
     def add_document(self, document: TokenizedDocument) -> None:
         """Keep a document, once."""
@@ -98,6 +106,11 @@ class TokenStore:
         self.store.append(
             {"kind": "oom", "document": document, "n_read": n_read, "memory": figures, "message": message}
         )
+        self._index(self.store.records[-1])
+
+    def add_until(self, ended: Record) -> None:
+        """Keep where measuring up to a width has ended."""
+        self.store.append(ended)
         self._index(self.store.records[-1])
 
     def _find(self, document: str, window: Window) -> tuple[Window, Record] | None:
@@ -123,6 +136,6 @@ class TokenStore:
         return self._bytes[document]
 
     def sample(self, n_documents: int | None) -> list[str]:
-        """Return the first n documents of the sample."""
+        """Return the first n documents of the sample, none of which lies past where measuring has ended."""
         ordered = sorted(self.documents.values(), key=lambda record: int(record["index"]))
-        return [record["document"] for record in ordered[:n_documents]]
+        return [record["document"] for record in ordered[: self._n_measured][:n_documents]]

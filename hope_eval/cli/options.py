@@ -103,7 +103,17 @@ grid = _stack(
         type=click.IntRange(1),
         metavar="N",
         help="Samples (documents, contexts) of each length; the first n of more are the same.  [default: 10 documents, "
-        "or contexts for 400 questions]",
+        "with --until-ci 400; or contexts for 400 questions]",
+    ),
+    click.option(
+        "--until-ci",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        metavar="HALF_WIDTH",
+        help="End the measurement of a length when its 95 % interval reaches at most that far to either side, on "
+        "average of the two: 0.05 is 5 points of an accuracy (of a task's main metric), and 0.05 nats of nll, which "
+        "are 5 % of a perplexity (all lengths of which have the same documents, and end together). There are looks "
+        "after 20, 30, 45, 67… samples, each time half as many again; --samples is the most. A run that holds more is "
+        "not cut; without this, the same command goes on with the run.  [default: all samples]",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Which samples are drawn."),
 )
@@ -253,10 +263,12 @@ def measured(entries: Sequence["Entry"], out: Path, **rest: Any) -> list["RunTab
     """Measure on the models that the options of `checkpoint` name; `rest` are those of `asking` and `evaluation`."""
     from hope_eval import sharding
     from hope_eval.measure import measure
+    from hope_eval.results import stopping
 
     models, options = models_and_options(**rest)
     if models.how["device_map"] and sharding.n_processes() > 1:
         raise OptionError("--device-map spreads a checkpoint over the GPUs of one process", "leave it or torchrun out")
+    stopping.check(options.until, [None], sharding.n_processes())
     with sharding.joined(out, lambda text: click.echo(text, err=True)) as ranks:
         models.how["device"] = ranks.device(models.how["device"])
         tables = measure(entries, models, out, options, progress, ranks)
@@ -292,6 +304,14 @@ def models_and_options(
         "loader": loader,
     }
     return Models(models, encodings, how), Options(**rest, command=command_line())
+
+
+def check_from(rest: Mapping[str, Any]) -> None:
+    """Raise OptionError for options that measure something, beside --from."""
+    if rest["models"] or rest["encodings"]:
+        raise OptionError("--from reads runs that are there, and takes no --model or --encoding", "leave one out")
+    if rest["until_ci"] is not None:
+        raise OptionError("--from measures nothing that --until-ci could end", "leave one out; --samples takes fewer")
 
 
 def show(tables: Sequence["RunTable"], form: str) -> None:
