@@ -218,6 +218,9 @@ def measure_until(
     if until is None:
         measure(model, documents, cells, tokens, prefix, report)
         return len(documents)
+    # A process that died may have left windows of documents that nobody has told of.
+    for document in documents[: tokens.n_begun(documents)]:
+        tokens.add_document(document)
     done, limit, is_met = 0, math.inf, False
 
     def n_read(some: Sequence[TokenizedDocument]) -> int:

@@ -6,6 +6,7 @@ tokens), it is filled without a model; `measure` asks the same question to know 
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,8 @@ class TokenStore:
         elif record["kind"] == "window":
             window = Window(*record["window"])
             self._windows[record["document"], window.start, window.prefixed].append((window, record))
-            if self._n_measured is not None and self.documents[record["document"]]["index"] >= self._n_measured:
+            document = self.documents.get(record["document"])
+            if document is None or document["index"] >= (self._n_measured or 0):
                 self._n_measured = None
         elif record["kind"] == "oom":
             self.out_of_memory.append(record)
@@ -120,6 +122,11 @@ class TokenStore:
     def covers(self, document: str, window: Window) -> bool:
         """Whether the nll of that window is here."""
         return self._find(document, window) is not None
+
+    def n_begun(self, documents: Sequence[TokenizedDocument]) -> int:
+        """Return how many of these documents there are up to the last one of which any window is here."""
+        begun = {document for document, _, _ in self._windows}
+        return max((n for n, document in enumerate(documents, 1) if document.id in begun), default=0)
 
     def nll(self, document: str, window: Window) -> np.ndarray:
         """Return the nll [nats] of the scored tokens of a window that is here."""

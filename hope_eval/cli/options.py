@@ -1,6 +1,7 @@
 """Options that every evaluating command has, and how their values are read."""
 
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,13 @@ def read_lengths(ctx: click.Context, param: click.Parameter, value: str | None) 
 def read_length(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Read `8k`: the callback of an option that takes one length."""
     return None if value is None else parse_length(value)
+
+
+def _read_number(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuse `nan`, which lies in every range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no number", ctx, param)
+    return value
 
 
 def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -108,6 +116,7 @@ grid = _stack(
     click.option(
         "--until-ci",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        callback=_read_number,
         metavar="HALF_WIDTH",
         help="End the measurement of a length when its 95 % interval reaches at most that far to either side, on "
         "average of the two: 0.05 is 5 points of an accuracy (of a task's main metric), and 0.05 nats of nll, which "
