@@ -1,11 +1,8 @@
 """Training speed and memory of every encoding, alone on the device, one after the other; and of transformers' Trainer.
 
-python benchmarks/training_speed.py --steps 120 --out results/benchmarks/training_speed.json
-
 The Trainer is given the same model, lines, optimiser and precision.
 """
 
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -14,31 +11,30 @@ from typing import Any
 import click
 import torch
 
+from benchmarks import common
+from benchmarks.common import DEVICE, OURS
 from hope_eval import train
-from hope_eval.provenance import origin
 
 ENCODINGS = "rope,hope,nope,prope,xpos,alibi,kerple,fire,t5,sinusoidal,learned"
 
 # Steps that are not timed: kernels are chosen, memory is found.
 WARM_UP = 20
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
 # Ways to train beside our compiled loop.
 PEERS = (("ours", False), ("trainer", True), ("trainer", False))
 
 
 @click.command()
-@click.option("--encodings", default=ENCODINGS, show_default=True)
-@click.option("--size", default="3m", show_default=True)
-@click.option("--train-length", default=256, show_default=True)
-@click.option("--batch-tokens", default=32_768, show_default=True)
-@click.option("--steps", default=120, show_default=True)
-@click.option("--data", default="python:numpy,pandas", show_default=True)
-@click.option("--compile/--no-compile", "compiled", default=True, show_default=True)
-@click.option("--peers", default="rope", show_default=True, help="Encodings to run transformers' Trainer with.")
-@click.option("--out", type=click.Path(path_type=Path))
-def main(
+@click.option("--encodings", default=ENCODINGS)
+@click.option("--size", default="3m")
+@click.option("--train-length", default=256)
+@click.option("--batch-tokens", default=32_768)
+@click.option("--steps", default=120)
+@click.option("--data", default="python:numpy,pandas")
+@click.option("--compile/--no-compile", "compiled", default=True)
+@click.option("--peers", default="rope", help="Encodings to run transformers' Trainer with.")
+@common.out_option
+def training_speed(
     encodings: str,
     size: str,
     train_length: int,
@@ -49,7 +45,8 @@ def main(
     peers: str,
     out: Path | None,
 ) -> None:
-    rows = []
+    """Time a step of training, with our loop and with transformers' Trainer."""
+    figures = []
     with tempfile.TemporaryDirectory() as folder:
 
         def recipe_of(encoding: str) -> train.Recipe:
@@ -63,29 +60,24 @@ def main(
         for way, name, how in runs:
             # So that nothing counts towards the limit on compiling one function again.
             torch._dynamo.reset()
-            if torch.cuda.is_available():
-                torch.cuda.reset_peak_memory_stats()
+            common.reset_peak()
             seconds = (_ours if way == "ours" else _trainer)(recipe_of(name), prepared, how, Path(folder) / "peer")
-            row: dict[str, Any] = {
+            figure = {
+                "way": OURS if way == "ours" else "transformers, Trainer",
                 "encoding": name,
-                "loop": way,
                 "compiled": how,
-                "step [ms]": round(1000 * seconds, 2),
-                "tokens/s": round(batch_tokens / seconds),
+                "milliseconds_per_step": round(1000 * seconds, 2),
+                "tokens_per_second": round(batch_tokens / seconds),
             }
-            if torch.cuda.is_available():
-                row["peak memory [GiB]"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
-            rows.append(row)
-            click.echo(row)
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        facts = origin(DEVICE, f"python benchmarks/training_speed.py --steps {steps}")
-        out.write_text(json.dumps({"rows": rows, "size": size, **facts}, indent=1) + "\n")
+            if DEVICE.type == "cuda":
+                figure["peak_gib"] = round(common.peak() / 2**30, 2)
+            figures.append(figure)
+            click.echo(figure, err=True)
+    common.report(f"Training, {size}", figures, out, size=size)
 
 
 def _wait() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
+    common.wait()
     return time.perf_counter()
 
 
@@ -162,7 +154,3 @@ def _trainer(recipe: train.Recipe, prepared: train.Prepared, compiled: bool, out
     trainer.remove_callback(PrinterCallback)
     trainer.train()
     return (times[recipe.n_steps] - times[WARM_UP]) / (recipe.n_steps - WARM_UP)
-
-
-if __name__ == "__main__":
-    main()

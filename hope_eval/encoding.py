@@ -12,7 +12,7 @@ overrides the hooks it needs; the base class overrides none and so is NoPE, no p
 Rotary encodings are registered with transformers as rope types, so that a checkpoint whose config says
 `rope_parameters: {rope_type: hope, …}` is one for every library that loads it through transformers.
 
-Shape letters: B batch, L length, D model width, E head_dim, H heads, N distances, Q queries, K keys.
+Shape letters: B batch, L length, D model width, E head_dim, H heads, N distances, Q queries, K keys, P points.
 """
 
 import importlib
@@ -48,6 +48,21 @@ class Geometry:
     train_length: int
     rope_theta: float = 10_000.0
     d_model: int = 0
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A bias that follows one number of query and key, as a curve of each head through equally far points.
+
+        bias_h(i, j) = curve_h(by_distance[i - j] * by_query[i])
+
+    by_distance_N and by_query_Q are float32 [N] and [Q], and their product is from 0 to 1. curve_HP are the values at
+    P points from 0 to 1, float32 [H, P].
+    """
+
+    by_distance_N: Tensor
+    by_query_Q: Tensor
+    curve_HP: Tensor
 
 
 class PositionEncoding(nn.Module):
@@ -107,6 +122,10 @@ class PositionEncoding(nn.Module):
 
     def slopes(self) -> list[float] | None:
         """Return m_h of every head [H], where `distance_bias` is - m_h * distance and so fit for the fastest kernel."""
+        return None
+
+    def curve(self, query_positions_Q: Tensor, n_keys: int) -> Curve | None:
+        """Return what `bias` computes for the first n keys, where a curve says it closely, and is fit for a kernel."""
         return None
 
     def bias(self, query_positions_Q: Tensor, key_positions_K: Tensor) -> Tensor | None:

@@ -10,7 +10,7 @@ from test_cli import hope_eval
 
 from hope_eval import train
 from hope_eval.encoding import Geometry, parse_encoding
-from hope_eval.model import attention, nll
+from hope_eval.model import attention, kernels, layers, nll
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Sample
 
@@ -88,7 +88,6 @@ def test_a_run_on_the_gpu_is_not_taken_for_one_on_the_cpu(checkpoint, stories, t
 @pytest.mark.parametrize("head_dim", [64, 128])
 @pytest.mark.parametrize("spec", ["hope", "xpos", "alibi", "kerple", "kerple:power=1", "t5", "fire"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-# Through query blocks, and, where there is a table, through FlexAttention at a length that is padded.
 @pytest.mark.parametrize("length", [300, 2500])
 def test_fast_attention_is_the_equation_forward_and_backward(spec, head_dim, dtype, length):
     parsed = parse_encoding(spec)
@@ -117,11 +116,16 @@ def test_fast_attention_is_the_equation_forward_and_backward(spec, head_dim, dty
     wanted = (logits.softmax(-1) @ exact[2]).transpose(1, 2)
     weights = torch.randn_like(wanted)
     gradients = torch.autograd.grad(wanted, [*exact, *own], weights, allow_unused=True)
-    found = attention.attention(layer, q, k, v, None)[0]
-    mine = torch.autograd.grad(found, [q, k, v, *own], weights.to(dtype), allow_unused=True)
 
     def error(one, other):
         return float((one.double() - other.double()).norm() / other.double().norm())
+
+    assert attention.biased_kernel("cuda"), "without gradients, a bias is added in a kernel"
+    with torch.inference_mode():
+        in_kernel = attention.attention(layer, q, k, v, None)[0]
+    assert error(in_kernel, wanted) < (1e-4 if dtype == torch.float32 else 5e-3)
+    found = attention.attention(layer, q, k, v, None)[0]
+    mine = torch.autograd.grad(found, [q, k, v, *own], weights.to(dtype), allow_unused=True)
 
     assert error(found, wanted) < (1e-4 if dtype == torch.float32 else 5e-3)
     largest = max(float(gradient.norm()) for gradient in gradients[3:] if gradient is not None) if own else 0
@@ -146,20 +150,51 @@ def test_a_bias_by_distance_takes_memory_linear_in_length():
     assert peaks[1] < 2**30
 
 
-def test_more_lengths_than_pytorch_compiles_for_are_an_error_and_not_slow(monkeypatch):
-    layer = torch.nn.Module()
-    layer.encoding = parse_encoding("kerple").build(Geometry(64, 2, 256, d_model=128)).to("cuda")
-    torch._dynamo.reset()
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+@pytest.mark.parametrize("n_queries", [1, 7, 333])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_last_queries_see_all_keys_before_them(n_queries, dtype):
+    generator = torch.Generator("cuda").manual_seed(0)
+    q = torch.randn(2, 8, n_queries, 64, device="cuda", generator=generator).to(dtype)
+    k, v = (torch.randn(2, 2, 333, 64, device="cuda", generator=generator).to(dtype) for _ in range(2))
+    found = attention.causal(q, k, v, 0.1)
+    wanted = attention.reference(parse_encoding("nope").build(Geometry(64, 8, 256)), q.cpu(), *spread(k, v), 0.1)
+    torch.testing.assert_close(found.cpu().double(), wanted.transpose(1, 2), atol=0.02, rtol=0)
 
-    def read_at_three_lengths():
-        for length in (2048, 4096, 8192):
-            q = torch.randn(1, 2, length, 64, device="cuda", dtype=torch.bfloat16)
-            attention.attention(layer, q, q, q, None)
 
-    with pytest.raises(Exception, match=r"(?i)recompile"), torch.inference_mode():
-        read_at_three_lengths()
-    torch._dynamo.reset()
+def spread(*tensors):
+    return (x.repeat_interleave(4, dim=1).cpu() for x in tensors)
+
+
+@pytest.mark.parametrize("kind", ["mistral", "gemma3_text"])
+def test_sliding_windows_are_kept_right_without_their_masks(kind):
+    module = tiny_module(kind, sliding_window=70, max_position_embeddings=4096).to("cuda", torch.float32)
+    wanted = LanguageModel(kind, tiny_module(kind, sliding_window=70, max_position_embeddings=4096), None)
+    model = LanguageModel(kind, module, None)
+    assert module.config._attn_implementation == attention.PLAIN
+    sample = Sample(IDS[:1], IDS[1:2500])
+    np.testing.assert_allclose(model.score([sample])[0].nll, wanted.score([sample])[0].nll, atol=2e-3)
+
+
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_a_kernel_is_chosen_that_agrees(head_dim):
+    chosen = kernels.fastest(torch.device("cuda"), torch.bfloat16, 8, 2, head_dim)
+    assert chosen.order
+    assert set(chosen.order) | set(chosen.refused) == set(kernels.KERNELS)
+    assert all(speed > 10 for speed in chosen.tflops.values())
+
+
+def test_compiled_chunks_score_as_whole_layers_do(monkeypatch):
+    monkeypatch.setattr(layers, "LARGEST_CHUNK", 512)
+    whole, chunked = (
+        LanguageModel("llama", tiny_module("llama").to("cuda", torch.bfloat16), None, compile=compiling)
+        for compiling in ("off", "on")
+    )
+    whole._layers = None
+    sample = Sample(IDS[:1], IDS[1:2500])
+    gap = chunked.score([sample])[0].nll - whole.score([sample])[0].nll
+    assert np.abs(gap).max() < 0.2
+    assert abs(gap.mean()) < 0.005
+    assert chunked.compile_seconds > 0
 
 
 def test_a_compiled_training_on_the_gpu_learns(tmp_path):

@@ -13,7 +13,10 @@ Shape letters: H heads, Q queries, K keys.
 import torch
 from torch import Tensor, nn
 
-from hope_eval.encoding import Geometry, PositionEncoding
+from hope_eval.encoding import Curve, Geometry, PositionEncoding
+
+# Of the curve that stands for f in a kernel.
+_STEPS = 1 << 15
 
 
 class Fire(PositionEncoding):
@@ -38,9 +41,28 @@ class Fire(PositionEncoding):
         self.multiplier = nn.Parameter(torch.tensor(1.0))
 
     def bias(self, query_positions_Q: Tensor, key_positions_K: Tensor) -> Tensor:  # noqa: D102
-        c, threshold = self.c.float().abs(), self.multiplier.float().abs() * self.threshold
-        distances_QK = (query_positions_Q[:, None] - key_positions_K).clamp(min=0).float()
-        normaliser_Q1 = torch.log1p(c * torch.maximum(query_positions_Q.float(), threshold))[:, None]
-        ratio_QK1 = (torch.log1p(c * distances_QK) / (normaliser_Q1 + 1e-6))[..., None]
-        hidden = torch.relu(nn.functional.linear(ratio_QK1, self.first.weight.float(), self.first.bias.float()))
-        return nn.functional.linear(hidden, self.last.weight.float(), self.last.bias.float()).permute(2, 0, 1)
+        distances_QK = (query_positions_Q[:, None] - key_positions_K).clamp(min=0)
+        return self._f(self._psi(distances_QK) * self._by_query(query_positions_Q)[:, None])
+
+    def curve(self, query_positions_Q: Tensor, n_keys: int) -> Curve:  # noqa: D102
+        device = query_positions_Q.device
+        # f is made of straight lines, so that only the few steps with a bend in them are off, by less than rounding in
+        # half precision.
+        return Curve(
+            self._psi(torch.arange(n_keys, device=device)),
+            self._by_query(query_positions_Q),
+            self._f(torch.linspace(0, 1, 1 + _STEPS, device=device)),
+        )
+
+    def _f(self, ratios: Tensor) -> Tensor:
+        """Return f of ratios of any shape, heads first."""
+        hidden = torch.relu(nn.functional.linear(ratios[..., None], self.first.weight.float(), self.first.bias.float()))
+        return nn.functional.linear(hidden, self.last.weight.float(), self.last.bias.float()).movedim(-1, 0)
+
+    def _psi(self, distances: Tensor) -> Tensor:
+        return torch.log1p(self.c.float().abs() * distances.float())
+
+    def _by_query(self, query_positions_Q: Tensor) -> Tensor:
+        """Return what the psi of a distance is multiplied by, for each query."""
+        threshold = self.multiplier.float().abs() * self.threshold
+        return 1 / (self._psi(torch.maximum(query_positions_Q.float(), threshold)) + 1e-6)

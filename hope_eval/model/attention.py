@@ -1,39 +1,148 @@
-"""Attention with whatever a position encoding adds to it: the function that transformers calls, and its oracle.
+"""Attention: the functions that transformers calls, and their oracle.
 
-    no bias                      scaled_dot_product_attention, the fastest kernel there is
-    a bias linear in distance    the same, with the bias as further features of query and key
-    a bias by distance           a table per head; on CUDA and long inputs read by FlexAttention, else in query blocks
-    any other bias               the encoding's own, in query blocks
+    no bias                      scaled_dot_product_attention, with the fastest kernel there is
+    no bias, a sliding window    the same in query blocks, each with the keys that it can see
+    a bias, on a GPU             `biased.py`: computed where it is added
+    a bias linear in distance    elsewhere: as further features of query and key
+    any other bias               elsewhere, and for gradients: made in query blocks
 
-A bias of all heads over length x length is never made at once: queries are taken in blocks, and of the keys only those
-that a block can see. `reference` is slow and obviously right; the tests hold everything else against it.
+Neither a mask nor a bias over length x length is ever made at once. `reference` is slow and obviously right; the tests
+hold everything else against it.
 
-Shape letters: B batch, H heads, Q queries, K keys, E head_dim, N distances, F further features.
+Shape letters: B batch, H heads, G heads of keys, Q queries, K keys, E head_dim, N distances, F further features.
 """
 
+import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
+from torch.utils.checkpoint import checkpoint
 
-from hope_eval.encoding import PositionEncoding
+from hope_eval.encoding import Curve, PositionEncoding
+from hope_eval.model import kernels
 
-NAME = "hope_eval"
+# Of a decoder with an encoding of this package; and of any other, in place of transformers' `sdpa`.
+NAME, PLAIN = "hope_eval", "hope_eval_plain"
 
 # Float32 numbers of one block of bias, all heads together.
 BLOCK_NUMBERS = 16 << 20
 
+# Queries of a block that looks at a sliding window, at least.
+_WINDOW_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Window:
+    """What stands for the mask of a layer whose queries see the last `size` keys, themselves among them."""
+
+    size: int
+
 
 def register() -> None:
-    """Tell transformers of this attention function, and that it takes the masks of `sdpa`."""
+    """Tell transformers of these attention functions, and of the masks that they take."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
-    ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    for name, function in ((NAME, attention), (PLAIN, plain)):
+        ALL_ATTENTION_FUNCTIONS.register(name, function)
+        ALL_MASK_ATTENTION_FUNCTIONS.register(name, mask)
+
+
+def put_on(module: Any) -> bool:
+    """Let a transformers model attend by `plain`; return whether it lets itself be told."""
+    register()
+    can = getattr(module, "_can_set_attn_implementation", lambda: False)
+    if not can():
+        return False
+    module.set_attn_implementation(PLAIN)
+    return bool(module.config._attn_implementation == PLAIN)
+
+
+def mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Tensor] | None = None,
+    attention_mask: Tensor | None = None,
+    local_size: int | None = None,
+    allow_is_causal_skip: bool = True,
+    use_vmap: bool = False,
+    **rest: Any,
+) -> Tensor | Window | None:
+    """Return what transformers' `sdpa_mask` does, but None for all causal masks, and a Window for a sliding one."""
+    from transformers.masking_utils import sdpa_mask
+
+    usual = attention_mask is None and allow_is_causal_skip and not use_vmap and mask_function is not None
+    if usual and int(q_offset) + q_length == kv_length and not int(kv_offset):
+        if local_size is None or local_size >= kv_length:
+            return None
+        assert mask_function is not None
+        if q_length == kv_length and _slides(mask_function, local_size, kv_length):
+            return Window(local_size)
+    more = {} if mask_function is None else {"mask_function": mask_function}
+    found: Tensor | None = sdpa_mask(
+        batch_size=batch_size,
+        q_length=q_length,
+        kv_length=kv_length,
+        q_offset=q_offset,
+        kv_offset=kv_offset,
+        attention_mask=attention_mask,
+        local_size=local_size,
+        allow_is_causal_skip=allow_is_causal_skip,
+        use_vmap=use_vmap,
+        **more,
+        **rest,
+    )
+    return found
+
+
+def _slides(mask_function: Callable[..., Tensor], size: int, n: int) -> bool:
+    """Return whether a mask is that of a sliding window, and not one of chunks, which transformers tells alike."""
+    queries = torch.tensor(sorted({size, size + 1, size + size // 2, 2 * size - 1, n - 1} & set(range(n))))
+    for distance, visible in ((size - 1, True), (size, False), (0, True), (-1, False)):
+        some = queries[(queries >= distance) & (queries - distance < n)]
+        zero = torch.zeros_like(some)
+        if bool((mask_function(zero, zero, some, some - distance) != visible).any()):
+            return False
+    return True
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def plain(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | Window | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **rest: Any,
+) -> tuple[Tensor, None]:
+    """Return what transformers' `sdpa` attention returns; what that would need a mask for is done without.
+
+    Arguments and result are those of `attention`. What calls it may be compiled; this stays as it is, since kernels are
+    chosen when they are called.
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    scale = scaling or 1 / math.sqrt(query.shape[-1])
+    if isinstance(attention_mask, Window):
+        return windowed(query, key, value, attention_mask.size, scale), None
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    if attention_mask is None and 1 < n_queries < n_keys and not dropout:
+        return causal(query, key, value, scale), None
+    found: tuple[Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
+    )
+    return found
 
 
 def attention(
@@ -56,22 +165,24 @@ def attention(
     encoding: Any = module.encoding
     scale = scaling or 1 / math.sqrt(query.shape[-1])
     query, key = scaled(encoding, query, key)
-    n_groups = query.shape[1] // key.shape[1]
-    if n_groups > 1:
-        key, value = key.repeat_interleave(n_groups, dim=1), value.repeat_interleave(n_groups, dim=1)
     n_queries, n_keys = query.shape[2], key.shape[2]
+    if not has_bias(encoding) and attention_mask is None and not dropout:
+        return causal(query, key, value, scale), None
+    fast = attention_mask is None and not dropout and not torch.compiler.is_compiling()
+    if fast and not _wants_gradients(encoding, query, key, value):
+        kernel = biased_kernel(query.device.type)
+        bias = _for_kernel(encoding, n_queries, n_keys, query.device) if kernel else None
+        if kernel and bias is not None:
+            return kernel(query, key, value, bias, scale), None
+    key, value = _for_all_heads(query, key, value)
     if not has_bias(encoding):
         return _plain(query, key, value, attention_mask, scale, dropout), None
     slopes = encoding.slopes()
     if slopes and _slopes_fit(query.dtype, n_keys):
         return _with_slopes(query, key, value, attention_mask, slopes, scale, dropout), None
     table_HN = encoding.distance_bias(torch.arange(n_keys, device=query.device))
-    if table_HN is not None and attention_mask is None and not dropout and _flex_pays(query, key):
-        return flex(query, key, value, table_HN, scale).transpose(1, 2).contiguous(), None
-    blocks = []
-    rows = max(16, BLOCK_NUMBERS // (query.shape[1] * n_keys))
-    for start in range(0, n_queries, rows):
-        stop = min(start + rows, n_queries)
+
+    def block(start: int, stop: int) -> Tensor:
         # Of all keys, only those up to the last query of the block can be seen.
         seen = n_keys - n_queries + stop
         bias_HQK = _kept_bias(encoding, table_HN, n_keys - n_queries + start, stop - start, seen, query.device)
@@ -80,13 +191,111 @@ def attention(
             if attention_mask is None
             else attention_mask[:, :, start:stop, :seen]
         )
-        mask = torch.where(visible, bias_HQK[None].to(query.dtype), torch.finfo(query.dtype).min)
-        blocks.append(
-            nn.functional.scaled_dot_product_attention(
-                query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen], mask, dropout, scale=scale
+        masked = torch.where(visible, bias_HQK[None].to(query.dtype), torch.finfo(query.dtype).min)
+        with _for_masks(query.device):
+            return nn.functional.scaled_dot_product_attention(
+                query[:, :, start:stop], key[:, :, :seen], value[:, :, :seen], masked, dropout, scale=scale
             )
-        )
+
+    rows = max(16, BLOCK_NUMBERS // (query.shape[1] * n_keys))
+    blocks = []
+    for start in range(0, n_queries, rows):
+        stop = min(start + rows, n_queries)
+        if rows < n_queries and torch.is_grad_enabled():
+            # The bias of one block at a time, in the backward too.
+            blocks.append(checkpoint(block, start, stop, use_reentrant=False))
+        else:
+            blocks.append(block(start, stop))
     return torch.cat(blocks, dim=2).transpose(1, 2).contiguous(), None
+
+
+def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    """Return causal attention without a bias, of the last Q positions of K, [B, Q, H, E]."""
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    if query.device.type != "cuda":
+        return _plain(query, *_for_all_heads(query, key, value), None, scale, 0.0)
+    # SDPA aligns its own causal mask with the first key; queries are the last positions.
+    aligned = causal_lower_right(n_queries, n_keys) if 1 < n_queries < n_keys else None
+    grouped = query.shape[1] != key.shape[1]
+    out = nn.functional.scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=aligned,
+        is_causal=aligned is None and n_queries > 1,
+        scale=scale,
+        enable_gqa=grouped,
+    )
+    return out.transpose(1, 2).contiguous()
+
+
+def windowed(query: Tensor, key: Tensor, value: Tensor, window: int, scale: float) -> Tensor:
+    """Return causal attention of each query to the last `window` keys, itself among them, [B, L, H, E]."""
+    n = query.shape[2]
+    key, value = _for_all_heads(query, key, value)
+    out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+    rows = max(window, _WINDOW_ROWS)
+    positions = torch.arange(min(n, rows + window - 1), device=query.device)
+    with _for_masks(query.device):
+        for start in range(0, n, rows):
+            stop, first = min(start + rows, n), max(0, start - window + 1)
+            distances = positions[start - first : stop - first, None] - positions[: stop - first]
+            visible = (distances >= 0) & (distances < window)
+            block = nn.functional.scaled_dot_product_attention(
+                query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop], visible, scale=scale
+            )
+            out[:, start:stop] = block.transpose(1, 2)
+    return out
+
+
+def _for_all_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Return keys and values for each head of the queries."""
+    n_groups = query.shape[1] // key.shape[1]
+    if n_groups == 1:
+        return key, value
+    return key.repeat_interleave(n_groups, dim=1), value.repeat_interleave(n_groups, dim=1)
+
+
+def _for_masks(device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Blocks have many shapes, and cuDNN's kernel makes a plan for each."""
+    return kernels.preferring(("efficient", "flash"), 0) if device.type == "cuda" else contextlib.nullcontext()
+
+
+def _wants_gradients(encoding: nn.Module, *tensors: Tensor) -> bool:
+    return torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *encoding.parameters()))
+
+
+def _for_kernel(encoding: PositionEncoding, n_queries: int, n_keys: int, device: torch.device) -> Tensor | Curve | None:
+    """Return a bias in one of the forms that the kernel knows; None if it is none of them."""
+    slopes = encoding.slopes()
+    if slopes is not None:
+        return torch.tensor(slopes, device=device)
+    table_HN = encoding.distance_bias(torch.arange(n_keys, device=device))
+    if table_HN is not None:
+        return table_HN
+    return encoding.curve(torch.arange(n_keys - n_queries, n_keys, device=device), n_keys)
+
+
+@functools.cache
+def biased_kernel(device_type: str) -> Callable[[Tensor, Tensor, Tensor, Tensor | Curve, float], Tensor] | None:
+    """Return the kernel of `biased.py` on CUDA if Triton works here and it agrees with the definition; else None."""
+    if device_type != "cuda":
+        return None
+    try:
+        from hope_eval.model.biased import biased
+
+        generator = torch.Generator("cuda").manual_seed(0)
+        q, k, v = (torch.randn(1, 2, 200, 32, generator=generator, device="cuda") for _ in range(3))
+        table_HN = torch.randn(2, 200, generator=generator, device="cuda")
+        distances = torch.arange(200, device="cuda")[:, None] - torch.arange(200, device="cuda")
+        logits = (q @ k.transpose(-1, -2)).double() / 6 + table_HN[:, distances.clamp(min=0)].double()
+        weights = logits.masked_fill(distances < 0, -math.inf).softmax(-1)
+        wanted = (weights @ v.double()).transpose(1, 2)
+        agrees = torch.allclose(biased(q, k, v, table_HN, 1 / 6).double(), wanted, atol=1e-3)
+    except Exception:
+        # No Triton, no C compiler for it, a GPU it does not know: query blocks are right everywhere.
+        return None
+    return biased if agrees else None
 
 
 def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
@@ -144,64 +353,6 @@ def _with_slopes(
         dropout,
     )
     return out[..., :head_dim].contiguous()
-
-
-# From here on FlexAttention's kernel beats a bias in query blocks.
-_FLEX_FROM = 2048
-
-
-def _flex_pays(query: Tensor, key: Tensor) -> bool:
-    n_queries, n_keys = query.shape[2], key.shape[2]
-    return query.device.type == "cuda" and n_queries == n_keys and n_keys >= _FLEX_FROM
-
-
-def flex(query: Tensor, key: Tensor, value: Tensor, table_HN: Tensor, scale: float) -> Tensor:
-    """Return causal attention with a bias from a table over distance by FlexAttention, [B, H, Q, E].
-
-    Every new length compiles anew, and where PyTorch's limit on that is passed, FlexAttention goes on without a word
-    and materialises all scores. So lengths are padded to powers of two, and passing the limit is an error.
-    """
-    n = query.shape[2]
-    padded = max(128, 1 << (n - 1).bit_length())
-    room = (0, 0, 0, padded - n)
-    query, key, value = (nn.functional.pad(x, room) for x in (query, key, value))
-    table_HN = nn.functional.pad(table_HN.float(), (0, padded - table_HN.shape[1]))
-    attend, _ = _compiled_flex()
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        out: Tensor = attend(query, key, value, table_HN, _block_mask(n, padded, query.device), scale)
-    return out[:, :, :n]
-
-
-@functools.cache
-def _compiled_flex() -> tuple[Any, Any]:
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
-
-    def attend(query: Tensor, key: Tensor, value: Tensor, table_HN: Tensor, mask: Any, scale: float) -> Tensor:
-        def biased(score: Tensor, b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-            # Pairs that the mask takes out are looked up as well.
-            return score + table_HN[h, (q - k).clamp(min=0)]
-
-        # A table takes shared memory and registers: with larger blocks the kernel does not compile.
-        options: Any = {"BLOCK_M": 64, "BLOCK_N": 64, "bwd_num_stages": 1}
-        out: Tensor = flex_attention(
-            query, key, value, score_mod=biased, block_mask=mask, scale=scale, kernel_options=options
-        )
-        return out
-
-    # Uncompiled, create_block_mask makes a length x length tensor: 128 GiB at 128k.
-    return torch.compile(attend, dynamic=False, fullgraph=True), torch.compile(create_block_mask, dynamic=False)
-
-
-@functools.lru_cache(maxsize=8)
-def _block_mask(n: int, padded: int, device: torch.device) -> Any:
-    """Return the causal mask for n tokens that are padded; what is padded attends to nothing and costs nothing."""
-    end = torch.tensor(n, device=device)
-
-    def visible(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return (q >= k) & (q < end)
-
-    _, create = _compiled_flex()
-    return create(visible, None, None, padded, padded, device=device)
 
 
 def has_bias(encoding: PositionEncoding) -> bool:

@@ -13,10 +13,10 @@ import contextlib
 import copy
 import hashlib
 import itertools
+import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from hope_eval.errors import LengthError, OptionError
+from hope_eval.model import attention, kernels
 from hope_eval.model.attach import (
     effective_inverse_frequencies,
     is_nested_safe,
@@ -31,6 +32,7 @@ from hope_eval.model.attach import (
     rotary_modules,
     text_config,
 )
+from hope_eval.model.layers import Chunked, Compile, chunk_for
 from hope_eval.model.nll import choose
 from hope_eval.task import Ids, Prompt, Question, Sample
 
@@ -44,6 +46,9 @@ _COPIES_BYTES = {"cuda": 8 << 30, "cpu": 512 << 20}
 
 # Tokens of a chunk that is not halved any further; the check on loading uses chunks of this size.
 _SMALLEST_CHUNK = 16
+
+# Tokens of the longest input that is read on loading; there are layers that look back further.
+_LONGEST_CHECK = 8192 + 100
 
 # Largest difference in nll [nats] between head in chunks and full logits that rounding explains.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.03, torch.bfloat16: 0.2}
@@ -95,6 +100,7 @@ class LanguageModel:
     max_length:          the end of a learned position table; None: no end.
     head:                `chunked`, or `full` where the check on loading wants it.
     head_reason:         why `full`.
+    compile:             of long inputs: the token-wise layers, in chunks; `auto` where it pays.
     keeps_contexts:      a context is read once, and answers after copies of its keys and values.
     """
 
@@ -105,12 +111,15 @@ class LanguageModel:
     train_length_source: str = ""
     encoding: str = "native"
     fingerprint: str = ""
+    compile: Compile = "auto"
     nested_safe: bool = field(init=False)
     max_length: int | None = field(init=False)
     head: Literal["chunked", "full"] = field(init=False, default="full")
     head_reason: str = field(init=False, default="")
     keeps_contexts: bool = field(init=False, default=False, repr=False)
     _decoder: Any = field(init=False, default=None, repr=False)
+    _kernels: kernels.Kernels = field(init=False, default=kernels.Kernels(), repr=False)
+    _layers: Chunked | None = field(init=False, default=None, repr=False)
     _checking: bool = field(init=False, default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -128,6 +137,9 @@ class LanguageModel:
             self.head, self.keeps_contexts = "chunked", self.nested_safe
             return
         self._checking = True
+        self._kernels = _kernels_of(self.module, self.device, self.dtype)
+        if self.device.type == "cuda":
+            self._choose_attention()
         self._choose_head()
         self.keeps_contexts = self.head == "chunked" and self.nested_safe and self._check_contexts()
         self._checking = False
@@ -146,9 +158,25 @@ class LanguageModel:
 
     @property
     def kernel(self) -> str:
-        """What computes attention."""
+        """What computes attention, whichever of its kernels is the fastest here."""
         kind = getattr(getattr(self.module, "config", None), "_attn_implementation", None) or "own"
-        return f"{kind}:cudnn>flash>efficient" if kind == "sdpa" and self.device.type == "cuda" else str(kind)
+        return "sdpa" if kind == attention.PLAIN else str(kind)
+
+    @property
+    def how(self) -> dict[str, Any]:
+        """How it is read: what differs from machine to machine, and no number but by rounding."""
+        layers = self._layers
+        return {
+            "kernels": self._kernels.tflops,
+            "kernels_refused": self._kernels.refused,
+            "kernel_order": list(self._kernels.order),
+            "layers": "whole" if layers is None else f"in chunks of {layers.chunk} tokens, compile {layers.compiling}",
+        }
+
+    @property
+    def compile_seconds(self) -> float:
+        """Seconds that compiling took so far."""
+        return self._layers.compile_seconds if self._layers else 0.0
 
     @property
     def about(self) -> str:
@@ -157,7 +185,8 @@ class LanguageModel:
         place = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
         head = f"{self.head} ({self.head_reason})" if self.head_reason else self.head
         numbers = str(self.dtype).removeprefix("torch.")
-        return f"training length {trained}, {numbers} on {place}, attention {self.kernel}, head {head}"
+        kernel = f"{self.kernel} ({self._kernels})" if self._kernels.order else self.kernel
+        return f"training length {trained}, {numbers} on {place}, attention {kernel}, head {head}"
 
     def inverse_frequencies(self) -> dict[str, list[float]]:
         """Return the effective inverse frequencies by buffer, for provenance."""
@@ -207,11 +236,11 @@ class LanguageModel:
     def score(self, samples: Sequence[Sample]) -> list[Score]:
         """Score samples that read equally many tokens, in one forward.
 
-        Raises OutOfMemory, after halving the batch, for a sample that does not fit.
+        Raises OutOfMemory, after halving chunks and then the batch, for a sample that does not fit.
         """
         assert len({sample.n_read for sample in samples}) == 1, "samples of one forward read equally many tokens"
         try:
-            with torch.inference_mode(), _fastest_attention(self.device, samples[0].n_read):
+            with torch.inference_mode(), kernels.preferring(self._kernels.order, samples[0].n_read):
                 return self._scored(samples)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
@@ -219,6 +248,8 @@ class LanguageModel:
             figures, message = _memory(self.device), str(error).split(". ")[0]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        if self._layers and self._layers.halve(len(samples) * samples[0].n_read):
+            return self.score(samples)
         if len(samples) > 1:
             half = len(samples) // 2
             return self.score(samples[:half]) + self.score(samples[half:])
@@ -245,6 +276,8 @@ class LanguageModel:
                     raise
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
+                if self._layers and self._layers.halve(len(prompts) * len(prompts[0].context)):
+                    return self.score_prompts(prompts)
                 if len(prompts) > 1:
                     half = len(prompts) // 2
                     return self.score_prompts(prompts[:half]) + self.score_prompts(prompts[half:])
@@ -263,10 +296,8 @@ class LanguageModel:
 
         contexts_BL = torch.stack([torch.as_tensor(np.asarray(p.context, np.int64)) for p in prompts])
         # The last token of a context is read with each question: its prediction is scored where there is no query.
-        with _fastest_attention(self.device, contexts_BL.shape[1]):
-            cache = self._decoder(
-                input_ids=contexts_BL[:, :-1].to(self.device), past_key_values=DynamicCache(), use_cache=True
-            ).past_key_values
+        with kernels.preferring(self._kernels.order, contexts_BL.shape[1]):
+            cache = self._decoded(contexts_BL[:, :-1], past_key_values=DynamicCache(), use_cache=True).past_key_values
         if any(type(layer) is not DynamicLayer for layer in getattr(cache, "layers", [None])):
             return None
         kept = [(layer.keys, layer.values) for layer in cache.layers]
@@ -295,7 +326,7 @@ class LanguageModel:
             ids = np.concatenate([branch.query, branch.answer[:-1]]).astype(np.int64)
             ids_BL[row, 0] = last_B[branch.row]
             ids_BL[row, 1 : 1 + len(ids)] = torch.from_numpy(ids)
-        output = self._decoder(input_ids=ids_BL.to(self.device), past_key_values=cache, use_cache=True)
+        output = self._decoded(ids_BL, past_key_values=cache, use_cache=True)
         hidden_BLD = output.last_hidden_state
         sizes = [len(branch.answer) + len(branch.others) for branch in branches]
         rows = np.repeat(np.arange(len(branches)), sizes)
@@ -376,24 +407,38 @@ class LanguageModel:
     def _scored(self, samples: Sequence[Sample]) -> list[Score]:
         for parent, name, rotary in self._pristine:
             setattr(parent, name, copy.deepcopy(rotary))
-        ids_BL = torch.stack([_read(sample) for sample in samples]).to(self.device)
+        ids_BL = torch.stack([_read(sample) for sample in samples])
         if self.head == "chunked":
-            output = self._decoder(input_ids=ids_BL, use_cache=False)
-
-            def logits_of(row: int, start: int, stop: int) -> Tensor:
-                return self._head(output, output.last_hidden_state[row : row + 1, start:stop])[0]
+            output = self._decoded(ids_BL, use_cache=False)
+            states_BLD = output.last_hidden_state
         else:
-            logits_BLV = _logits(self.module(ids_BL))
-
-            def logits_of(row: int, start: int, stop: int) -> Tensor:
-                return logits_BLV[row, start:stop]
-
+            # Logits of the whole input; below, they are taken as they are.
+            states_BLD = _logits(self.module(ids_BL.to(self.device)))
+        starts = [sample.n_before - 1 for sample in samples]
+        sizes = [len(sample.target) for sample in samples]
+        targets = [torch.as_tensor(np.asarray(sample.target), dtype=torch.long) for sample in samples]
+        # On a GPU, the head is applied to all rows together. Elsewhere to each by itself, and so what it makes of one
+        # does not depend on the others in any bit.
+        rows = list(range(len(samples)))
         scores = []
-        for row, sample in enumerate(samples):
-            first = sample.n_before - 1
-            target_T = torch.as_tensor(np.asarray(sample.target), dtype=torch.long)
-            scores.append(self._in_chunks(partial(_shifted, logits_of, row, first), target_T))
+        for group in [rows] if self.device.type == "cuda" and self.head == "chunked" else [[row] for row in rows]:
+            parts = [states_BLD[row, starts[row] : starts[row] + sizes[row]] for row in group]
+            states_NX = parts[0] if len(parts) == 1 else torch.cat(parts)
+
+            def logits_of(start: int, stop: int, states_NX: Tensor = states_NX) -> Tensor:
+                some_1NX = states_NX[None, start:stop]
+                return self._head(output, some_1NX)[0] if self.head == "chunked" else some_1NX[0]
+
+            score = self._in_chunks(logits_of, torch.cat([targets[row] for row in group]))
+            scores += _split(score, [sizes[row] for row in group])
         return scores
+
+    def _decoded(self, ids_BL: Tensor, **options: Any) -> Any:
+        """Return what the decoder makes of ids: its hidden states [B, L, D], and a cache."""
+        ids_BL = ids_BL.to(self.device)
+        reading = self._layers.reading(ids_BL.numel()) if self._layers else contextlib.nullcontext()
+        with reading:
+            return self._decoder(input_ids=ids_BL, **options)
 
     def _in_chunks(self, logits_of: Callable[[int, int], Tensor], target_N: Tensor) -> Score:
         """Score targets, given what makes the logits [N, V] of those from `start` to `stop`."""
@@ -449,6 +494,26 @@ class LanguageModel:
         wanted = [self._scored_alone(prompt, question) for question in prompt.questions]
         return found is not None and _agree(found[0], wanted, _TOLERANCE.get(self.dtype, 1e-3))
 
+    def _choose_attention(self) -> None:
+        """Put this package's attention in place of transformers' own, unless that changes what an input scores."""
+        module: Any = self.module
+        config = text_config(module)
+        if getattr(config, "_attn_implementation", None) != "sdpa" or not attention.put_on(module):
+            return
+        # Longer than what a layer looks back at, so that it matters.
+        window = getattr(config, "sliding_window", None) or 0
+        n = min(window + 100, _LONGEST_CHECK, self.max_length or _LONGEST_CHECK)
+        ids = np.random.default_rng(2).integers(0, int(config.vocab_size), n)
+        sample = Sample(context=ids[:-8], target=ids[-8:])
+        try:
+            found = self.score([sample])[0].nll
+            module.set_attn_implementation("sdpa")
+            agrees = np.allclose(found, self.score([sample])[0].nll, rtol=0, atol=_TOLERANCE.get(self.dtype, 1e-3))
+        except Exception:
+            # Any architecture may come through here; transformers' own attention is right.
+            agrees = False
+        module.set_attn_implementation(attention.PLAIN if agrees else "sdpa")
+
     def _choose_head(self) -> None:
         """Score a short input both ways, and settle for the full logits where the chunked head disagrees."""
         vocab_size = getattr(text_config(self.module), "vocab_size", None)
@@ -472,8 +537,30 @@ class LanguageModel:
                 gap = float(np.max(np.abs(wanted - found), initial=0.0)) if np.isfinite(wanted).all() else 0.0
                 if gap <= _TOLERANCE.get(self.dtype, 1e-3):
                     self.head_reason = ""
+                    self._choose_layers(decoder, sample, wanted)
                     return
                 self.head, self.head_reason = "full", f"the chunked head is {gap:.3g} nats off"
+
+    def _choose_layers(self, decoder: nn.Module, sample: Sample, wanted: np.ndarray) -> None:
+        """Run token-wise layers in chunks, unless that changes what a short input scores."""
+        layers = Chunked(decoder, self.compile)
+        if not layers.parts:
+            return
+        layers.chunk, layers.compiling, self._layers = _SMALLEST_CHUNK, "off", layers
+        try:
+            found = self._scored([sample])[0].nll
+        except Exception:
+            # Any architecture may come through here; whole layers are right.
+            self._layers = None
+            return
+        if not _agree([Score(found, found, found)], [Score(wanted, wanted, wanted)], _TOLERANCE.get(self.dtype, 1e-3)):
+            self._layers = None
+            return
+        config = text_config(self.module)
+        width = max(int(getattr(config, key, None) or 0) for key in ("intermediate_size", "hidden_size"))
+        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
+        number_bytes = next(self.module.parameters()).element_size()
+        layers.chunk, layers.compiling = chunk_for(free, width or 1, number_bytes), self.compile
 
 
 def contexts_copied(device_type: str, n_bytes: int, free: float | None) -> int:
@@ -507,8 +594,13 @@ def prefix_token(tokenizer: Any, policy: PrefixPolicy) -> int | None:
     return tokens[policy]
 
 
-def _shifted(logits_of: Callable[[int, int, int], Tensor], row: int, first: int, start: int, stop: int) -> Tensor:
-    return logits_of(row, first + start, first + stop)
+def _split(score: Score, sizes: Sequence[int]) -> list[Score]:
+    """Return the scores of several targets that were scored as one."""
+    ends = np.cumsum(sizes)[:-1]
+    return [
+        Score(*parts)
+        for parts in zip(*(np.split(x, ends) for x in (score.nll, score.target, score.greedy)), strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -619,23 +711,15 @@ def _returning(decoder: nn.Module, output: Any) -> Iterator[None]:
             decoder.forward = own
 
 
-# From here on cuDNN's attention pays: it makes a plan for every new shape, and short inputs have many shapes.
-_CUDNN_FROM = 2048
-
-
-def _fastest_attention(device: torch.device, n_read: int) -> contextlib.AbstractContextManager[Any]:
-    """Prefer cuDNN's attention for long inputs: on Hopper it is 1.5 to 1.8 times as fast as the default choice."""
-    if device.type != "cuda" or n_read < _CUDNN_FROM:
-        return contextlib.nullcontext()
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    order = [
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.MATH,
-    ]
-    return sdpa_kernel(order, set_priority=True)
+def _kernels_of(module: nn.Module, device: torch.device, dtype: torch.dtype) -> kernels.Kernels:
+    """Return the attention kernels that suit the heads of a model."""
+    config = text_config(module)
+    n_heads = getattr(config, "num_attention_heads", None)
+    if not isinstance(n_heads, int):
+        return kernels.Kernels()
+    n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
+    return kernels.fastest(device, dtype, n_heads, int(n_kv_heads), int(head_dim))
 
 
 def _is_out_of_memory(error: Exception) -> bool:

@@ -1,0 +1,34 @@
+"""The command line of the benchmarks: one command a row of the table of targets, and one that runs them all."""
+
+import click
+
+from benchmarks import (
+    attention,
+    checkpoint,
+    everything,
+    long_forward,
+    nested_lengths,
+    plan_truth,
+    shared_context,
+    short_lengths,
+    table,
+    training_speed,
+    zoo_suite,
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True})
+def main() -> None:
+    """Speed and memory, ours beside the peers in one run."""
+
+
+for command in (
+    everything.all_, long_forward.long_forward, nested_lengths.nested_lengths, shared_context.shared_context,
+    short_lengths.short_lengths, attention.attention, zoo_suite.zoo_suite, checkpoint.checkpoint,
+    plan_truth.plan_truth, training_speed.training_speed, table.table,
+):  # fmt: skip
+    main.add_command(command)
+
+
+if __name__ == "__main__":
+    main()

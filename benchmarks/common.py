@@ -1,0 +1,430 @@
+"""What the benchmarks share: models with random weights, texts of random ids, a stop-watch, reports.
+
+Operations of a forward are counted as
+
+    2 * parameters * L  +  2 * L^2 * d_model * n_layers
+
+the input embedding apart, which is a look-up; attention is causal, so half of L^2 is computed. Tied heads count once.
+"""
+
+import contextlib
+import gc
+import hashlib
+import json
+import os
+import shlex
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from torch import nn
+
+from hope_eval import LanguageModel, evaluate
+from hope_eval.corpora import Corpus, Document
+from hope_eval.lengths import parse_length, parse_lengths, resolved
+from hope_eval.model.scoring import OutOfMemory, PrefixPolicy
+from hope_eval.perplexity import table
+from hope_eval.protocols import protocol_named
+from hope_eval.provenance import origin
+from hope_eval.results.tables import print_records
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+# The shapes of Llama-3.2-1B and Llama-3.1-8B, and one for tests.
+SIZES: dict[str, dict[str, Any]] = {
+    "tiny": {
+        "vocab_size": 257, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True, "initializer_range": 0.2,
+    },
+    "1.2b": {
+        "vocab_size": 128_256, "hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 16,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": True,
+    },
+    "8b": {
+        "vocab_size": 128_256, "hidden_size": 4096, "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+# The id of the token that is read before every text.
+BOS = 0
+
+OURS = "hope-eval"
+FULL_LOGITS = "transformers, full logits"
+LM_EVAL = "lm-eval"
+
+# What a target is held against: nobody promised it of another device.
+TARGET_DEVICE = "H200"
+
+Figure = dict[str, Any]
+
+
+def _read_lengths(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    return resolved(parse_lengths(value), None)
+
+
+def _read_length(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
+    return None if value is None else parse_length(value)
+
+
+def size_option(default: str) -> Callable[[Any], Any]:
+    """Return the option for the size of a model with random weights."""
+    return click.option("--size", default=default, type=click.Choice(list(SIZES)), help="Random weights of that shape.")
+
+
+def lengths_option(default: str) -> Callable[[Any], Any]:
+    """Return the option for lengths in tokens."""
+    return click.option("--lengths", default=default, callback=_read_lengths)
+
+
+def length_option(name: str, default: str | None, text: str = "") -> Callable[[Any], Any]:
+    """Return an option for one length in tokens."""
+    return click.option(name, default=default, callback=_read_length, help=text)
+
+
+def out_option(command: Any) -> Any:
+    """Add the option for the file of a report."""
+    return click.option("--out", type=click.Path(path_type=Path), help="Write the figures there as JSON.")(command)
+
+
+def repeats_option(command: Any) -> Any:
+    """Add the option for the number of timed calls."""
+    return click.option("--repeats", default=3, help="Timed calls, after one that is not; the median counts.")(command)
+
+
+@cache
+def number_tokenizer(vocab_size: int) -> Any:
+    """Return a tokenizer that reads ids as people write them, and `<s>` as BOS, which is 0."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    # A special token is found within words, too.
+    words = {"<s>": BOS} | {str(i): i for i in range(BOS + 1, vocab_size)}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<s>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
+
+
+def language_model(size: str, tokenizer: Any = None, seed: int = 0) -> LanguageModel:
+    """Return a Llama with random weights: bfloat16 on a GPU, float32 elsewhere."""
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    config = LlamaConfig(
+        **SIZES[size],
+        max_position_embeddings=1 << 20,
+        rope_parameters={"rope_type": "default", "rope_theta": 500_000.0},
+        bos_token_id=BOS,
+        eos_token_id=BOS,
+        pad_token_id=None,
+    )
+    dtype = torch.bfloat16 if DEVICE.type == "cuda" else torch.float32
+    torch.manual_seed(seed)
+    with torch.device(DEVICE):
+        module: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    model = LanguageModel(f"llama-{size}-random", module, tokenizer or number_tokenizer(config.vocab_size))
+    assert model.head == "chunked", model.head_reason
+    return model
+
+
+def random_ids(model: LanguageModel, n: int, seed: int = 0) -> np.ndarray:
+    """Return BOS and n - 1 random ids."""
+    config: Any = model.module.config
+    return np.concatenate([[BOS], np.random.default_rng(seed).integers(BOS + 1, config.vocab_size, n - 1)])
+
+
+def corpus_of(texts: Sequence[np.ndarray]) -> Corpus:
+    """Return texts of ids, without their BOS, as a corpus for the tokenizer above."""
+    documents = tuple(Document(str(n), " ".join(map(str, ids[1:].tolist()))) for n, ids in enumerate(texts))
+    digest = hashlib.sha256("\n".join(document.text for document in documents).encode())
+    return Corpus("random ids", documents, digest.hexdigest()[:16])
+
+
+class Run:
+    """A perplexity run on disk, which is thrown away."""
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        corpus: Corpus,
+        n: int,
+        prefix: PrefixPolicy,
+        protocol: str,
+        lengths: Sequence[int],
+    ) -> None:
+        self._folder = tempfile.TemporaryDirectory()
+        self._tokens, _ = evaluate.perplexity(
+            model, corpus, protocol_named(protocol), lengths, Path(self._folder.name), n_documents=n, prefix=prefix
+        )
+        # A run notes it, and goes on with what is shorter.
+        for record in self._tokens.out_of_memory:
+            raise OutOfMemory(record["n_read"], record["memory"], record["message"])
+
+    def nll(self) -> dict[int, float]:
+        """Return the mean nll by length, and remove the run."""
+        rows = table([self._tokens]).rows
+        self._folder.cleanup()
+        return {row["length"]: float(row["value"]) for row in rows if row["metric"] == "nll"}
+
+
+def operations(module: nn.Module, length: int) -> float:
+    """Return the operations of one forward of that many tokens."""
+    config: Any = module.config
+    parameters = sum(p.numel() for p in module.parameters())
+    if not config.tie_word_embeddings:
+        parameters -= config.vocab_size * config.hidden_size
+    count: float = 2.0 * parameters * length + 2.0 * length**2 * config.hidden_size * config.num_hidden_layers
+    return count
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is timed.
+
+    way:        who does it, and how.
+    call:       does it, and returns the mean nll of what it scored, or that by length.
+    finish:     makes that of what the call returns, when time no longer counts.
+    n_tokens:   tokens that are scored or read, whichever way it is done.
+    operations: of that work, by the formula above.
+    times:      how many times the work is what the call does; the rest is not done but counted.
+    warm_up:    called once before; by default `call`.
+    facts:      further columns.
+    """
+
+    way: str
+    call: Callable[[], Any]
+    n_tokens: int
+    operations: float = 0.0
+    times: float = 1.0
+    warm_up: Callable[[], Any] | None = None
+    finish: Callable[[Any], Any] = lambda found: found
+    facts: Figure = field(default_factory=dict)
+
+
+def measured(work: Work, repeats: int) -> Figure:
+    """Return the figures of a piece of work: time, throughput, the peak of memory above the weights, nll."""
+    figure: Figure = {"way": work.way, **work.facts}
+    found = None
+    free_cache()
+    before = _allocated()
+    try:
+        (work.warm_up or work.call)()
+        reset_peak()
+        seconds = []
+        for _ in range(repeats):
+            taken, found = timed(work.call)
+            seconds.append(taken)
+    except (torch.OutOfMemoryError, OutOfMemory):
+        figure |= {"status": "out of memory"}
+    except Exception as error:
+        # What we measured is not lost to a peer that fails.
+        if not work.way.startswith((FULL_LOGITS, LM_EVAL)):
+            raise
+        figure |= {
+            "status": f"failed: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:150]
+        }
+    else:
+        whole = work.times * statistics.median(seconds)
+        figure |= {"status": "ok", "seconds": _rounded(whole), "all_seconds": [_rounded(s) for s in seconds]}
+        figure["tokens_per_second"] = round(work.n_tokens / whole)
+        if work.operations:
+            figure["tflops"] = _rounded(work.operations / whole / 1e12)
+        if DEVICE.type == "cuda":
+            figure["peak_gib_above_weights"] = round((peak() - before) / 2**30, 2)
+        if work.times != 1:
+            figure["seconds_are"] = f"{work.times:g} times what was timed"
+        found = work.finish(found)
+        if isinstance(found, dict):
+            figure["nll"] = {str(length): round(float(value), 5) for length, value in found.items()}
+        elif found is not None:
+            figure["nll"] = round(float(found), 5)
+    # The traceback held what did not fit.
+    free_cache()
+    click.echo(json.dumps(figure), err=True)
+    return figure
+
+
+def timed(call: Callable[[], Any]) -> tuple[float, Any]:
+    """Return the seconds of a call, the GPU's work included, and what it returns."""
+    wait()
+    start = time.perf_counter()
+    found = call()
+    wait()
+    return time.perf_counter() - start, found
+
+
+def profile_of(call: Callable[[], Any], n: int = 12) -> list[Figure]:
+    """Return what of a call takes longest: kernels of the GPU, or operations of the CPU, and their share of all."""
+    from torch.profiler import ProfilerActivity, profile
+
+    cuda = DEVICE.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]) as profiler:
+        call()
+        wait()
+    taken = {
+        event.key: (event.self_device_time_total if cuda else event.self_cpu_time_total, event.count)
+        for event in profiler.key_averages()
+    }
+    whole = sum(seconds for seconds, _ in taken.values())
+    first = sorted(taken.items(), key=lambda item: -item[1][0])[:n]
+    return [
+        {"kernel": key[:100], "calls": count, "milliseconds": _rounded(us / 1e3), "share": round(us / whole, 3)}
+        for key, (us, count) in first
+    ]
+
+
+def wait() -> None:
+    """Wait for the GPU."""
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def free_cache() -> None:
+    """Give memory of the GPU back that nothing uses."""
+    if DEVICE.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def reset_peak() -> None:
+    """Let the peak of memory begin anew."""
+    if DEVICE.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+
+
+def peak() -> int:
+    """Return the most bytes of the GPU that were in use since then."""
+    return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
+
+
+def _allocated() -> int:
+    return torch.cuda.memory_allocated() if DEVICE.type == "cuda" else 0
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.4g}")
+
+
+def not_run(way: str, why: str, **facts: Any) -> Figure:
+    """Return the figures of what was not measured."""
+    return {"way": way, **facts, "status": why}
+
+
+def seconds_of(figures: Sequence[Figure], way: str, **facts: Any) -> float | None:
+    """Return the seconds of the figure with that way and these facts; None if there are none."""
+    return value_of(figures, "seconds", way=way, **facts)
+
+
+def value_of(figures: Sequence[Figure], key: str, **facts: Any) -> float | None:
+    """Return that value of the figure with these facts; None if it has none."""
+    for figure in figures:
+        if all(figure.get(name) == value for name, value in facts.items()):
+            value: float | None = figure.get(key)
+            return value
+    return None
+
+
+def ratio(one: float | None, other: float | None) -> float | None:
+    """Return one over the other, if both are there."""
+    return _rounded(one / other) if one is not None and other else None
+
+
+def agreement(figures: Sequence[Figure]) -> float | None:
+    """Return the largest relative difference of nll of the same tokens between any two ways; None with fewer than two.
+
+    Figures with a `scored` are of the same tokens where that is the same, and their lengths are.
+    """
+    groups: dict[Any, list[float]] = {}
+    for figure in figures:
+        nll = figure.get("nll")
+        for length, value in nll.items() if isinstance(nll, dict) else [(str(figure.get("length")), nll)]:
+            if value is not None:
+                groups.setdefault((figure.get("scored"), length), []).append(value)
+    gaps = [(max(values) - min(values)) / min(values) for values in groups.values() if len(values) > 1]
+    return float(f"{max(gaps):.2g}") if gaps else None
+
+
+def target(what: str, value: float | None, wanted: str = "", applies: bool = True) -> Figure:
+    """Return a figure beside what was promised of it: `>= 600 TFLOP/s`, `<= 1.1`.
+
+    wanted:  empty, if nothing was promised.
+    applies: whether the promise was made of this setting; on another device than the one it was made of, it never is.
+    """
+    line: Figure = {"what": what, "value": value, "target": wanted}
+    if not wanted or not applies or DEVICE.type != "cuda" or TARGET_DEVICE not in torch.cuda.get_device_name():
+        return {**line, "target": None, "met": None}
+    sign, number = wanted.split()[:2]
+    return {**line, "met": value is not None and (value >= float(number) if sign == ">=" else value <= float(number))}
+
+
+def report(
+    title: str, figures: Sequence[Figure], out: Path | None, targets: Sequence[Figure] = (), **facts: Any
+) -> dict[str, Any]:
+    """Print the figures as a table, and write them with where they come from."""
+    content = {
+        "title": title,
+        "command": command_line(),
+        "date": datetime.now(UTC).date().isoformat(),
+        **{key: value for key, value in origin(DEVICE, "").items() if key != "command"},
+        **facts,
+        "agreement_of_nll": agreement(figures),
+        "targets": list(targets),
+        "figures": list(figures),
+    }
+    if DEVICE.type == "cpu":
+        content["machine"] += f", {torch.get_num_threads()} threads"
+    with contextlib.suppress(PackageNotFoundError):
+        content["versions"]["lm_eval"] = version("lm_eval")
+    click.echo(title)
+    if figures:
+        print_records(filled(figures))
+    if targets:
+        print_records([{key: "" if value is None else value for key, value in line.items()} for line in targets])
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(content, indent=1) + "\n")
+    return content
+
+
+def command_line() -> str:
+    """Return the command of this process, without the file that it writes."""
+    words = sys.argv[1:]
+    if "--out" in words:
+        place = words.index("--out")
+        words = words[:place] + words[place + 2 :]
+    return shlex.join(["python", "-m", "benchmarks", *words])
+
+
+def filled(figures: Sequence[Figure]) -> list[dict[str, Any]]:
+    """Return figures with the same columns, those with something in them: what a reader wants of them."""
+    keys = [key for key in dict.fromkeys(key for figure in figures for key in figure) if key != "all_seconds"]
+    return [{key: _shown(figure.get(key)) for key in keys} for figure in figures]
+
+
+def _shown(value: Any) -> Any:
+    if isinstance(value, dict):
+        return " ".join(f"{key}: {one:.4f}" for key, one in value.items())
+    return "" if value is None else value
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep what others print on the way off the screen."""
+    import logging
+
+    with Path(os.devnull).open("w") as nothing, contextlib.redirect_stderr(nothing):
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)

@@ -1,0 +1,167 @@
+"""What a decoder does token by token, over chunks of tokens: of a long input, little is in memory at once.
+
+    with Chunked(decoder).reading(n_tokens): decoder(ids)
+
+An MLP makes tensors many times as wide as the model, and a norm copies its input in float32. Both are the same for
+every token, whatever stands before it; so they are run over some thousand tokens at a time, and only what they return
+is whole. On a GPU, chunks of long inputs are compiled: element-wise work is fused, and since all chunks but the last
+have one shape, no length compiles anew.
+
+Shape letters: B batch, L length, N tokens of a chunk, D model width.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import MethodType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hope_eval.model.attention import PLAIN
+
+Compile = Literal["auto", "on", "off"]
+
+# Tokens of a chunk, at most and at least.
+LARGEST_CHUNK, SMALLEST_CHUNK = 4096, 256
+
+# `auto` compiles forwards of that many tokens: they take seconds, and what is fused is a tenth of them.
+COMPILED_FROM = 65_536
+
+
+class Chunked:
+    """The token-wise parts of a decoder: of its layers, what is no attention, and its norms.
+
+    chunk:           tokens that they are given at once; halved where memory does not suffice.
+    compile_seconds: what compiling took.
+    """
+
+    def __init__(self, decoder: nn.Module, compiling: Compile = "auto") -> None:
+        self.parts, self.attentions = _parts(decoder)
+        self.chunk = LARGEST_CHUNK
+        self.compiling: Compile = compiling
+        self.compile_seconds = 0.0
+        self._compiled: dict[int, Callable[..., Any]] = {}
+        self._warm: set[tuple[Any, ...]] = set()
+
+    def halve(self, n_tokens: int) -> bool:
+        """Make chunks smaller; return whether that helps with reading so many tokens."""
+        if n_tokens <= self.chunk or self.chunk <= SMALLEST_CHUNK:
+            return False
+        self.chunk //= 2
+        return True
+
+    @contextlib.contextmanager
+    def reading(self, n_tokens: int) -> Iterator[None]:
+        """Let the parts run over chunks while the decoder reads that many tokens, all inputs together."""
+        if n_tokens <= self.chunk or torch.is_grad_enabled():
+            yield
+            return
+        compiled = self._compiles(n_tokens)
+        changed = [(part, self._in_chunks) for part in self.parts]
+        if compiled:
+            changed += [(part, self._whole) for part in self.attentions if _may_be_compiled(part)]
+        own = [(part, part.__dict__.get("forward")) for part, _ in changed]
+        for part, run in changed:
+            part.forward = partial(run, part, part.forward, compiled)
+        try:
+            yield
+        finally:
+            for part, forward in own:
+                if forward is None:
+                    del part.forward
+                else:
+                    part.forward = forward
+
+    def _compiles(self, n_tokens: int) -> bool:
+        if self.compiling == "auto":
+            device = next((p.device.type for part in self.parts for p in part.parameters()), "cpu")
+            return device == "cuda" and n_tokens >= COMPILED_FROM
+        return self.compiling == "on"
+
+    def _in_chunks(
+        self, part: nn.Module, forward: Callable[..., Any], compiled: bool, *inputs: Any, **options: Any
+    ) -> Any:
+        """Return what a part makes of hidden states [B, L, D]."""
+        whole_BLD = inputs[0] if len(inputs) == 1 and not options else None
+        if not isinstance(whole_BLD, Tensor) or whole_BLD.ndim != 3 or whole_BLD[..., 0].numel() <= self.chunk:
+            return forward(*inputs, **options)
+        flat_LD = whole_BLD.reshape(-1, whole_BLD.shape[-1])
+        n, size = len(flat_LD), self.chunk
+        out_LD = torch.empty_like(flat_LD)
+        # What another library has put around a part is not for the compiler.
+        step = self._step(part, forward) if compiled and isinstance(forward, MethodType) else partial(_step, forward)
+        for start in range(0, n, size):
+            # Taken from two dimensions, it has the strides of its own size: otherwise every length would compile anew.
+            chunk_1ND, out_1ND = flat_LD[start : start + size][None], out_LD[start : start + size][None]
+            # What is left at the end has a shape of its own, and is not worth compiling for.
+            run = step if chunk_1ND.shape[1] == size else partial(_step, forward)
+            if not run(chunk_1ND, out_1ND):
+                return forward(*inputs)
+        return out_LD.reshape(whole_BLD.shape)
+
+    def _whole(self, part: nn.Module, forward: Callable[..., Any], compiled: bool, *inputs: Any, **options: Any) -> Any:
+        """Return what an attention layer returns; what is around its kernel is compiled, for any length."""
+        if options.get("past_key_values") is not None or not isinstance(forward, MethodType):
+            return forward(*inputs, **options)
+        run = self._compiled.get(id(part))
+        if run is None:
+            run = self._compiled[id(part)] = torch.compile(forward, dynamic=True)
+        return self._timed((type(part),), run, *inputs, **options)
+
+    def _step(self, part: nn.Module, forward: Callable[..., Any]) -> Callable[[Tensor, Tensor], bool]:
+        """Return a compiled step of a part; the first of its kind is compiled when it is called."""
+        run = self._compiled.get(id(part))
+        if run is None:
+            run = self._compiled[id(part)] = torch.compile(partial(_step, forward), dynamic=False)
+        return partial(self._timed, (type(part), self.chunk), run)
+
+    def _timed(self, kind: tuple[Any, ...], run: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+        """Return what a compiled call returns; the first of its kind counts as compiling."""
+        if kind in self._warm:
+            return run(*inputs, **options)
+        start = time.perf_counter()
+        out = run(*inputs, **options)
+        self.compile_seconds += time.perf_counter() - start
+        self._warm.add(kind)
+        return out
+
+
+def _step(forward: Callable[[Tensor], Any], chunk_1ND: Tensor, out_1ND: Tensor) -> bool:
+    """Write what a part makes of a chunk; return whether it is of its shape, as it is of what works by tokens."""
+    found = forward(chunk_1ND)
+    if not isinstance(found, Tensor) or found.shape != out_1ND.shape:
+        return False
+    out_1ND.copy_(found)
+    return True
+
+
+def chunk_for(free: float, width: int, number_bytes: int) -> int:
+    """Return how many tokens a chunk has where so many bytes are free: a power of two.
+
+    width: of the widest tensors within a part, of which there are three at once.
+    """
+    room = min(free / 8 / (3 * width * number_bytes), LARGEST_CHUNK)
+    return int(max(SMALLEST_CHUNK, 2 ** math.floor(math.log2(max(1, room)))))
+
+
+def _parts(decoder: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return what in a decoder works by tokens, norms beside the layers included, and its attention layers."""
+    layers = next((child for child in decoder.modules() if isinstance(child, nn.ModuleList)), ())
+    token_wise: list[nn.Module] = []
+    attentions: list[nn.Module] = []
+    for layer in layers:
+        for name, child in layer.named_children():
+            attends = "attn" in name or "attention" in type(child).__name__.lower()
+            (attentions if attends else token_wise).append(child)
+    if layers:
+        token_wise += [child for child in decoder.children() if "norm" in type(child).__name__.lower()]
+    return token_wise, attentions
+
+
+def _may_be_compiled(part: nn.Module) -> bool:
+    """Return whether an attention layer calls the kernel that compiling leaves alone."""
+    return getattr(getattr(part, "config", None), "_attn_implementation", None) == PLAIN
