@@ -414,6 +414,9 @@ def test_a_length_that_does_not_fit_into_memory_does_not_hold_up_the_others(read
     tokens, n = read(reader, tmp_path, 2.0)
     assert n == FIRST
     assert len(tried) == 1
+    _, n = read(reader, tmp_path, 0.001)
+    assert n == N
+    assert len(tried) == 2, "once a session, and not after every look"
     statuses = {row["length"]: row["status"] for row in perplexity.table([tokens], n_documents=n).rows}
     assert statuses == {16: "ok", 64: "oom"}
 
