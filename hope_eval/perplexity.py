@@ -53,7 +53,7 @@ def table(
     if len({len(sample) for sample in samples}) > 1:
         notes.append(f"{name} {identity['encoding']}: documents that all of its training seeds have read")
     for one in stores:
-        who = f"{one.header['identity']['model']} {identity['encoding']}"
+        who = f"{one.header['identity']['model']} {identity['encoding']}, ppl@{identity['protocol']}"
         ended = stopping.notes(who, "nll", "documents", {0: len(documents)}, one.until)
         notes += [note for note in ended if note not in notes]
     runs = ", ".join(one.store.id for one in stores)
