@@ -21,6 +21,7 @@ import numpy as np
 
 from hope_eval.errors import OptionError, StoreError
 from hope_eval.lengths import short_length
+from hope_eval.results import stopping
 from hope_eval.results.columns import Column
 from hope_eval.results.store import NEWER, Record, RunStore, check_merged
 from hope_eval.results.summary import Clusters
@@ -77,6 +78,33 @@ def error_kind(target: Sequence[int], greedy: Sequence[int], stops: Sequence[int
     if wrong in list(target[max(0, first - _REACH) : first]):
         return first, "repeat"
     return first, "stop" if wrong in stops else "other"
+
+
+def clusters_of(records: Sequence[Record], length: int, control: str, metric: str) -> Clusters:
+    """Return what the main metric of a column, or of a control of it, is made of: its contexts that are whole.
+
+    It is what `table` finds for that metric, from records as they are.
+    """
+    right: dict[int, list[float]] = {}
+    n_questions = {}
+    for record in records:
+        if record["kind"] == "answer" and (record["length"], record["control"]) == (length, control):
+            right.setdefault(record["index"], []).append(_worth(record, metric))
+            n_questions[record["index"]] = record["n_questions"]
+    indices = sorted(index for index, own in right.items() if len(own) == n_questions[index])
+    hits = np.array([[sum(right[index]) for index in indices]], float)
+    counts = np.array([[n_questions[index] for index in indices]], float)
+    return Clusters(hits, counts, tuple(map(str, indices)), proportion=True)
+
+
+def _worth(record: Record, metric: str) -> float:
+    """Return what an answer is worth."""
+    if "grade" in record:
+        grade: float = record["grade"].get(metric, next(iter(record["grade"].values())))
+        return grade
+    if metric == "choice_accuracy":
+        return float(record["nll"] < record["best_other"])
+    return float(record["hits"] == record["n_target"])
 
 
 def opened(path: Path) -> RunStore:
@@ -474,6 +502,12 @@ def _notes(runs: Sequence[_Run], rows: Sequence[Row]) -> list[str]:
     for run in runs:
         for context, found in list(run.broken.items())[:_FIRST]:
             lines.append(f"left out: {run.store.id}, {context}, has {found}; the same command asks for the rest")
+    metric, shown = provenance["metric"].replace("_", " "), {row["length"]: row["n"] for row in main}
+    for run in runs:
+        own = run.store.header["identity"]
+        told = [record for record in run.others if record["kind"] == "until" and not record["control"]]
+        who = f"{own['model']} {own['encoding']}, {own['task']}"
+        lines += [note for note in stopping.notes(who, metric, "contexts", shown, told) if note not in lines]
     end = identity["max_length"]
     if end is not None and any(row["status"] == "-" for row in rows):
         lines.append(

@@ -22,6 +22,8 @@ from hope_eval.errors import ContextTooShortError, TaskError
 from hope_eval.evaluate import Count, Report, batch_size, identity_of, session
 from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy, Score, prefix_token
 from hope_eval.provenance import origin
+from hope_eval.results import stopping
+from hope_eval.results.stopping import Until
 from hope_eval.results.store import Record, RunStore
 from hope_eval.sharding import ALONE, Ranks
 from hope_eval.task import Prompt, Question, Task, generator
@@ -100,11 +102,12 @@ class Part:
         rng = generator("test", str(self.task), seed, index)
         return self.task.prompt(vocabulary, self.length, rng)
 
-    def batches(self, device_type: str) -> Iterator[range]:
-        """Yield the numbers of the prompts that are asked together."""
+    def batches(self, device_type: str, until: Until | None = None) -> Iterator[range]:
+        """Yield the numbers of the prompts that are asked together, with no look at what was answered in between."""
         size = batch_size(device_type, self.length)
-        for start in range(0, self.n, size):
-            yield range(start, min(start + size, self.n))
+        for begin, end in stopping.stages(self.n, until):
+            for start in range(begin, end, size):
+                yield range(start, min(start + size, end))
 
 
 def ask(
@@ -121,6 +124,7 @@ def ask(
     command: str = "",
     report: Report = lambda done, total: None,
     ranks: Ranks = ALONE,
+    until: Until | None = None,
 ) -> tuple[RunStore, int]:
     """Ask a model the questions of a task at all lengths, in the run of that identity below `root`.
 
@@ -128,9 +132,10 @@ def ask(
     controls:   whether the task's controls are asked too.
     report:     called at the start and after every batch, with tokens.
     ranks:      the processes that share the work out.
+    until:      when a length is known well enough; None: when all contexts are asked.
 
-    Returns the run, and the number of contexts. Raises TaskError, LengthError or StoreError; a length that is too short
-    for the task, or too long for memory, is a hole in the table.
+    Returns the run, and the number of contexts at most. Raises TaskError, LengthError or StoreError; a length that is
+    too short for the task, or too long for memory, is a hole in the table.
     """
     model.check_length(min(lengths))
     identity = {
@@ -165,7 +170,7 @@ def ask(
             if length < needed and length not in told:
                 store.append({"kind": "infeasible", "length": length, "needed": needed})
         parts = parts_of(task, [length for length in readable if length >= needed], n, controls)
-        _ask_all(model, vocabulary, store, parts, seed, count)
+        _ask_all(model, vocabulary, store, parts, seed, count, until)
     return store.whole(), n
 
 
@@ -187,7 +192,7 @@ def tokens_needed(task: Task, vocabulary: Vocabulary, n: int, seed: int) -> int:
 
 def parts_of(task: Task, lengths: Sequence[int], n: int, controls: bool) -> list[Part]:
     """Return what is asked at lengths that are long enough for the task."""
-    n_controls = min(n, max(_FEWEST_CONTROLS, n // _CONTROL_SHARE))
+    n_controls = _n_controls(n)
     parts = []
     if controls and "ceiling" in task.controls and lengths:
         parts.append(Part(_controlled(task, "ceiling"), "ceiling", lengths[-1], n_controls))
@@ -200,6 +205,11 @@ def parts_of(task: Task, lengths: Sequence[int], n: int, controls: bool) -> list
                 if control != "ceiling"
             ]
     return parts
+
+
+def _n_controls(n: int) -> int:
+    """Return on how many of n contexts a control is asked."""
+    return min(n, max(_FEWEST_CONTROLS, n // _CONTROL_SHARE))
 
 
 def _needed(task: Task, vocabulary: Vocabulary, seed: int, index: int) -> int:
@@ -222,6 +232,7 @@ def _ask_all(
     parts: Sequence[Part],
     seed: int,
     count: Count,
+    until: Until | None,
 ) -> None:
     """Ask all parts, and append what the run does not hold yet."""
     held = {
@@ -234,32 +245,69 @@ def _ask_all(
         (r["length"], r["control"], r["index"]): r["n_questions"] for r in store.records if r["kind"] == "answer"
     }
     whole = {key for key, n in n_asked.items() if n_held[key] == n}
-    batches = [(part, indices) for part in parts for indices in part.batches(model.device.type)]
-    fresh_batches = [batch for batch in batches if not whole.issuperset(_contexts(batch))]
-    done, limit = _n_tokens(batches) - _n_tokens(fresh_batches), math.inf
-    fresh_batches = store.share(fresh_batches, _contexts)
-    total = done + _n_tokens(fresh_batches)
-    count(done, total, 0)
     stops = {*vocabulary.encode("\n"), *vocabulary.start, *model.end_tokens()}
-    for part, indices in fresh_batches:
-        if part.n_tokens >= limit:
-            continue
-        prompts = [part.prompt(vocabulary, seed, index) for index in indices]
-        try:
-            found = list(_answered(model, vocabulary, part, prompts, stops))
-        except OutOfMemory as error:
-            limit = part.length
-            store.append({"kind": "oom", "length": limit, "memory": error.figures, "message": str(error)})
-            continue
-        for index, records in zip(indices, found, strict=True):
-            for number, record in enumerate(records):
-                key = (part.nominal, part.control, index, number)
-                if key not in held:
-                    names = ("length", "control", "index", "question")
-                    named = dict(zip(names, key, strict=True))
-                    store.append({"kind": "answer", **named, "n_questions": len(records), **record})
-        done += part.n_tokens * len(indices)
-        count(done, total, sum(len(prompt.context) for prompt in prompts))
+    done, total, limit = 0, sum(part.n_tokens * part.n for part in parts), math.inf
+    for batches in _rounds(store, parts, model.device.type, until):
+        fresh_batches = [batch for batch in batches if not whole.issuperset(_contexts(batch))]
+        mine = store.share(fresh_batches, _contexts)
+        done += _n_tokens(batches) - _n_tokens(fresh_batches)
+        total -= _n_tokens(fresh_batches) - _n_tokens(mine)
+        count(done, total, 0)
+        for part, indices in mine:
+            if part.n_tokens >= limit:
+                continue
+            prompts = [part.prompt(vocabulary, seed, index) for index in indices]
+            try:
+                found = list(_answered(model, vocabulary, part, prompts, stops))
+            except OutOfMemory as error:
+                limit = part.length
+                store.append({"kind": "oom", "length": limit, "memory": error.figures, "message": str(error)})
+                continue
+            for index, records in zip(indices, found, strict=True):
+                for number, record in enumerate(records):
+                    key = (part.nominal, part.control, index, number)
+                    if key not in held:
+                        names = ("length", "control", "index", "question")
+                        named = dict(zip(names, key, strict=True))
+                        store.append({"kind": "answer", **named, "n_questions": len(records), **record})
+            done += part.n_tokens * len(indices)
+            count(done, total, sum(len(prompt.context) for prompt in prompts))
+    if until is not None:
+        count(done, done, 0)
+
+
+def _rounds(store: RunStore, parts: Sequence[Part], device_type: str, until: Until | None) -> Iterator[list["_Batch"]]:
+    """Yield what is asked, all at once; or, of each part, as much as it takes until it is known well enough.
+
+    What was yielded is in the run, but for what did not fit into memory, when the next is asked for. Controls are asked
+    on a share of the contexts of their length, that of all lengths on one of all contexts.
+    """
+    if until is None:
+        yield [(part, indices) for part in parts for indices in part.batches(device_type)]
+        return
+    asked: dict[int, int] = {}
+    for whole in parts:
+        n = min(whole.n, _n_controls(asked[whole.length])) if whole.length in asked else whole.n
+        part, stop, is_met = replace(whole, n=n), 0, False
+        for start, stop in stopping.stages(n, until):
+            yield [(part, one) for one in part.batches(device_type, until) if start <= one.start < stop]
+            answered = answers.clusters_of(store.records, part.nominal, part.control, part.task.metric)
+            first = answered.on([name for name in answered.names if int(name) < stop])
+            is_met = len(first.names) == stop and until.is_met(first)
+            if is_met:
+                break
+        if not part.control:
+            asked[part.length] = stop
+        told = [r for r in store.records if r["kind"] == "until" and _place(r) == (part.nominal, part.control)]
+        n_held = sum(int(name) < n for name in answered.names)
+        ended = until.ended(n_held, n, is_met, length=part.nominal, control=part.control)
+        if n_held >= stop and stopping.is_news(ended, stop, told):
+            store.append(ended)
+
+
+def _place(record: Record) -> tuple[int, str]:
+    """Return the column of a record, and which of its controls it is of."""
+    return record["length"], record["control"]
 
 
 _Batch = tuple[Part, range]

@@ -215,7 +215,9 @@ def compare(
         for store in table.stores
         if row["run"] in used
     ]
-    return Comparison(scores, chosen, [*differing, *doubled, *_on_tokenizers(scores), *notes], runs)
+    return Comparison(
+        scores, chosen, [*differing, *doubled, *_on_tokenizers(scores), *_on_numbers(scores), *notes], runs
+    )
 
 
 def _rows(table: RunTable, columns: str) -> Iterable[Row]:
@@ -292,6 +294,14 @@ def _on_tokenizers(scores: "DataFrame") -> list[str]:
     if len(known) < 2:
         return []
     return ["tokenizers differ: of perplexities, bits per byte are compared, and nothing that is counted in tokens"]
+
+
+def _on_numbers(scores: "DataFrame") -> list[str]:
+    shown = contrasts.shown(scores[scores.status == "ok"])
+    numbers = shown.groupby(["section", "task", "metric", "column"], sort=False).n.nunique()
+    if not (numbers > 1).any():
+        return []
+    return ["lines have different numbers of contexts: differences are those on the contexts that both have"]
 
 
 def _identity(row: Row) -> tuple[str, str, str]:

@@ -23,9 +23,11 @@ from hope_eval.corpora import Corpus, Document
 from hope_eval.errors import CorpusError
 from hope_eval.model.nll import choose as choose_nll
 from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy
-from hope_eval.perplexity import VERSION
+from hope_eval.perplexity import VERSION, is_narrow
 from hope_eval.protocols import Cell, Protocol, Window, merge
 from hope_eval.provenance import Session, origin
+from hope_eval.results import stopping
+from hope_eval.results.stopping import Until
 from hope_eval.results.store import RunStore
 from hope_eval.sharding import ALONE, Ranks
 from hope_eval.task import Sample
@@ -117,6 +119,7 @@ def perplexity(
     command: str = "",
     report: Report = lambda done, total: None,
     ranks: Ranks = ALONE,
+    until: Until | None = None,
 ) -> tuple[TokenStore, int]:
     """Measure perplexity in the run of that identity below `root`, which is made, or gone on with.
 
@@ -124,6 +127,7 @@ def perplexity(
     minimum:     how many at least.
     report:      called at the start and after every batch.
     ranks:       the processes that share the work out.
+    until:       when all lengths are known well enough; None: when all documents are read.
 
     Returns the tokens of the run, to make rows of, and the number of documents. Raises CorpusError, LengthError,
     OptionError or StoreError.
@@ -160,9 +164,9 @@ def perplexity(
     }
     with ranks.writing(root, identity, provenance) as store, session(model, store, command, report) as count:
         tokens = TokenStore(store)
-        measure(model, chosen.documents, readable, tokens, token, count)
+        n = measure_until(model, chosen.documents, readable, tokens, token, until, count)
     whole = store.whole()
-    return tokens if whole is store else TokenStore(whole), len(chosen.documents)
+    return tokens if whole is store else TokenStore(whole), n
 
 
 def identity_of(model: LanguageModel) -> dict[str, Any]:
@@ -201,6 +205,53 @@ def session(model: LanguageModel, store: RunStore, command: str, report: Report)
             store.log_session({**work.ended(n_read), **model.how})
 
 
+def measure_until(
+    model: LanguageModel,
+    documents: Sequence[TokenizedDocument],
+    cells: Sequence[Cell],
+    tokens: TokenStore,
+    prefix: int | None,
+    until: Until | None,
+    report: Count = lambda done, total, fresh: None,
+) -> int:
+    """Measure documents until all cells are known well enough; return how many are measured."""
+    if until is None:
+        measure(model, documents, cells, tokens, prefix, report)
+        return len(documents)
+    # A process that died may have left windows of documents that nobody has told of.
+    for document in documents[: tokens.n_begun(documents)]:
+        tokens.add_document(document)
+    done, limit, is_met = 0, math.inf, False
+
+    def n_read(some: Sequence[TokenizedDocument]) -> int:
+        return _n_read(list(read_side_by_side(model.device.type, model.nested_safe, some, cells)))
+
+    def count(part: int, of_part: int, fresh: int) -> None:
+        report(done + part, total, fresh)
+
+    total = n_read(documents)
+    for start, stop in stopping.stages(len(documents), until):
+        limit = measure(model, documents[start:stop], cells, tokens, prefix, count, limit)
+        done += n_read(documents[start:stop])
+        is_met = is_narrow(tokens, cells, [document.id for document in documents[:stop]], until)
+        if is_met:
+            break
+    report(done, done, 0)
+    # What is there already is not cut.
+    n = stop
+    while n < len(documents) and all(
+        tokens.covers(documents[n].id, window)
+        for cell in cells
+        for window in cell.windows(len(documents[n].ids))
+        if window.n_read < limit
+    ):
+        n += 1
+    ended = until.ended(n, len(documents), is_met)
+    if stopping.is_news(ended, stop, tokens.until):
+        tokens.add_until(ended)
+    return n
+
+
 def measure(
     model: LanguageModel,
     documents: Sequence[TokenizedDocument],
@@ -208,17 +259,20 @@ def measure(
     tokens: TokenStore,
     prefix: int | None,
     report: Count = lambda done, total, fresh: None,
-) -> None:
+    limit: float = math.inf,
+) -> float:
     """Score every window of every cell that the run does not hold yet, and append it to the run.
 
     report: called at the start and after every batch, with tokens read so far, in all, and by this batch; of several
             processes, by this one and before it.
 
-    A read that does not fit into memory is noted, and shorter ones go on.
+    limit:  reads of that many tokens, and of more, do not fit into memory.
+
+    A read that does not fit is noted, and shorter ones go on. Returns the limit that was found.
     """
     for document in documents:
         tokens.add_document(document)
-    batches = list(read_side_by_side(model.device.type, model.nested_safe, documents, cells))
+    batches = list(read_side_by_side(model.device.type, model.nested_safe, documents, cells, limit))
     todo = _missing(batches, tokens)
     done = _n_read(batches) - _n_read(todo)
     todo = tokens.store.share(
@@ -235,11 +289,11 @@ def measure(
                 fresh = _n_read([batch])
                 done += fresh
                 report(done, total, fresh)
-            return
+            return limit
         except OutOfMemory as error:
             tokens.add_out_of_memory(batch[0][0].id, error.n_read, error.figures, str(error))
-            device, nested_safe = model.device.type, model.nested_safe
-            shorter = _missing(read_side_by_side(device, nested_safe, documents, cells, error.n_read), tokens)
+            device, nested_safe, limit = model.device.type, model.nested_safe, error.n_read
+            shorter = _missing(read_side_by_side(device, nested_safe, documents, cells, limit), tokens)
             # What other processes were given is theirs, at any length.
             todo = _within(shorter, todo, model.nested_safe)
 

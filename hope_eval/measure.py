@@ -19,6 +19,8 @@ from hope_eval.lengths import resolved
 from hope_eval.model import checkpoint
 from hope_eval.model.scoring import LanguageModel, PrefixPolicy
 from hope_eval.protocols import Protocol
+from hope_eval.results import stopping
+from hope_eval.results.stopping import Until
 from hope_eval.results.store import RunStore
 from hope_eval.results.tables import RunTable, by_seed
 from hope_eval.samples import material_for
@@ -29,6 +31,9 @@ from hope_eval.token_store import TokenStore
 
 # Documents of a perplexity, where nobody says how many.
 N_DOCUMENTS = 10
+
+# The same, where they end when enough is known: as many as there are questions of a task.
+MOST_DOCUMENTS = ask.N_QUESTIONS
 
 # From a title to what is told how far the work is, as long as it goes on.
 Progress = Callable[[str], contextlib.AbstractContextManager[evaluate.Report]]
@@ -74,6 +79,7 @@ class Options:
     min_documents: fewer documents are an error, for perplexity.
     chat:          whether tasks go into the chat template; None: where that is right.
     controls:      whether the controls of tasks are measured too.
+    until_ci:      half the width of an interval at which its measurement ends; None: all samples are measured.
     by:            a fact of the questions that columns are broken down by.
     pool_seeds:    models named hope-0, hope-1… make one line.
     """
@@ -86,9 +92,19 @@ class Options:
     seed: int = 0
     chat: bool | None = None
     controls: bool = True
+    until_ci: float | None = None
     by: str = ""
     pool_seeds: bool = False
     command: str = ""
+
+    @property
+    def until(self) -> Until | None:
+        """When measuring ends before its time."""
+        return None if self.until_ci is None else Until(self.until_ci)
+
+    def n_documents(self, entry: Entry) -> int:
+        """Return how many documents of a perplexity are read at most."""
+        return entry.samples or (N_DOCUMENTS if self.until is None else MOST_DOCUMENTS)
 
 
 def measure(
@@ -100,6 +116,7 @@ def measure(
 
     Raises any of the errors of this project.
     """
+    stopping.check(options.until, [entry.samples for entry in entries], ranks.world)
     models.check()
     prepared = [with_material(entry, options, strict=len(entries) == 1) for entry in entries]
     results: list[list[tuple[Any, tuple[int, ...], int]]] = [[] for _ in entries]
@@ -133,10 +150,11 @@ def _measured(
     ranks: Ranks,
 ) -> tuple[Any, int]:
     shared: dict[str, Any] = {"seed": options.seed, "command": options.command, "report": report, "ranks": ranks}
+    shared["until"] = options.until
     if isinstance(entry.what, Protocol):
         assert material.corpus is not None
         return evaluate.perplexity(
-            model, material.corpus, entry.what, lengths, root, n_documents=entry.samples or N_DOCUMENTS,
+            model, material.corpus, entry.what, lengths, root, n_documents=options.n_documents(entry),
             minimum=options.min_documents, prefix=options.prefix, **shared,
         )  # fmt: skip
     vocabulary = ask.vocabulary_for(model.tokenizer, entry.what, material, options.chat, options.prefix, options.seed)

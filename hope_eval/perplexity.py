@@ -11,6 +11,8 @@ import numpy as np
 from hope_eval.errors import StoreError
 from hope_eval.lengths import short_length
 from hope_eval.protocols import Cell, Protocol, protocol_named
+from hope_eval.results import stopping
+from hope_eval.results.stopping import Until
 from hope_eval.results.store import RunStore, check_merged
 from hope_eval.results.summary import Clusters, Interval
 from hope_eval.results.tables import Row, RunTable, without_seed
@@ -37,19 +39,34 @@ def table(
     tokens = stores[0]
     identity = tokens.store.header["identity"]
     protocol = protocol or protocol_named(identity["protocol"], **identity["parameters"])
-    documents = tokens.sample(n_documents)
-    for other in stores[1:]:
-        if other.sample(n_documents) != documents:
+    samples = [one.sample(n_documents) for one in stores]
+    documents = min(samples, key=len)
+    ended_early = any(one.until for one in stores)
+    for other, sample in zip(stores, samples, strict=True):
+        if (sample[: len(documents)] if ended_early else sample) != documents:
             raise StoreError(
                 f"{tokens.store.id} and {other.store.id} read different documents", "run both with the same --samples"
             )
     name = identity["model"] if len(stores) == 1 else f"{without_seed(identity['model'])} ({len(stores)} seeds)"
     rows = _rows(stores, name, protocol, lengths or identity["lengths"], documents, missing)
     notes = _notes(tokens, protocol, len(documents), len(stores))
+    if len({len(sample) for sample in samples}) > 1:
+        notes.append(f"{name} {identity['encoding']}: documents that all of its training seeds have read")
+    for one in stores:
+        who = f"{one.header['identity']['model']} {identity['encoding']}, ppl@{identity['protocol']}"
+        ended = stopping.notes(who, "nll", "documents", {0: len(documents)}, one.until)
+        notes += [note for note in ended if note not in notes]
     runs = ", ".join(one.store.id for one in stores)
     return RunTable(
         rows, notes, f"{name} {identity['encoding']}", _about(tokens), runs, stores=tuple(one.store for one in stores)
     )
+
+
+def is_narrow(tokens: TokenStore, cells: Sequence[Cell], documents: Sequence[str], until: Until) -> bool:
+    """Whether the nll of every cell that has a number is known well enough, from these documents."""
+    filled = [_fill(tokens, cell, documents) for cell in cells]
+    known = [one for one in filled if not isinstance(one, str)]
+    return bool(known) and all(until.is_met(_clusters(one.nll, one.weight, list(documents))) for one in known)
 
 
 def opened(path: Path) -> TokenStore:

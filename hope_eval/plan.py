@@ -22,11 +22,13 @@ from typing import Any
 from hope_eval import ask, evaluate
 from hope_eval.errors import OptionError
 from hope_eval.lengths import Lengths, resolved, short_length
-from hope_eval.measure import N_DOCUMENTS, Models, Options, with_material
+from hope_eval.measure import Models, Options, with_material
 from hope_eval.model import checkpoint
 from hope_eval.model.cost import Forward, Shape, Speed, benchmark, free_memory
 from hope_eval.model.scoring import LanguageModel, branches_of, contexts_copied
 from hope_eval.protocols import Protocol
+from hope_eval.results import stopping
+from hope_eval.results.stopping import Until
 from hope_eval.suites import PPL, Entry
 from hope_eval.task import Prompt, Task
 from hope_eval.token_store import TokenizedDocument
@@ -103,6 +105,7 @@ class Job:
     subject: Subject
     entry: Entry
     lengths: tuple[int, ...]
+    until: Until | None = None
     notes: list[str] = field(default_factory=list)
 
     def in_tokens(self, choice: Choice) -> tuple[int, ...]:
@@ -179,8 +182,10 @@ class PerplexityJob(Job):
         cells = self.protocol.cells(self.in_tokens(choice))
         cells = [cell for cell in cells if subject.model.max_length is None or cell.length <= subject.model.max_length]
         limit = min(self.too_long(choice), default=math.inf)
-        batches = evaluate.read_side_by_side(
-            subject.place, subject.model.nested_safe, self.documents[: choice.n], cells, limit
+        documents = self.documents[: choice.n]
+        batches = itertools.chain.from_iterable(
+            evaluate.read_side_by_side(subject.place, subject.model.nested_safe, documents[start:stop], cells, limit)
+            for start, stop in stopping.stages(len(documents), self.until)
         )
         return Counter(
             self.score(len(batch), batch[0][1].n_read, sum(window.n_scored for _, window in batch)) for batch in batches
@@ -229,7 +234,9 @@ class TaskJob(Job):
         for part in self.parts(choice):
             prompts, _ = self.prompts_of(part)
             # Many batches are alike: they are looked at once.
-            alike = Counter(tuple(i % len(prompts) for i in batch) for batch in part.batches(self.subject.place))
+            alike = Counter(
+                tuple(i % len(prompts) for i in batch) for batch in part.batches(self.subject.place, self.until)
+            )
             for numbers, n in alike.items():
                 for forward, k in Counter(self._asked([prompts[number] for number in numbers])).items():
                     found[forward] += n * k
@@ -328,6 +335,8 @@ class Plan:
             for job in jobs if choice else []:
                 assert choice is not None
                 notes += [*job.notes, *_holes(job, choice)]
+        if any(job.until for jobs in self.jobs for job in jobs):
+            notes.append("upper bounds: with --until-ci, a length ends as soon as its interval is narrow enough")
         notes += self.dropped
         return list(dict.fromkeys(notes))
 
@@ -402,6 +411,7 @@ def planned(
 
     Raises any of the errors of this project.
     """
+    stopping.check(options.until, [entry.samples for entry in entries])
     models.check()
     outline = bool(models.how.get("outline"))
     prepared = [with_material(entry, options, strict=len(entries) == 1) for entry in entries]
@@ -452,9 +462,9 @@ def _job(
         assert material.corpus is not None
         protocol = replace(entry.what, prefixed=model.prefix_token(options.prefix) is not None)
         needed = protocol.document_tokens(lengths)
-        n = entry.samples or N_DOCUMENTS
+        n = options.n_documents(entry)
         chosen = evaluate.choose(model, material.corpus, needed, n, options.min_documents, options.seed)
-        job: Job = PerplexityJob(subject, entry, lengths, protocol=protocol, documents=chosen.documents)
+        job: Job = PerplexityJob(subject, entry, lengths, options.until, protocol=protocol, documents=chosen.documents)
         return job, len(chosen.documents)
     task, start = entry.what, time.perf_counter()
     vocabulary = ask.vocabulary_for(model.tokenizer, task, material, options.chat, options.prefix, options.seed)
@@ -471,7 +481,7 @@ def _job(
             seconds.append(time.perf_counter() - begun)
         return prompts, statistics.median(seconds)
 
-    return TaskJob(subject, entry, lengths, task=task, drawn=drawn[key], draw=draw), n
+    return TaskJob(subject, entry, lengths, options.until, task=task, drawn=drawn[key], draw=draw), n
 
 
 def _writes(what: Task | Protocol) -> bool:

@@ -86,13 +86,20 @@ class Shard(RunStore):
         self.given: set[Hashable] = set()
         self.is_merged = False
         self._ranks = ranks
+        self._owners: dict[int, RunStore] = {}
         self._earlier = [RunStore(run, header), *_shards(run, header, but=ranks.session)]
 
     def _load(self) -> int:
         used = super()._load()
         assert self._records is not None
+        self._owners = {id(record): store for store in self._earlier for record in store.records}
         self._records[:0] = [record for store in self._earlier for record in store.records]
         return used
+
+    def array(self, record: Record, name: str) -> np.ndarray:
+        """Return an array of a record, be it one of what was there before."""
+        owner = self._owners.get(id(record))
+        return super().array(record, name) if owner is None else owner.array(record, name)
 
     def append(self, record: Record, **arrays: np.ndarray) -> None:
         """Add a record; what all processes know is kept in memory only, but by the first."""
@@ -498,6 +505,8 @@ def _key(record: Record) -> tuple[Any, ...]:
         return kind, record["document"], *record["window"]
     if kind == "answer":
         return kind, record["length"], record["control"], record["index"], record["question"]
+    if kind == "until":
+        return tuple(record.values())
     # Of reads of one length that did not fit, one is enough.
     return kind, record.get("n_read", record.get("length"))
 
@@ -533,7 +542,9 @@ def _place(run: RunStore, records: Iterable[Record]) -> Callable[[Record], tuple
             return 1, -window.n_read, indices[record["document"]], window
         if kind == "answer":
             return 1, record["length"], controls.index(record["control"]), record["index"], record["question"]
-        return 2, record.get("n_read", record.get("length"))
+        if kind == "until" and "length" in record:
+            return 1, record["length"], controls.index(record["control"]), record["n"]
+        return 2, record.get("n_read", record.get("length", 0))
 
     return place
 

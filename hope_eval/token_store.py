@@ -6,6 +6,7 @@ tokens), it is filled without a model; `measure` asks the same question to know 
 
 import re
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +57,9 @@ class TokenStore:
         self.nested_safe: bool = store.header["identity"]["nested_safe"]
         self.documents: dict[str, Record] = {}
         self.out_of_memory: list[Record] = []
+        # Where measuring up to a width has ended.
+        self.until: list[Record] = []
+        self._n_measured: int | None = None
         # Every cell of a table asks for them.
         self._bytes: dict[str, np.ndarray | None] = {}
         # By document, start and prefix: all that `covers` can be true of.
@@ -74,8 +78,14 @@ class TokenStore:
         elif record["kind"] == "window":
             window = Window(*record["window"])
             self._windows[record["document"], window.start, window.prefixed].append((window, record))
+            document = self.documents.get(record["document"])
+            if document is None or document["index"] >= (self._n_measured or 0):
+                self._n_measured = None
         elif record["kind"] == "oom":
             self.out_of_memory.append(record)
+        elif record["kind"] == "until":
+            self.until.append(record)
+            self._n_measured = record["n"]
 
     def add_document(self, document: TokenizedDocument) -> None:
         """Keep a document, once."""
@@ -100,6 +110,11 @@ class TokenStore:
         )
         self._index(self.store.records[-1])
 
+    def add_until(self, ended: Record) -> None:
+        """Keep where measuring up to a width has ended."""
+        self.store.append(ended)
+        self._index(self.store.records[-1])
+
     def _find(self, document: str, window: Window) -> tuple[Window, Record] | None:
         held = self._windows.get((document, window.start, window.prefixed), [])
         return next((pair for pair in held if pair[0].covers(window, self.nested_safe)), None)
@@ -107,6 +122,11 @@ class TokenStore:
     def covers(self, document: str, window: Window) -> bool:
         """Whether the nll of that window is here."""
         return self._find(document, window) is not None
+
+    def n_begun(self, documents: Sequence[TokenizedDocument]) -> int:
+        """Return how many of these documents there are up to the last one of which any window is here."""
+        begun = {document for document, _, _ in self._windows}
+        return max((n for n, document in enumerate(documents, 1) if document.id in begun), default=0)
 
     def nll(self, document: str, window: Window) -> np.ndarray:
         """Return the nll [nats] of the scored tokens of a window that is here."""
@@ -123,6 +143,6 @@ class TokenStore:
         return self._bytes[document]
 
     def sample(self, n_documents: int | None) -> list[str]:
-        """Return the first n documents of the sample."""
+        """Return the first n documents of the sample, none of which lies past where measuring has ended."""
         ordered = sorted(self.documents.values(), key=lambda record: int(record["index"]))
-        return [record["document"] for record in ordered[:n_documents]]
+        return [record["document"] for record in ordered[: self._n_measured][:n_documents]]

@@ -60,14 +60,13 @@ def _command(family: str) -> click.Command:
         **rest: Any,
     ) -> None:
         from hope_eval import answers
-        from hope_eval.errors import OptionError, TaskError
+        from hope_eval.errors import TaskError
         from hope_eval.results.tables import by_seed
         from hope_eval.suites import PPL, Entry, parse_measure
         from hope_eval.task import Task
 
-        if runs and (rest["models"] or rest["encodings"]):
-            raise OptionError("--from reads runs that are there, and takes no --model or --encoding", "leave one out")
         if runs:
+            options.check_from(rest)
             stores = [answers.opened(run) for run in runs]
             groups = by_seed(stores) if rest["pool_seeds"] else [[store] for store in stores]
             tables = [

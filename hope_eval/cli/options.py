@@ -1,6 +1,7 @@
 """Options that every evaluating command has, and how their values are read."""
 
 import dataclasses
+import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +36,13 @@ def read_lengths(ctx: click.Context, param: click.Parameter, value: str | None) 
 def read_length(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
     """Read `8k`: the callback of an option that takes one length."""
     return None if value is None else parse_length(value)
+
+
+def _read_number(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    """Refuse `nan`, which lies in every range."""
+    if value is not None and math.isnan(value):
+        raise click.BadParameter("nan is no number", ctx, param)
+    return value
 
 
 def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -111,7 +119,18 @@ grid = _stack(
         type=click.IntRange(1),
         metavar="N",
         help="Samples (documents, contexts) of each length; the first n of more are the same.  [default: 10 documents, "
-        "or contexts for 400 questions]",
+        "with --until-ci 400; or contexts for 400 questions]",
+    ),
+    click.option(
+        "--until-ci",
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        callback=_read_number,
+        metavar="HALF_WIDTH",
+        help="End the measurement of a length when its 95 % interval reaches at most that far to either side, on "
+        "average of the two: 0.05 is 5 points of an accuracy (of a task's main metric), and 0.05 nats of nll, which "
+        "are 5 % of a perplexity (all lengths of which have the same documents, and end together). There are looks "
+        "after 20, 30, 45, 67… samples, each time half as many again; --samples is the most. A run that holds more is "
+        "not cut; without this, the same command goes on with the run.  [default: all samples]",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Which samples are drawn."),
 )
@@ -270,11 +289,13 @@ def measured(entries: Sequence["Entry"], out: Path, **rest: Any) -> list["RunTab
     from hope_eval import sharding
     from hope_eval.measure import measure
     from hope_eval.model.parallel import held_together
+    from hope_eval.results import stopping
 
     tensor_parallel = rest.pop("tensor_parallel")
     models, options = models_and_options(**rest)
     if models.how["device_map"] and sharding.n_processes() > 1:
         raise OptionError("--device-map spreads a checkpoint over the GPUs of one process", "leave it or torchrun out")
+    stopping.check(options.until, [None], sharding.n_processes())
     with sharding.joined(out, lambda text: click.echo(text, err=True), tensor_parallel) as ranks:
         models.how["device"] = ranks.device(models.how["device"])
         with held_together(ranks, models.how["device"]) as models.how["group"]:
@@ -313,6 +334,14 @@ def models_and_options(
         "loader": loader,
     }
     return Models(models, encodings, how), Options(**rest, command=command_line())
+
+
+def check_from(rest: Mapping[str, Any]) -> None:
+    """Raise OptionError for options that measure something, beside --from."""
+    if rest["models"] or rest["encodings"]:
+        raise OptionError("--from reads runs that are there, and takes no --model or --encoding", "leave one out")
+    if rest["until_ci"] is not None:
+        raise OptionError("--from measures nothing that --until-ci could end", "leave one out; --samples takes fewer")
 
 
 def show(tables: Sequence["RunTable"], form: str) -> None:

@@ -15,7 +15,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 # Options that the planned command takes as they are given here.
 _PASSED_ON = (
     "models", "encodings", "dtype", "device", "device_map", "compiling", "revision", "trust_remote_code",
-    "train_length", "loader", "data", "text_field", "label_field", "chat", "prefix", "seed",
+    "train_length", "loader", "data", "text_field", "label_field", "chat", "prefix", "seed", "until_ci",
 )  # fmt: skip
 
 # Those of them that perplexity by itself does not know.
@@ -83,6 +83,8 @@ def plan(
     hope-eval plan --task ppl --model ckpt --lengths 128k --no-benchmark --tflops 400 --memory 80 --device cuda
 
     Time is predicted from a few short forwards of each model on the device that would be used, memory from its config.
+    With --until-ci, figures are upper bounds: how soon a length is known well enough is not known beforehand.
+
     With --no-benchmark, no weights are loaded, or needed. What does not fit into memory is said, and left out.
     """
     if suite and tasks:
@@ -106,7 +108,8 @@ def plan(
     _show(chosen, form)
     if tasks or chosen is not whole:
         lines = [
-            [words[0], *_given(words[0], takes_texts), *words[1:]] for words, takes_texts in planning.commands(chosen)
+            [words[0], *_given(words[0], takes_texts, int(words[words.index("--samples") + 1])), *words[1:]]
+            for words, takes_texts in planning.commands(chosen)
         ]
     else:
         grid = _option_words(("lengths", "samples")) + ([] if rest["controls"] else ["--no-controls"])
@@ -151,9 +154,12 @@ def _show(chosen: Any, form: str) -> None:
         click.echo(note)
 
 
-def _given(command: str, takes_texts: bool) -> list[str]:
-    """Return the options of this call that the planned command takes as well."""
+def _given(command: str, takes_texts: bool, samples: int | None = None) -> list[str]:
+    """Return the options of this call that the planned command takes as well; with too few samples, none ends early."""
+    from hope_eval.results.stopping import FIRST
+
     left_out = (*(_OF_TASKS if command == "ppl" else ()), *(() if takes_texts else _OF_TEXTS))
+    left_out += ("until_ci",) if samples is not None and samples <= FIRST else ()
     return _option_words([name for name in _PASSED_ON if name not in left_out])
 
 

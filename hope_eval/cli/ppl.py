@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from hope_eval.cli import options
-from hope_eval.errors import OptionError
 from hope_eval.lengths import DEFAULT, Lengths
 from hope_eval.protocols import PROTOCOLS, protocol_named
 
@@ -60,8 +59,7 @@ def ppl(
         entry = Entry(protocol_named(protocol or "prefix", **parameters), lengths or DEFAULT, samples)
         options.show(options.measured([entry], out, **rest), form)
         return
-    if rest["models"] or rest["encodings"]:
-        raise OptionError("--from reads runs that are there, and takes no --model or --encoding", "leave one out")
+    options.check_from(rest)
     stores = [perplexity.opened(run) for run in runs]
     groups = by_seed(stores) if rest["pool_seeds"] else [[one] for one in stores]
     tables = [

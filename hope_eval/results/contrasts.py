@@ -11,7 +11,7 @@ Each takes the `scores` of a comparison, one line a number, with the columns
 and returns another frame. Differences of perplexities are differences of nll, in nats.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,6 +31,9 @@ LOWER_IS_BETTER = frozenset(
 _BY_TOKEN = frozenset({"perplexity", "nll", "context_gain", "surprisal", "token_accuracy", "first_error", "margin"})
 
 BETTER, WORSE, SAME = "better", "worse", "not distinguishable"
+
+# A row, and draws of its number.
+_Drawn = tuple[Any, np.ndarray]
 
 _MEASURE = ["section", "family", "task", "metric"]
 
@@ -115,7 +118,8 @@ def best(scores: "DataFrame") -> "Series[bool]":
 def wins(scores: "DataFrame") -> "DataFrame":
     """Return how probably each line is better than each other, on the mean over the columns that both have.
 
-    The share of draws of the same contexts in which it is; ties count half.
+    The share of draws of the same contexts in which it is; ties count half. Where columns, or lines, have different
+    numbers of contexts, it is those that all of them have.
     """
     import pandas
 
@@ -135,12 +139,24 @@ def wins(scores: "DataFrame") -> "DataFrame":
                 pairs = [(a, b) for a, b in pairs if comparable(a[0], b[0])]
                 if line == other or not pairs:
                     continue
-                gap = sign * np.mean([a[1] - b[1] for a, b in pairs], axis=0)
+                gap = sign * np.mean([a - b for a, b in _drawn_together(pairs)], axis=0)
                 share = float(np.mean(gap > 0) + np.mean(gap == 0) / 2)
                 found.append(
                     {**dict(zip(_MEASURE, measure, strict=True)), "line": line, "other": other, "probability": share}
                 )
     return pandas.DataFrame(found, columns=[*_MEASURE, "line", "other", "probability"])
+
+
+def _drawn_together(pairs: Sequence[tuple[_Drawn, _Drawn]]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Return the draws of pairs of numbers, such that a context is drawn for all of them or for none."""
+    everyone = [one.clusters for pair in pairs for one, _ in pair]
+    names = everyone[0].names
+    if any(one.names != names for one in everyone):
+        known = set.intersection(*(set(one.names) for one in everyone))
+        shared = [name for name in names if name in known]
+        if len(shared) > 1:
+            return [(a.clusters.on(shared).draws, b.clusters.on(shared).draws) for (a, _), (b, _) in pairs]
+    return [(a, b) for (_, a), (_, b) in pairs]
 
 
 def _measures(scores: "DataFrame") -> Iterator[tuple[tuple[str, ...], "DataFrame"]]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _NAMED = 4
 
 # The records of a run of perplexity, and of one of a task; the first one is what there are most of.
-_KINDS = {True: ("window", "document", "oom"), False: ("answer", "infeasible", "oom")}
+_KINDS = {True: ("window", "document", "oom", "until"), False: ("answer", "infeasible", "oom", "until")}
 
 Report = Callable[[int, int], None]
 
@@ -307,7 +307,7 @@ def _check_tokens(store: RunStore, report: Report) -> None:
 def _problem(store: RunStore, record: Record, documents: dict[str, Record], windows: set[tuple[Any, ...]]) -> str:
     """Return what is wrong with a record, given those before it; empty if nothing is."""
     sizes = {name: place["count"] for name, place in record.get("arrays", {}).items()}
-    if record["kind"] == "oom":
+    if record["kind"] in ("oom", "until"):
         return ""
     if record["kind"] == "document":
         if record["document"] in documents:
@@ -339,3 +339,5 @@ def _check_kind(store: RunStore, record: Record) -> None:
         raise StoreError("a length that is too short does not tell how much is needed")
     if kind == "oom" and not isinstance(record.get("memory"), dict):
         raise StoreError("what ran out of memory does not tell how much there was")
+    if kind == "until" and not all(isinstance(record.get(key), int) for key in ("n", "of")):
+        raise StoreError("where measuring ended does not tell after how much")
