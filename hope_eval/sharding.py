@@ -12,9 +12,10 @@ are; the same command, with any number of processes, leaves out what they hold, 
 torchrun ends all processes when one of them has died. So what it starts only watches over the process that does the
 work, and tells of its end when the others have ended too.
 
-With tensor parallel, T processes in a row hold one model together: a group, which is dealt batches as one process is.
-All of a group do the same, and the first of them writes. None of them can go on without the others: each watches over
-them, and ends when one has died, so that nobody waits for the dead.
+With tensor parallel, T processes in a row hold one model together; with context parallel, they read one sequence
+together: a group, which is dealt batches as one process is. All of a group do the same, and the first of them writes.
+None of them can go on without the others: each watches over them, and ends when one has died, so that nobody waits for
+the dead.
 """
 
 import contextlib
@@ -128,8 +129,7 @@ class Shard(RunStore):
     def log_session(self, session: Mapping[str, Any]) -> None:
         """Note when and with what it was worked on, and by which process."""
         ranks = self._ranks
-        together = {"tensor_parallel": ranks.tensor_parallel} if ranks.tensor_parallel > 1 else {}
-        super().log_session({**session, "rank": ranks.rank, "ranks": ranks.world, **together})
+        super().log_session({**session, "rank": ranks.rank, "ranks": ranks.world, **ranks.together})
 
     def n_missing(self) -> int:
         """Return how much of what was shared out no process has measured; less, where memory did not suffice."""
@@ -164,7 +164,8 @@ class Ranks:
     session: what tells their shards from those of others.
     folder:  where they say how they ended.
     say:     tells people something.
-    tensor_parallel: how many of them hold one model together.
+    tensor_parallel:  how many of them hold one model together.
+    context_parallel: how many of them read one sequence together; one of the two is 1.
     store:   of torch.distributed, through which they have found each other.
     """
 
@@ -174,6 +175,7 @@ class Ranks:
     folder: Path = Path()
     say: Callable[[str], None] = lambda text: None
     tensor_parallel: int = 1
+    context_parallel: int = 1
     store: Any = None
 
     def __post_init__(self) -> None:
@@ -184,25 +186,36 @@ class Ranks:
         self._locks = contextlib.ExitStack()
 
     @property
+    def group_size(self) -> int:
+        """How many processes do one thing together."""
+        return self.tensor_parallel * self.context_parallel
+
+    @property
+    def together(self) -> dict[str, int]:
+        """What sessions tell of it."""
+        kinds = {"tensor_parallel": self.tensor_parallel, "context_parallel": self.context_parallel}
+        return {kind: n for kind, n in kinds.items() if n > 1}
+
+    @property
     def n_groups(self) -> int:
         """Into how many shares the work is cut."""
-        return self.world // self.tensor_parallel
+        return self.world // self.group_size
 
     @property
     def group(self) -> int:
         """Whose share is that of this process."""
-        return self.rank // self.tensor_parallel
+        return self.rank // self.group_size
 
     @property
     def member(self) -> int:
         """Which of its group this process is; the first, 0, writes what they measure."""
-        return self.rank % self.tensor_parallel
+        return self.rank % self.group_size
 
     @property
     def partners(self) -> list[int]:
         """The other processes of the group."""
         first = self.rank - self.member
-        return [rank for rank in range(first, first + self.tensor_parallel) if rank != self.rank]
+        return [rank for rank in range(first, first + self.group_size) if rank != self.rank]
 
     @contextlib.contextmanager
     def writing(self, root: Path, identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator[RunStore]:
@@ -213,9 +226,8 @@ class Ranks:
         Raises StoreError as `RunStore.writing` does, and if a process of another session is at work on it.
         """
         if self.world > 1:
-            if self.tensor_parallel > 1:
-                provenance = {**provenance, "tensor_parallel": self.tensor_parallel}
-            with self._shard(root / run_id(identity), header_of(identity, provenance)).appending() as shard:
+            header = header_of(identity, {**provenance, **self.together})
+            with self._shard(root / run_id(identity), header).appending() as shard:
                 yield shard
             return
         with RunStore.writing(root, identity, provenance) as run:
@@ -312,7 +324,10 @@ class Ranks:
         for rank in self.partners:
             why = self._end_of(rank, look=0.0)
             if why:
-                return f"process {rank} of {self.world}, which holds a part of the same model, ended early: {why}"
+                share = (
+                    "reads a part of the same text" if self.context_parallel > 1 else "holds a part of the same model"
+                )
+                return f"process {rank} of {self.world}, which {share}, ended early: {why}"
         return ""
 
     def _watch_partners(self) -> None:
@@ -370,14 +385,20 @@ def n_processes() -> int:
 
 
 @contextlib.contextmanager
-def joined(root: Path, say: Callable[[str], None] = lambda text: None, tensor_parallel: int = 1) -> Iterator[Ranks]:
+def joined(
+    root: Path,
+    say: Callable[[str], None] = lambda text: None,
+    tensor_parallel: int = 1,
+    context_parallel: int = 1,
+) -> Iterator[Ranks]:
     """Join the processes that torchrun has started, which keep runs below `root`; without it, there is one.
 
-    tensor_parallel: how many of them hold one model together.
+    tensor_parallel:  how many of them hold one model together.
+    context_parallel: how many of them read one sequence together.
 
     Raises OptionError if they do not make whole groups, StoreError if they do not find each other.
     """
-    _check_groups(n_processes(), tensor_parallel)
+    _check_groups(n_processes(), tensor_parallel, context_parallel)
     if n_processes() == 1:
         yield Ranks()
         return
@@ -407,7 +428,7 @@ def joined(root: Path, say: Callable[[str], None] = lambda text: None, tensor_pa
     if _PIPE in os.environ:
         with os.fdopen(int(os.environ[_PIPE]), "wb") as stream:
             stream.write(str(folder.resolve()).encode())
-    ranks = Ranks(rank, world, session, folder, say, tensor_parallel, kept)
+    ranks = Ranks(rank, world, session, folder, say, tensor_parallel, context_parallel, kept)
     try:
         yield ranks
     except BaseException as error:
@@ -420,15 +441,21 @@ def joined(root: Path, say: Callable[[str], None] = lambda text: None, tensor_pa
             _sweep(folder.parent)
 
 
-def _check_groups(n: int, tensor_parallel: int) -> None:
+def _check_groups(n: int, tensor_parallel: int, context_parallel: int) -> None:
     """Raise OptionError if n processes do not make whole groups of that many."""
-    if n % tensor_parallel == 0:
+    if tensor_parallel > 1 and context_parallel > 1:
+        raise OptionError(
+            "processes hold one model together (--tensor-parallel) or read one sequence together (--context-parallel)",
+            "leave one out: the first where the model is too large for a GPU, the other where the length is",
+        )
+    size = tensor_parallel * context_parallel
+    option = "--context-parallel" if context_parallel > 1 else "--tensor-parallel"
+    if n % size == 0:
         return
     again = shlex.join(["-m", "hope_eval", *sys.argv[1:]])
-    needed = -(-n // tensor_parallel) * tensor_parallel
+    needed = -(-n // size) * size
     raise OptionError(
-        f"--tensor-parallel {tensor_parallel} needs a multiple of {tensor_parallel} processes, and there "
-        f"{'is' if n == 1 else 'are'} {n}",
+        f"{option} {size} needs a multiple of {size} processes, and there {'is' if n == 1 else 'are'} {n}",
         f"torchrun --nproc-per-node {needed} {again}",
     )
 

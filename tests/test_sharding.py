@@ -68,10 +68,11 @@ def work(ranks: Ranks, model, root: Path, task: bool, dies: int | None = None, r
         return root
 
 
-def processes(root: Path, n: int, tensor_parallel: int = 1) -> list[Ranks]:
+def processes(root: Path, n: int, tensor_parallel: int = 1, context_parallel: int = 1) -> list[Ranks]:
     folder = root / ".sessions" / sharding._new_session()
     folder.mkdir(parents=True)
-    return [Ranks(rank, n, folder.name, folder, tensor_parallel=tensor_parallel) for rank in range(n)]
+    sizes = {"tensor_parallel": tensor_parallel, "context_parallel": context_parallel}
+    return [Ranks(rank, n, folder.name, folder, **sizes) for rank in range(n)]
 
 
 def session(model, root: Path, task: bool, n: int, deaths=None) -> None:

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import threading
@@ -48,29 +47,6 @@ def torchrun(n: int, *arguments, code: int = 0, **environment) -> subprocess.Com
     )  # fmt: skip
     assert done.returncode == code, done.stderr
     return done
-
-
-@pytest.fixture(scope="module")
-def forked():
-    """What does as torchrun, without importing everything again in every process, and returns their exit codes."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    server = subprocess.Popen(
-        [sys.executable, TOGETHER, "serve"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment, text=True
-    )
-
-    def processes_do(what: str, root: Path, *checkpoints: Path, **environment) -> list[int]:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            environment |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
-        order = {"n": 2, "what": what, "root": str(root), "checkpoints": list(map(str, checkpoints))}
-        server.stdin.write(json.dumps({**order, "environment": environment}) + "\n")
-        server.stdin.flush()
-        return json.loads(server.stdout.readline())
-
-    yield processes_do
-    server.stdin.close()
-    server.stdout.close()
-    server.wait()
 
 
 def saved(folder: Path, tokenizer, kind: str = "llama", **changes) -> Path:
@@ -184,7 +160,7 @@ def test_memory_that_ends_in_one_process_only_ends_the_run(forked, words, tmp_pa
     start = time.monotonic()
     assert forked("scores", tmp_path, words, FAULTS="narrow:1") == [1, 1]
     assert time.monotonic() - start < 40
-    assert "process 1 of 2 ran out of memory, and the others that hold the same model did not" in failure(tmp_path, 1)
+    assert "process 1 of 2 ran out of memory, and the others that share the same model did not" in failure(tmp_path, 1)
     told = failure(tmp_path, 0)
     assert "process 1 of 2, which holds a part of the same model, ended early: process 1 of 2 ran out of memory" in told
 
@@ -243,12 +219,13 @@ def test_a_process_that_waits_is_ended_when_another_of_its_group_has_died(tmp_pa
     assert f"Error: {lost}\nhint: the same command goes on" in capfd.readouterr().err
 
 
-def group_of(size: int, monkeypatch, places=None) -> list[parallel.Group]:
+def group_of(size: int, monkeypatch, places=None, context_parallel: int = 1) -> list[parallel.Group]:
     """Return the members of a group that talk over a store in memory, at these places of their programs."""
     monkeypatch.setattr(parallel, "_SOON", timedelta(seconds=1))
     monkeypatch.setattr(parallel, "_place", lambda: str((places or {}).get(threading.current_thread().name, 7)))
     store = torch.distributed.HashStore()
-    return [parallel.Group(Ranks(rank, size, "s", tensor_parallel=size, store=store)) for rank in range(size)]
+    sizes = {"tensor_parallel": size // context_parallel, "context_parallel": context_parallel, "store": store}
+    return [parallel.Group(Ranks(rank, size, "s", **sizes)) for rank in range(size)]
 
 
 def together_in_threads(members, function) -> list:

@@ -1,7 +1,9 @@
-"""What processes do that hold a model together: `torchrun tests/together.py WHAT ROOT CHECKPOINT…`.
+"""What processes do that hold a model together, or read a text: `torchrun tests/together.py WHAT ROOT CHECKPOINT…`.
 
 scores    what the models give a few samples, into ROOT/RANK.json
 measure   that, and perplexity and a task, into ROOT/runs
+reads     what the models give texts that all read together, into ROOT/RANK.json
+perplexity   that, and perplexity, into ROOT/runs
 memory    the scores, where memory does not suffice for all samples at once
 command   hope-eval, with the arguments that follow
 
@@ -58,13 +60,42 @@ def given(model: LanguageModel) -> dict[str, list[float]]:
     }
 
 
+def long_samples(vocab_size: int) -> list[list[Sample]]:
+    """Return what is read at once: of lengths that nothing divides; three texts; the end of one; what is short."""
+    ids = np.random.default_rng(5).integers(1, vocab_size, (3, 1100))
+    return [
+        [Sample(row[:1], row[1:519]) for row in ids],
+        [Sample(ids[0, :1], ids[0, 1:1031], unread=1)],
+        [Sample(ids[1, :880], ids[1, 880:901])],
+        [Sample(row[:30], row[30:101]) for row in ids[:2]],
+    ]
+
+
+def read(model: LanguageModel) -> dict[str, list[float]]:
+    """Return what a model gives long samples."""
+    batches = [model.score(batch) for batch in long_samples(model.module.config.vocab_size)]
+    scores = [score for batch in batches for score in batch]
+    return {
+        "nll": [float(x) for score in scores for x in score.nll],
+        "greedy": [float(x) for score in scores for x in score.greedy],
+        "target": [float(x) for score in scores for x in score.target],
+    }
+
+
 TEXTS = ["".join(f"Chapter {n} of {m} went to sea with {m + n} figs.\n" for n in range(30)) for m in range(5)]
+
+
+def perplexed(
+    model: LanguageModel, root: Path, ranks: sharding.Ranks = sharding.ALONE, lengths: tuple[int, ...] = (50, 301, 700)
+) -> None:
+    """Measure perplexity."""
+    corpus = Corpus("stories", tuple(Document(str(n), text) for n, text in enumerate(TEXTS)), "stories")
+    evaluate.perplexity(model, corpus, protocol_named("prefix"), lengths, root, ranks=ranks)
 
 
 def measured(model: LanguageModel, root: Path, ranks: sharding.Ranks = sharding.ALONE) -> None:
     """Measure perplexity and a task."""
-    corpus = Corpus("stories", tuple(Document(str(n), text) for n, text in enumerate(TEXTS)), "stories")
-    evaluate.perplexity(model, corpus, protocol_named("prefix"), (50, 64), root, ranks=ranks)
+    perplexed(model, root, ranks, (50, 64))
     task = parse_task("associative_recall")
     vocabulary = ask.vocabulary_for(model.tokenizer, task)
     ask.ask(model, task, (200,), root, vocabulary, n_contexts=2, controls=False, ranks=ranks)
@@ -72,7 +103,9 @@ def measured(model: LanguageModel, root: Path, ranks: sharding.Ranks = sharding.
 
 def run(what: str, root: Path, arguments: list[str]) -> None:
     faults = Faults()
-    with sharding.joined(root / "runs", tensor_parallel=2) as ranks, parallel.held_together(ranks, "cpu") as group:
+    reads = what in ("reads", "perplexity")
+    size = {"context_parallel" if reads else "tensor_parallel": int(os.environ["WORLD_SIZE"])}
+    with sharding.joined(root / "runs", **size) as ranks, parallel.held_together(ranks, "cpu") as group:
         found = {}
         for path in arguments:
             name, _, encoding = path.partition("+")
@@ -84,10 +117,15 @@ def run(what: str, root: Path, arguments: list[str]) -> None:
                 "parameters": parameters,
             }  # fmt: skip
             faults.spoil(model)
+            if reads:
+                found[path] |= read(model)
+                continue
             found[path] |= given(model)
             found[path]["least"] = group.least(7.5 - ranks.rank, model.device)
         if what == "measure":
             measured(model, root / "runs", ranks)
+        if what == "perplexity":
+            perplexed(model, root / "runs", ranks)
         ranks.finish()
         (root / f"{ranks.rank}.json").write_text(json.dumps(found))
 
@@ -95,14 +133,16 @@ def run(what: str, root: Path, arguments: list[str]) -> None:
 class Faults:
     """What goes wrong: `FAULTS=dies:1:3` kills process 1 in its third forward, `stops:1:3` stops it for a minute.
 
-    `narrow:01` has both run out of memory where they read more than 70 tokens at once, `leans:1` makes the logits of
-    process 1 differ from the others'. `unsummed` leaves out the sums over processes, `ungathered` logits of the others.
+    `narrow:01` has both run out of memory where they read more than 70 tokens at once, `narrow:01:300` more than 300.
+    `leans:1` makes the logits of process 1 differ from the others'. `unsummed` leaves out the sums over processes,
+    `ungathered` logits of the others.
     """
 
     def __init__(self) -> None:
         self.kind, self.who, at, *_ = *os.environ.get("FAULTS", "").split(":"), "", "", ""
         self.mine = os.environ["RANK"] in self.who
         self.left = int(at or 0)
+        self.most = self.left or 70
         parallel._SOON = timedelta(seconds=3)
         if self.kind == "stops":
             parallel.PATIENCE = timedelta(seconds=5)
@@ -126,7 +166,7 @@ class Faults:
         """Let memory end in the second layer, when sums of the first were begun; or the head prefer a token."""
 
         def check(module, arguments):
-            if arguments[0].numel() // arguments[0].shape[-1] > 70 and self.mine:
+            if arguments[0].numel() // arguments[0].shape[-1] > self.most and self.mine:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 62 GiB.")
 
         def lean(module, arguments, logits_BLV):

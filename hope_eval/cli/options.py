@@ -153,6 +153,15 @@ evaluation = _stack(
         metavar="T",
         help="GPUs that hold one model together, if it is too large for one; torchrun starts a process for each.",
     ),
+    click.option(
+        "--context-parallel",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        metavar="T",
+        help="GPUs that read one text together, if it is too long for one; for perplexity. torchrun starts a process "
+        "for each, and each holds the whole model.",
+    ),
 )
 
 
@@ -289,14 +298,22 @@ def measured(entries: Sequence["Entry"], out: Path, **rest: Any) -> list["RunTab
     from hope_eval import sharding
     from hope_eval.measure import measure
     from hope_eval.model.parallel import held_together
+    from hope_eval.protocols import Protocol
     from hope_eval.results import stopping
 
-    tensor_parallel = rest.pop("tensor_parallel")
+    groups = {kind: rest.pop(kind) for kind in ("tensor_parallel", "context_parallel")}
+    asked = [entry.what.name for entry in entries if not isinstance(entry.what, Protocol)]
+    if groups["context_parallel"] > 1 and asked:
+        raise OptionError(
+            f"--context-parallel is for perplexity: the contexts of `{asked[0]}` are kept for their questions, and not "
+            "cut",
+            "hope-eval ppl, or leave it out: torchrun shares contexts out",
+        )
     models, options = models_and_options(**rest)
     if models.how["device_map"] and sharding.n_processes() > 1:
         raise OptionError("--device-map spreads a checkpoint over the GPUs of one process", "leave it or torchrun out")
     stopping.check(options.until, [None], sharding.n_processes())
-    with sharding.joined(out, lambda text: click.echo(text, err=True), tensor_parallel) as ranks:
+    with sharding.joined(out, lambda text: click.echo(text, err=True), **groups) as ranks:
         models.how["device"] = ranks.device(models.how["device"])
         with held_together(ranks, models.how["device"]) as models.how["group"]:
             tables = measure(entries, models, out, options, progress, ranks)

@@ -2,6 +2,7 @@
 
     no bias                      scaled_dot_product_attention, with the fastest kernel there is
     no bias, a sliding window    the same in query blocks, each with the keys that it can see
+    no bias, parts of a text     the same, with keys that other processes have made: `parts.py`
     a bias, on a GPU             `biased.py`: computed where it is added
     a bias linear in distance    elsewhere: as further features of query and key
     any other bias               elsewhere, and for gradients: made in query blocks
@@ -25,7 +26,8 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.utils.checkpoint import checkpoint
 
 from hope_eval.encoding import Curve, PositionEncoding
-from hope_eval.model import kernels
+from hope_eval.errors import CheckpointError
+from hope_eval.model import kernels, parts
 
 # Of a decoder with an encoding of this package; and of any other, in place of transformers' `sdpa`.
 NAME, PLAIN = "hope_eval", "hope_eval_plain"
@@ -42,6 +44,17 @@ class Window:
     """What stands for the mask of a layer whose queries see the last `size` keys, themselves among them."""
 
     size: int
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What stands for a causal mask where a process reads parts of a longer sequence.
+
+    window: how many keys a query sees, itself among them; None: all before it.
+    """
+
+    cut: parts.Cut
+    window: int | None
 
 
 def register() -> None:
@@ -76,10 +89,22 @@ def mask(
     allow_is_causal_skip: bool = True,
     use_vmap: bool = False,
     **rest: Any,
-) -> Tensor | Window | None:
-    """Return what transformers' `sdpa_mask` does, but None for all causal masks, and a Window for a sliding one."""
+) -> Tensor | Window | Parts | None:
+    """Return what transformers' `sdpa_mask` does, but None for all causal masks, and a Window for a sliding one.
+
+    Where parts of a longer sequence are read, what is masked among themselves is left out: see `LanguageModel`.
+    """
     from transformers.masking_utils import sdpa_mask
 
+    cut = parts.current()
+    if cut is not None:
+        if not allow_is_causal_skip or use_vmap or mask_function is None:
+            raise CheckpointError("a mask that is neither causal nor a sliding window cannot be cut", parts.INSTEAD)
+        if local_size is None or local_size >= cut.length:
+            return Parts(cut, None)
+        if not _slides(mask_function, local_size, cut.length):
+            raise CheckpointError(f"attention within chunks of {local_size:,} tokens cannot be cut", parts.INSTEAD)
+        return Parts(cut, local_size)
     usual = attention_mask is None and allow_is_causal_skip and not use_vmap and mask_function is not None
     if usual and int(q_offset) + q_length == kv_length and not int(kv_offset):
         if local_size is None or local_size >= kv_length:
@@ -121,7 +146,7 @@ def plain(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    attention_mask: Tensor | Window | None,
+    attention_mask: Tensor | Window | Parts | None,
     scaling: float | None = None,
     dropout: float = 0.0,
     **rest: Any,
@@ -136,6 +161,10 @@ def plain(
     scale = scaling or 1 / math.sqrt(query.shape[-1])
     if isinstance(attention_mask, Window):
         return windowed(query, key, value, attention_mask.size, scale), None
+    if isinstance(attention_mask, Parts):
+        return in_parts(query, key, value, attention_mask, scale), None
+    if parts.current() is not None:
+        raise CheckpointError("a layer makes a mask of its own, which cannot be cut", parts.INSTEAD)
     n_queries, n_keys = query.shape[2], key.shape[2]
     if attention_mask is None and 1 < n_queries < n_keys and not dropout:
         return causal(query, key, value, scale), None
@@ -230,22 +259,40 @@ def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 
 def windowed(query: Tensor, key: Tensor, value: Tensor, window: int, scale: float) -> Tensor:
-    """Return causal attention of each query to the last `window` keys, itself among them, [B, L, H, E]."""
-    n = query.shape[2]
+    """Return causal attention of the last Q positions of K to `window` keys, themselves among them, [B, Q, H, E]."""
+    n, before = query.shape[2], key.shape[2] - query.shape[2]
     key, value = _for_all_heads(query, key, value)
     out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
     rows = max(window, _WINDOW_ROWS)
-    positions = torch.arange(min(n, rows + window - 1), device=query.device)
+    positions = torch.arange(min(key.shape[2], rows + window - 1), device=query.device)
     with _for_masks(query.device):
         for start in range(0, n, rows):
-            stop, first = min(start + rows, n), max(0, start - window + 1)
-            distances = positions[start - first : stop - first, None] - positions[: stop - first]
+            stop = min(start + rows, n)
+            first, last = max(0, before + start - window + 1), before + stop
+            distances = positions[before + start - first : last - first, None] - positions[: last - first]
             visible = (distances >= 0) & (distances < window)
             block = nn.functional.scaled_dot_product_attention(
-                query[:, :, start:stop], key[:, :, first:stop], value[:, :, first:stop], visible, scale=scale
+                query[:, :, start:stop], key[:, :, first:last], value[:, :, first:last], visible, scale=scale
             )
             out[:, start:stop] = block.transpose(1, 2)
     return out
+
+
+def in_parts(query: Tensor, key: Tensor, value: Tensor, read: Parts, scale: float) -> Tensor:
+    """Return causal attention of the own parts of a sequence to all of it, [B, P, H, E]; of other processes, too."""
+    key, value = read.cut.whole(key), read.cut.whole(value)
+    read.cut.n_attended += 1
+    # A GPU's kernels need no mask.
+    rows = read.cut.length if query.device.type == "cuda" else _WINDOW_ROWS
+    out, done = [], 0
+    for first, last in read.cut.own:
+        for start in range(first, last, rows):
+            stop = min(start + rows, last)
+            seen = slice(0 if read.window is None else max(0, start - read.window + 1), stop)
+            some = query[:, :, done : done + stop - start], key[:, :, seen], value[:, :, seen]
+            out.append(causal(*some, scale) if read.window is None else windowed(*some, read.window, scale))
+            done += stop - start
+    return torch.cat(out, dim=1)
 
 
 def _for_all_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

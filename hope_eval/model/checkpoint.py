@@ -33,6 +33,7 @@ from torch import nn
 from hope_eval import zoo
 from hope_eval.encoding import parse_encoding, training_length
 from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, require
+from hope_eval.model import parts
 from hope_eval.model.attach import (
     attach,
     effective_inverse_frequencies,
@@ -82,7 +83,7 @@ class Checkpoint:
     train_length:        tokens; None if nobody told.
     train_length_source: which key of the config, or which option, told it.
     compiling:           of long inputs: what is around attention; `auto` where it pays.
-    group:               the processes that hold it together; None: this one has all of it.
+    group:               the processes that hold it, or read, together; None: this one does all by itself.
     """
 
     name: str
@@ -177,7 +178,7 @@ def load_checkpoint(
     train_length: tokens; by default what the config says.
     loader:       `my.py:load`, for models that transformers does not know.
     outline:      shapes without weights, of a device that need not be there; what is planned needs no more.
-    group:        the processes that hold it together, each a shard.
+    group:        the processes that hold it together, each a shard, or read together, each with all of it.
 
     Raises CheckpointError or OptionError, with what to do about it.
     """
@@ -186,7 +187,8 @@ def load_checkpoint(
         raise CheckpointError(
             f"`--loader {loader}` has no config that tells the shape of the model", "leave --no-benchmark out"
         )
-    if group and (loader or name.endswith(".gguf")):
+    sharing = group if group and group.shares == "model" else None
+    if sharing and (loader or name.endswith(".gguf")):
         raise OptionError(
             f"--tensor-parallel takes checkpoints in transformers' format, and not `{loader or name}`",
             "leave it out, or convert the checkpoint",
@@ -200,8 +202,12 @@ def load_checkpoint(
             module, tokenizer = _outline(folder, gguf, numbers, trust_remote_code)
         else:
             if group:
-                check_shardable(label, _outline(folder, gguf, numbers, trust_remote_code)[0], group.size)
-            where = sharded(group.size) if group else {"device_map": device_map or {"": place}}
+                planned, _ = _outline(folder, gguf, numbers, trust_remote_code)
+                if sharing:
+                    check_shardable(label, planned, sharing.size)
+                else:
+                    parts.check_readable(label, planned)
+            where = sharded(sharing.size) if sharing else {"device_map": device_map or {"": place}}
             module, tokenizer = _from_folder(folder, gguf, numbers, where, trust_remote_code)
         fingerprint = "" if outline else _fingerprint([folder / gguf] if gguf else _content_files(folder), group)
     told = training_length(text_config(module)) if text_config(module) is not None else None

@@ -1,11 +1,15 @@
-"""Tensor parallel: one model held by several processes, which must do the same forwards in the same order.
+"""Processes that hold one model, or read one sequence, together: they must do the same forwards in the same order.
 
-transformers shards the weights by the plan of their architecture: each process holds some heads and a part of every
-feed-forward layer, and what they compute is summed up twice a layer. Logits are gathered, so that all have all of them.
-Each group of processes is a world of its own to torch.distributed, and nothing passes between groups.
+Tensor parallel: transformers shards the weights by the plan of their architecture. Each process holds some heads and a
+part of every feed-forward layer, and what they compute is summed up twice a layer. Logits are gathered, so that all
+have all of them.
 
-What could set those of a group apart is agreed on, through the store by which they found each other, since others may
-be waiting in a sum already:
+Context parallel: each process holds the whole model, and reads a part of the tokens. Keys and values are gathered in
+every layer (`parts.py`), and the scores in the end.
+
+Each group of processes is a world of its own to torch.distributed, and nothing passes between groups. What could set
+those of a group apart is agreed on, through the store by which they found each other, since others may be waiting in a
+sum already:
 
     out of memory    all of them at the same sum of the same forward, and the batch is halved; else the run ends
     on loading       the same head, and the same scores and hidden states but for rounding
@@ -23,7 +27,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -33,6 +37,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore
 
 from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, StoreError
+from hope_eval.model import parts
 from hope_eval.model.attach import text_config
 from hope_eval.sharding import GO_ON, Ranks
 
@@ -47,16 +52,25 @@ _NOTICED = 10.0
 
 _BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 
+_OPTIONS = {"model": "--tensor-parallel", "sequence": "--context-parallel"}
+
 # What to do where a model cannot be sharded.
 INSTEAD = "--device-map auto spreads the layers over the GPUs of one process, without torchrun"
 
 
 class Group:
-    """The processes that hold one model, seen by one of them."""
+    """The processes that hold one model, or read one sequence, seen by one of them.
+
+    size:   how many they are.
+    member: which of them this is.
+    shares: what they share.
+    """
 
     def __init__(self, ranks: Ranks) -> None:
-        self.size = ranks.tensor_parallel
+        self.size = ranks.group_size
         self.member = ranks.member
+        self.shares: Literal["model", "sequence"] = "sequence" if ranks.context_parallel > 1 else "model"
+        self._option = _OPTIONS[self.shares]
         self._ranks = ranks
         self._store = PrefixStore(f"agreed-{ranks.session}-{ranks.group}", ranks.store)
         self._n_asked = 0
@@ -72,7 +86,7 @@ class Group:
             others = ", ".join(map(str, self._ranks.partners))
             raise StoreError(
                 f"process {self._ranks.rank} waited {patience.total_seconds():,.0f} s for process {others}, which "
-                f"{'hold' if self.size > 2 else 'holds'} the same model: they have fallen out of step",
+                f"{'share' if self.size > 2 else 'shares'} the same {self.shares}: they have fallen out of step",
                 GO_ON,
             ) from error
         return [self._store.get(key).decode() for key in keys]
@@ -89,9 +103,9 @@ class Group:
         if len(set(places)) == 1:
             return True
         raise StoreError(
-            f"process {self._ranks.rank} of {self._ranks.world} ran out of memory, and the others that hold the same "
-            f"model did not, or not at the same place: {str(error).splitlines()[0].split('. ')[0]}",
-            f"shorter --lengths, or more than --tensor-parallel {self.size}; see what else is on that GPU. {GO_ON}",
+            f"process {self._ranks.rank} of {self._ranks.world} ran out of memory, and the others that share the same "
+            f"{self.shares} did not, or not at the same place: {str(error).splitlines()[0].split('. ')[0]}",
+            f"shorter --lengths, or more than {self._option} {self.size}; see what else is on that GPU. {GO_ON}",
         ) from error
 
     @contextlib.contextmanager
@@ -104,7 +118,12 @@ class Group:
         except Exception as error:
             told = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             self.gathered(told, _SOON)
-            raise CheckpointError(f"`{name}` cannot be read in {self.size} parts: {told}", INSTEAD) from error
+            raise CheckpointError(f"`{name}` cannot be read in {self.size} parts: {told}", self.instead) from error
+
+    @property
+    def instead(self) -> str:
+        """What to do where a model cannot be shared in that way."""
+        return INSTEAD if self.shares == "model" else parts.INSTEAD
 
     def check_same(self, what: str, own: Sequence[Any]) -> None:
         """Raise CheckpointError if not all of the group have the same."""
@@ -121,10 +140,20 @@ class Group:
             self._refuse(what, f"they are up to {gap:.3g} apart")
 
     def _refuse(self, what: str, why: str) -> None:
+        cause = "transformers' plan for this architecture is not right, or " if self.shares == "model" else ""
         raise CheckpointError(
-            f"the {self.size} processes that hold a model together do not agree on {what}: {why}",
-            f"transformers' plan for this architecture is not right, or they do not read the same files: {INSTEAD}",
+            f"the {self.size} processes that share a {self.shares} do not agree on {what}: {why}",
+            f"{cause}they do not read the same files: {self.instead}",
         )
+
+    def cut(self, n_tokens: int) -> parts.Cut:
+        """Return how a sequence is cut."""
+        return parts.Cut(n_tokens, self.size, self.member)
+
+    def summed(self, own: Tensor) -> Tensor:
+        """Return the sum over the group."""
+        dist.all_reduce(own)
+        return own
 
     def least(self, number: float, device: torch.device) -> float:
         """Return the least of these numbers of the group."""
@@ -147,18 +176,19 @@ def _place() -> str:
 
 @contextlib.contextmanager
 def held_together(ranks: Ranks, device: str) -> Iterator[Group | None]:
-    """Connect the processes of a group until nothing is left to measure; None where each holds a model of its own.
+    """Connect the processes of a group until nothing is left to measure; None where each does all by itself.
 
     Raises OptionError for a device that cannot do it, StoreError if one of the group dies, or is lost.
     """
-    if ranks.tensor_parallel == 1:
+    if ranks.group_size == 1:
         yield None
         return
+    group = Group(ranks)
     kind = torch.device("cpu" if device == "auto" else device).type
     here = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     if kind not in _BACKENDS or here is None or here.type != kind:
         raise OptionError(
-            f"--tensor-parallel goes over NVIDIA GPUs, or CPUs where there are none, and not over `{device}`",
+            f"{_OPTIONS[group.shares]} goes over NVIDIA GPUs, or CPUs where there are none, and not over `{device}`",
             "leave --device out; CUDA_VISIBLE_DEVICES= hides the GPUs",
         )
     ranks.watch_partners()
@@ -167,12 +197,12 @@ def held_together(ranks: Ranks, device: str) -> Iterator[Group | None]:
             _BACKENDS[kind],
             store=PrefixStore(f"group-{ranks.session}-{ranks.group}", ranks.store),
             rank=ranks.member,
-            world_size=ranks.tensor_parallel,
+            world_size=ranks.group_size,
             timeout=PATIENCE,
             device_id=torch.device(device) if kind == "cuda" else None,
         )
         ranks.while_measuring.callback(dist.destroy_process_group)
-        yield Group(ranks)
+        yield group
     except BaseException as error:
         # Sums that others never came to must not keep this process from ending.
         atexit.register(_end)
@@ -183,7 +213,7 @@ def held_together(ranks: Ranks, device: str) -> Iterator[Group | None]:
             time.sleep(0.2)
         if not lost and not any(word in str(error).lower() for word in ("timed out", "timeout", "nccl", "gloo")):
             raise
-        told = lost or f"the processes that hold a model together have lost each other: {str(error).splitlines()[0]}"
+        told = lost or f"the processes that share a {group.shares} have lost each other: {str(error).splitlines()[0]}"
         raise StoreError(told, GO_ON) from error
 
 

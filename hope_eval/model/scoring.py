@@ -23,8 +23,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hope_eval.errors import LengthError, OptionError
-from hope_eval.model import attention, kernels
+from hope_eval.errors import CheckpointError, LengthError, OptionError
+from hope_eval.model import attention, kernels, parts
 from hope_eval.model.attach import (
     effective_inverse_frequencies,
     is_nested_safe,
@@ -103,7 +103,7 @@ class LanguageModel:
     head_reason:         why `full`.
     compiling:           of long inputs: the token-wise layers, in chunks; `auto` where it pays.
     keeps_contexts:      a context is read once, and answers after copies of its keys and values.
-    group:               the processes that hold it together; None: this one has all of it.
+    group:               the processes that hold it, or read, together; None: this one does all by itself.
     """
 
     name: str
@@ -124,6 +124,7 @@ class LanguageModel:
     _kernels: kernels.Kernels = field(init=False, default=kernels.Kernels(), repr=False)
     _layers: Chunked | None = field(init=False, default=None, repr=False)
     _checking: bool = field(init=False, default=False, repr=False)
+    _cut_from: float = field(init=False, default=math.inf, repr=False)
 
     def __post_init__(self) -> None:
         self.module.eval()
@@ -141,10 +142,13 @@ class LanguageModel:
             return
         self._checking = True
         self._kernels = _kernels_of(self.module, self.device, self.dtype)
-        if self.device.type == "cuda":
+        in_parts = self.group is not None and self.group.shares == "sequence"
+        if self.device.type == "cuda" or in_parts:
             self._choose_attention()
         self._choose_head()
         self.keeps_contexts = self.head == "chunked" and self.nested_safe and self._check_contexts()
+        if in_parts:
+            self._check_parts()
         self._checking = False
 
     @property
@@ -255,7 +259,8 @@ class LanguageModel:
             figures, message = _memory(self.device), str(error).split(". ")[0]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
-        if self._layers and self._layers.halve(len(samples) * samples[0].n_read):
+        cut = self._cut(samples[0].n_read)
+        if self._layers and self._layers.halve(len(samples) * (2 * cut.largest if cut else samples[0].n_read)):
             return self.score(samples)
         if len(samples) > 1:
             half = len(samples) // 2
@@ -418,15 +423,26 @@ class LanguageModel:
         for parent, name, rotary in self._pristine:
             setattr(parent, name, copy.deepcopy(rotary))
         ids_BL = torch.stack([_read(sample) for sample in samples])
-        if self.head == "chunked":
+        starts = [sample.n_before - 1 for sample in samples]
+        sizes = [len(sample.target) for sample in samples]
+        targets = [torch.as_tensor(np.asarray(sample.target), dtype=torch.long) for sample in samples]
+        cut = self._cut(ids_BL.shape[1])
+        if cut:
+            output = self._decoded_part(ids_BL, cut)
+            states_BLD = output.last_hidden_state
+            # Of each target, what the own tokens predict. Their positions ascend, so that it stands together.
+            whole, positions_P = targets, cut.positions()
+            ranges = [(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+            columns = [torch.searchsorted(positions_P, torch.tensor(bounds)).tolist() for bounds in ranges]
+            own = [positions_P[a:b] - start for (a, b), start in zip(columns, starts, strict=True)]
+            targets = [target[own_N] for target, own_N in zip(whole, own, strict=True)]
+            starts, sizes = [a for a, _ in columns], [b - a for a, b in columns]
+        elif self.head == "chunked":
             output = self._decoded(ids_BL, use_cache=False)
             states_BLD = output.last_hidden_state
         else:
             # Logits of the whole input; below, they are taken as they are.
             states_BLD = _logits(self.module(ids_BL.to(self.device)))
-        starts = [sample.n_before - 1 for sample in samples]
-        sizes = [len(sample.target) for sample in samples]
-        targets = [torch.as_tensor(np.asarray(sample.target), dtype=torch.long) for sample in samples]
         # On a GPU, the head is applied to all rows together. Elsewhere to each by itself, and so what it makes of one
         # does not depend on the others in any bit.
         rows = list(range(len(samples)))
@@ -441,7 +457,40 @@ class LanguageModel:
 
             score = self._in_chunks(logits_of, torch.cat([targets[row] for row in group]))
             scores += _split(score, [sizes[row] for row in group])
-        return scores
+        return self._joined(scores, own, whole) if cut else scores
+
+    def _joined(self, scores: Sequence[Score], own: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Score]:
+        """Return the scores of whole targets, of which each process has scored its own."""
+        assert self.group is not None
+        sizes = [len(target) for target in targets]
+        *firsts, n = np.cumsum([0, *sizes]).tolist()
+        mine_N = torch.cat([first + own_N for first, own_N in zip(firsts, own, strict=True)])
+        found = []
+        for name in ("nll", "greedy"):
+            own_N = torch.from_numpy(np.concatenate([getattr(score, name) for score in scores]))
+            # Each is scored by one process: the sum is what that one has found, to the last bit.
+            all_N = torch.zeros(n, dtype=own_N.dtype).index_copy(0, mine_N, own_N)
+            found.append(self.group.summed(all_N.to(self.device)).cpu().numpy())
+        return _split(Score(found[0], torch.cat(list(targets)).numpy(), found[1]), sizes)
+
+    def _cut(self, n_tokens: int) -> parts.Cut | None:
+        """Return how several processes read so many tokens; None if each reads all of them."""
+        return self.group.cut(n_tokens) if self.group and n_tokens >= self._cut_from else None
+
+    def _decoded_part(self, ids_BL: Tensor, cut: parts.Cut) -> Any:
+        """Return what the decoder makes of the own parts of ids: its hidden states [B, P, D]."""
+        positions_P = cut.positions()
+        own_BP = ids_BL[:, positions_P]
+        with cut.reading():
+            # Without a mask, transformers takes positions that jump for several texts.
+            output = self._decoded(
+                own_BP,
+                position_ids=positions_P.to(self.device).expand_as(own_BP),
+                attention_mask=torch.ones_like(own_BP, device=self.device),
+                use_cache=False,
+            )
+        parts.check_all_attended(self.name, self.module, cut)
+        return output
 
     def _decoded(self, ids_BL: Tensor, **options: Any) -> Any:
         """Return what the decoder makes of ids: its hidden states [B, L, D], and a cache."""
@@ -455,6 +504,9 @@ class LanguageModel:
         nll, greedy = [], []
         nll_and_greedy = choose(self.device.type)
         target_N = target_N.to(self.device)
+        if not len(target_N):
+            # What this process has read of a sequence predicts none of them.
+            return Score(np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
         chunk = self._chunk_size()
         done = 0
         while done < len(target_N):
@@ -463,7 +515,9 @@ class LanguageModel:
                 logits_NV = logits_of(done, done + len(some_N))
                 nll_N, greedy_N = nll_and_greedy(logits_NV, some_N.to(logits_NV.device))
             except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not self._out_of_memory(error) or chunk <= _SMALLEST_CHUNK:
+                # The head is no matter of the others where each has all of it.
+                alone = self.group is None or self.group.shares == "sequence"
+                if chunk <= _SMALLEST_CHUNK or not (_is_out_of_memory(error) if alone else self._out_of_memory(error)):
                     raise
                 chunk //= 2
                 continue
@@ -507,6 +561,26 @@ class LanguageModel:
             return False
         wanted = [self._scored_alone(prompt, question) for question in prompt.questions]
         return found is not None and _agree(found[0], wanted, _TOLERANCE.get(self.dtype, 1e-3))
+
+    def _check_parts(self) -> None:
+        """Read long inputs in parts from now on. Raises OptionError or CheckpointError if that changes their scores."""
+        assert self.group is not None
+        config = text_config(self.module)
+        plainly = getattr(config, "_attn_implementation", None) == attention.PLAIN and self.head == "chunked"
+        parts.check_readable(self.name, self.module, plainly)
+        # Longer than what a layer looks back at, and not a multiple of anything.
+        window = getattr(config, "sliding_window", None) or 0
+        least = 2 * self.group.size * parts.SHORTEST
+        n = max(least + 3, min(window + 101, _LONGEST_CHECK))
+        ids = np.random.default_rng(4).integers(0, int(config.vocab_size), n + 1)
+        sample = Sample(context=ids[:1], target=ids[1:], unread=1)
+        wanted = self.score([sample])[0].nll
+        self._cut_from = least
+        gaps_N = np.abs(self.score([sample])[0].nll - wanted)
+        # Of that many, numbers of few bits are some apart.
+        gap = float(gaps_N.max() if self.dtype in (torch.float32, torch.float64) else gaps_N.mean())
+        if any(not float(one) <= _TOLERANCE.get(self.dtype, 1e-3) for one in self.group.gathered(str(gap))):
+            raise CheckpointError(f"read in parts, `{self.name}` scores otherwise, by {gap:.3g} nats", parts.INSTEAD)
 
     def _choose_attention(self) -> None:
         """Put this package's attention in place of transformers' own, unless that changes what an input scores."""
