@@ -10,7 +10,7 @@ Shape letters: B batch, G heads of keys, L length, P own tokens, S tokens of a p
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 
@@ -23,6 +23,9 @@ from hope_eval.model.attach import is_nested_safe, position_table, rotary_module
 
 # Tokens of a part, at least: each process reads the whole of what is shorter.
 SHORTEST = 64
+
+# Its name before torch 2.13, and since.
+_all_gather: Callable[[Tensor, Tensor], object] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
 # What to do where a model cannot be read in parts.
 INSTEAD = "leave --context-parallel out: torchrun shares samples out; --tensor-parallel divides what a GPU holds"
@@ -70,7 +73,7 @@ class Cut:
             sent_BGSE[:, :, : stop - start] = own_BGPE[:, :, done : done + stop - start]
             done += stop - start
         all_T2BGSE = sent_2BGSE.new_empty(self.size, *sent_2BGSE.shape)
-        dist.all_gather_into_tensor(all_T2BGSE.flatten(0, 1), sent_2BGSE)
+        _all_gather(all_T2BGSE.flatten(0, 1), sent_2BGSE)
         parts = [*all_T2BGSE[:, 0], *reversed(list(all_T2BGSE[:, 1]))]
         bounds = (self.part(number) for number in range(2 * self.size))
         return torch.cat([part[:, :, : stop - start] for part, (start, stop) in zip(parts, bounds, strict=True)], dim=2)
