@@ -97,7 +97,9 @@ def _sdpa(backend: SDPBackend, query: torch.Tensor, key: torch.Tensor, value: to
 @torch.inference_mode()
 def _by_groups(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     n_groups = query.shape[1] // key.shape[1]
-    for group, one_key, one_value in zip(query.split(n_groups, 1), key.split(1, 1), value.split(1, 1), strict=True):
+    for group, one_key, one_value in zip(
+        *(torch.split(x, n, 1) for x, n in ((query, n_groups), (key, 1), (value, 1))), strict=True
+    ):
         _sdpa(BACKENDS["cuDNN"], group, one_key, one_value)
 
 

@@ -99,8 +99,8 @@ def test_samples_of_one_shape_score_the_same_in_every_bit_whatever_is_read_besid
     samples = [Sample(row[:1], row[1:]) for row in ids]
     alone = [model.score([sample])[0].nll for sample in samples]
     for n in (2, 5):
-        for score, nll in zip(model.score(samples[:n]), alone[:n], strict=True):
-            np.testing.assert_array_equal(score.nll, nll)
+        for score, values in zip(model.score(samples[:n]), alone[:n], strict=True):
+            np.testing.assert_array_equal(score.nll, values)
     assert batch_size("cpu", 1) == 1, "and a run on a CPU reads one at a time"
 
 
