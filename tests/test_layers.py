@@ -14,7 +14,7 @@ from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Prompt, Question, Sample
 
 IDS = np.random.default_rng(0).integers(1, VOCAB_SIZE, 500)
-WINDOWED = ["mistral", "gemma3_text", "qwen2", "phi3"]
+WINDOWED = ["mistral", "gemma2", "gemma3_text", "qwen2", "phi3"]
 
 
 def windowed_module(kind):
@@ -35,7 +35,13 @@ def test_attention_without_masks_scores_as_that_of_transformers(kind, n, monkeyp
     module = windowed_module(kind)
     assert attention.put_on(module)
     made = []
-    monkeypatch.setattr(attention, "windowed", lambda *rest, own=attention.windowed: made.append(1) or own(*rest))
+
+    def watch_windows(own):
+        return lambda *given: made.extend(x for x in given if isinstance(x, int | attention.Window)) or own(*given)
+
+    for name in ("windowed", "capped"):
+        monkeypatch.setattr(attention, name, watch_windows(getattr(attention, name)))
+    monkeypatch.setattr(attention, "BLOCK_NUMBERS", 0)
     model = LanguageModel(kind, module, None)
     made.clear()
     found = model.score([Sample(IDS[:1], IDS[1:n])])[0].nll
