@@ -50,6 +50,10 @@ def attention(
             way = f"PyTorch, {name}"
             call = partial(_sdpa, backend, *inputs)
             figures.append(_measured(Work(way, call, length, count, facts={"head_dim": head_dim}), repeats))
+        # Keys and values of one group of heads may stay in the cache where those of all do not.
+        way = "PyTorch, cuDNN, a group of heads at a time"
+        call = partial(_by_groups, *inputs)
+        figures.append(_measured(Work(way, call, length, count, facts={"head_dim": head_dim}), repeats))
         for name in encodings.split(","):
             encoding = parse_encoding(name).build(Geometry(head_dim, heads, 2048, d_model=heads * head_dim)).to(DEVICE)
             layer = torch.nn.Module()
@@ -66,6 +70,8 @@ def attention(
                 targets.append(common.target(what, value, f">= {tflops} TFLOP/s", length == 32_768))
     for head_dim in map(int, head_dims.split(",")):
         for one, other, wanted in (("fire", "t5", "<= 4"), ("alibi", "rope", "")):
+            if {one, other} - set(encodings.split(",")):
+                continue
             seconds = (common.value_of(figures, "seconds", encoding=name, head_dim=head_dim) for name in (one, other))
             what = f"time with {one} / with {other}, head_dim {head_dim}, {length:,} tokens"
             targets.append(common.target(what, common.ratio(*seconds), wanted, length == 32_768))
@@ -86,6 +92,15 @@ def _sdpa(backend: SDPBackend, query: torch.Tensor, key: torch.Tensor, value: to
         torch.nn.functional.scaled_dot_product_attention(
             query, key, value, is_causal=True, scale=1 / math.sqrt(query.shape[-1])
         )
+
+
+@torch.inference_mode()
+def _by_groups(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    n_groups = query.shape[1] // key.shape[1]
+    for group, one_key, one_value in zip(
+        *(torch.split(x, n, 1) for x, n in ((query, n_groups), (key, 1), (value, 1))), strict=True
+    ):
+        _sdpa(BACKENDS["cuDNN"], group, one_key, one_value)
 
 
 @torch.inference_mode()

@@ -13,10 +13,12 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
 import statistics
 import sys
 import tempfile
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -162,18 +164,18 @@ class Run:
         protocol: str,
         lengths: Sequence[int],
     ) -> None:
-        self._folder = tempfile.TemporaryDirectory()
+        folder = tempfile.mkdtemp()
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         self._tokens, _ = evaluate.perplexity(
-            model, corpus, protocol_named(protocol), lengths, Path(self._folder.name), n_documents=n, prefix=prefix
+            model, corpus, protocol_named(protocol), lengths, Path(folder), n_documents=n, prefix=prefix
         )
         # A run notes it, and goes on with what is shorter.
         for record in self._tokens.out_of_memory:
             raise OutOfMemory(record["n_read"], record["memory"], record["message"])
 
     def nll(self) -> dict[int, float]:
-        """Return the mean nll by length, and remove the run."""
+        """Return the mean nll by length."""
         rows = table([self._tokens]).rows
-        self._folder.cleanup()
         return {row["length"]: float(row["value"]) for row in rows if row["metric"] == "nll"}
 
 

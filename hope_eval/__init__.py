@@ -17,7 +17,15 @@ from wrapt.importer import register_post_import_hook
 
 __version__ = "0.1.0"
 
-_MODELS = "transformers.models.auto.modeling_auto"
+# What the decoder is made of; whichever of them is imported last, by whoever, the decoder comes after it.
+_NEEDED = (
+    "transformers.modeling_layers",
+    "transformers.modeling_utils",
+    "transformers.models.auto.configuration_auto",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.llama.configuration_llama",
+    "transformers.models.llama.modeling_llama",
+)
 
 # Public names and the modules they live in; resolved on first use, so that `import hope_eval` stays cheap.
 _PUBLIC = {
@@ -44,12 +52,17 @@ def _register_rope_types(rope_module: Any) -> None:
     register_rope_types(rope_module)
 
 
-def _register_decoder(_: Any) -> None:
-    # While transformers' table of models is half loaded, no model can be defined; its own hook comes soon enough.
-    if getattr(sys.modules.get(_MODELS, sys), "AutoModelForCausalLM", None) or _MODELS not in sys.modules:
+def _register_decoder(loaded: Any) -> None:
+    # While another of these is half loaded, no model can be defined; its own hook comes soon enough.
+    others = (sys.modules.get(name) for name in _NEEDED)
+    if not any(_is_half_loaded(module) for module in others if module is not loaded):
         importlib.import_module("hope_eval.model.decoder")
 
 
+def _is_half_loaded(module: Any) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
 register_post_import_hook(_register_rope_types, "transformers.modeling_rope_utils")
-register_post_import_hook(_register_decoder, "transformers.models.auto.configuration_auto")
-register_post_import_hook(_register_decoder, _MODELS)
+for _name in _NEEDED:
+    register_post_import_hook(_register_decoder, _name)

@@ -6,6 +6,7 @@ What is misspelt shows before anything is loaded, and what is broken before anyt
 """
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -67,6 +68,9 @@ class Models:
             loaded = checkpoint.load_checkpoint(name, **self.how)
             for encoding in self.encodings or (checkpoint.NATIVE,):
                 yield loaded.with_encoding(encoding)
+            # So that no two are in memory at once; a model refers to itself.
+            del loaded
+            gc.collect()
 
 
 @dataclass(frozen=True)
@@ -131,6 +135,7 @@ def measure(
             with progress(title) as report:
                 run, n = _measured(entry, material, model, lengths, root, options, report, ranks)
             results[number].append((run, lengths, n))
+        del model
     if not ranks.finish():
         return []
     results = [[(_whole(run), lengths, n) for run, lengths, n in one] for one in results]

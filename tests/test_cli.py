@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import time
+import weakref
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from conftest import tiny_module
 from rich.console import Console
 
 from hope_eval.cli import main
+from hope_eval.model import checkpoint as checkpoints
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.results.tables import render
 
@@ -237,3 +239,18 @@ def test_every_command_has_help_with_an_example(command):
 def test_usage_errors_exit_with_2():
     hope_eval("ppl", "--no-such-option", code=2)
     hope_eval("ppl", "--format", "xml", code=2)
+
+
+def test_no_two_models_are_in_memory_at_once(checkpoint, stories, tmp_path, monkeypatch):
+    loaded, alive = [], []
+    own = checkpoints.load_checkpoint
+
+    def watched(name, **how):
+        alive.append(sum(module() is not None for module in loaded))
+        one = own(name, **how)
+        loaded.append(weakref.ref(one.module))
+        return one
+
+    monkeypatch.setattr(checkpoints, "load_checkpoint", watched)
+    hope_eval("ppl", *["--model", checkpoint] * 3, "--data", stories, "--lengths", "8", "--out", tmp_path)
+    assert alive == [0, 0, 0]

@@ -29,6 +29,7 @@ KINDS = {
     "mistral": {"kind": "mistral", "sliding_window": 70},
     "gemma3": {"kind": "gemma3_text", "sliding_window": 90, "num_hidden_layers": 4,
                "layer_types": ["sliding_attention", "full_attention"] * 2},
+    "gemma2": {"kind": "gemma2", "sliding_window": 150},
     "qwen3": {"kind": "qwen3"},
     "mixtral": {"kind": "mixtral"},
     "neox": {"kind": "gpt_neox"},

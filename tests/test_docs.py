@@ -36,6 +36,8 @@ def folder(tmp_path_factory):
     (folder / "books.jsonl").write_text(json.dumps({"text": story(400)}) + "\n")
     rows = [f"{word} please number {n},{label}" for label, word in (("a", "open"), ("b", "close")) for n in range(8)]
     (folder / "labelled.csv").write_text("\n".join(["text,intent", *rows]) + "\n")
+    # Something to compare, whichever of the commands this process runs.
+    hope_eval("ppl", "--model", folder / "ckpt", "--data", folder / "books.jsonl", "--out", folder / "results/runs")
     return folder
 
 

@@ -146,6 +146,18 @@ def test_hope_import_after_transformers_registers_too():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize(
+    "first",
+    [
+        "LlamaForCausalLM",
+        *(pytest.param(x, marks=pytest.mark.slow) for x in ("LlamaConfig", "Trainer", "MistralModel")),
+    ],
+)
+def test_whatever_of_transformers_is_imported_first_the_decoder_comes_with_it(first):
+    code = f"import hope_eval; from transformers import {first}; from transformers import AutoConfig; "
+    subprocess.run([sys.executable, "-c", code + "AutoConfig.for_model('hope_eval')"], check=True)
+
+
 def test_training_length_and_not_the_evaluated_one_decides():
     config = tiny_config(
         max_position_embeddings=4096,

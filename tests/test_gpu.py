@@ -185,6 +185,17 @@ def test_a_kernel_is_chosen_that_agrees(head_dim):
     assert all(speed > 10 for speed in chosen.tflops.values())
 
 
+@pytest.mark.parametrize(("dtype", "largest", "mean"), [(torch.float32, 1e-4, 1e-5), (torch.bfloat16, 0.5, 0.01)])
+def test_samples_score_the_same_whatever_is_read_beside_them(dtype, largest, mean):
+    model = LanguageModel("llama", tiny_module("llama", max_position_embeddings=512).to("cuda", dtype), None)
+    ids = np.random.default_rng(0).integers(1, VOCAB_SIZE, (64, 300))
+    samples = [Sample(row[:1], row[1:]) for row in ids]
+    together = np.stack([score.nll for score in model.score(samples)])
+    alone = np.stack([model.score([sample])[0].nll for sample in samples])
+    assert np.abs(together - alone).max() < largest
+    assert abs((together - alone).mean()) < mean
+
+
 def test_compiled_chunks_score_as_whole_layers_do(monkeypatch):
     monkeypatch.setattr(layers, "LARGEST_CHUNK", 512)
     whole, chunked = (

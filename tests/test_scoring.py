@@ -7,6 +7,7 @@ import transformers
 from conftest import VOCAB_SIZE, Uniform, byte_tokenizer, story, tiny_model, tiny_module
 
 from hope_eval.errors import LengthError, OptionError
+from hope_eval.evaluate import batch_size
 from hope_eval.model import nll, scoring
 from hope_eval.model.checkpoint import load
 from hope_eval.model.scoring import LanguageModel, OutOfMemory
@@ -89,6 +90,18 @@ def test_side_by_side_equals_one_at_a_time():
     together = model.score(samples)
     for sample, score in zip(samples, together, strict=True):
         np.testing.assert_allclose(score.nll, model.score([sample])[0].nll, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3_text", "gpt_neox"])
+def test_samples_of_one_shape_score_the_same_in_every_bit_whatever_is_read_beside_them(kind):
+    model = tiny_model(kind, max_position_embeddings=256)
+    ids = np.random.default_rng(0).integers(1, VOCAB_SIZE, (5, 100))
+    samples = [Sample(row[:1], row[1:]) for row in ids]
+    alone = [model.score([sample])[0].nll for sample in samples]
+    for n in (2, 5):
+        for score, values in zip(model.score(samples[:n]), alone[:n], strict=True):
+            np.testing.assert_array_equal(score.nll, values)
+    assert batch_size("cpu", 1) == 1, "and a run on a CPU reads one at a time"
 
 
 def test_greedy_hits_are_what_greedy_decoding_writes():

@@ -2,7 +2,8 @@
 
     no bias                      scaled_dot_product_attention, with the fastest kernel there is
     no bias, a sliding window    the same in query blocks, each with the keys that it can see
-    no bias, parts of a text     the same, with keys that other processes have made: `parts.py`
+    logits that are capped       query blocks, as the kernels know nothing of it (Gemma 2)
+    parts of a text              the same, with keys that other processes have made: `parts.py`
     a bias, on a GPU             `biased.py`: computed where it is added
     a bias linear in distance    elsewhere: as further features of query and key
     any other bias               elsewhere, and for gradients: made in query blocks
@@ -70,6 +71,12 @@ def register() -> None:
 def put_on(module: Any) -> bool:
     """Let a transformers model attend by `plain`; return whether it lets itself be told."""
     register()
+    config: Any = getattr(module, "config", None)
+    # What transformers computes all scores at once for, though it need not, counts as well.
+    capped = getattr(config, "attn_logit_softcapping", None)
+    own = getattr(config, "_attn_implementation", None)
+    if own != PLAIN and own != "sdpa" and not (own == "eager" and capped):
+        return False
     can = getattr(module, "_can_set_attn_implementation", lambda: False)
     if not can():
         return False
@@ -159,12 +166,14 @@ def plain(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     scale = scaling or 1 / math.sqrt(query.shape[-1])
-    if isinstance(attention_mask, Window):
-        return windowed(query, key, value, attention_mask.size, scale), None
     if isinstance(attention_mask, Parts):
-        return in_parts(query, key, value, attention_mask, scale), None
+        return in_parts(query, key, value, attention_mask, scale, rest.get("softcap")), None
     if parts.current() is not None:
         raise CheckpointError("a layer makes a mask of its own, which cannot be cut", parts.INSTEAD)
+    if rest.get("softcap") is not None and not dropout:
+        return capped(query, key, value, attention_mask, scale, rest["softcap"]), None
+    if isinstance(attention_mask, Window):
+        return windowed(query, key, value, attention_mask.size, scale), None
     n_queries, n_keys = query.shape[2], key.shape[2]
     if attention_mask is None and 1 < n_queries < n_keys and not dropout:
         return causal(query, key, value, scale), None
@@ -278,8 +287,13 @@ def windowed(query: Tensor, key: Tensor, value: Tensor, window: int, scale: floa
     return out
 
 
-def in_parts(query: Tensor, key: Tensor, value: Tensor, read: Parts, scale: float) -> Tensor:
-    """Return causal attention of the own parts of a sequence to all of it, [B, P, H, E]; of other processes, too."""
+def in_parts(
+    query: Tensor, key: Tensor, value: Tensor, read: Parts, scale: float, softcap: float | None = None
+) -> Tensor:
+    """Return causal attention of the own parts of a sequence to all of it, also what others have read, [B, P, H, E].
+
+    query: [B, H, P, E], of the own positions, as key and value are.
+    """
     key, value = read.cut.whole(key), read.cut.whole(value)
     read.cut.n_attended += 1
     # A GPU's kernels need no mask.
@@ -290,9 +304,42 @@ def in_parts(query: Tensor, key: Tensor, value: Tensor, read: Parts, scale: floa
             stop = min(start + rows, last)
             seen = slice(0 if read.window is None else max(0, start - read.window + 1), stop)
             some = query[:, :, done : done + stop - start], key[:, :, seen], value[:, :, seen]
-            out.append(causal(*some, scale) if read.window is None else windowed(*some, read.window, scale))
+            if softcap is not None:
+                mask = None if read.window is None else Window(read.window)
+                out.append(capped(*some, mask, scale, softcap))
+            else:
+                out.append(causal(*some, scale) if read.window is None else windowed(*some, read.window, scale))
             done += stop - start
     return torch.cat(out, dim=1)
+
+
+def capped(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Window | None, scale: float, softcap: float
+) -> Tensor:
+    """Return causal attention whose logits are softcap * tanh(logit / softcap), [B, Q, H, E].
+
+    mask: booleans [B, 1, Q, K], a window, or None.
+    """
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    key, value = _for_all_heads(query, key, value)
+    window = mask.size if isinstance(mask, Window) else n_keys
+    out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+    rows = max(16, BLOCK_NUMBERS // (query.shape[1] * min(n_keys, 2 * window)))
+    for start in range(0, n_queries, rows):
+        stop = min(start + rows, n_queries)
+        seen = n_keys - n_queries + stop
+        first = max(0, seen - (stop - start) - window + 1)
+        logits = query[:, :, start:stop] @ key[:, :, first:seen].transpose(-1, -2) * scale
+        logits = torch.tanh(logits / softcap) * softcap
+        if isinstance(mask, Tensor):
+            visible = mask[:, :, start:stop, first:seen]
+        else:
+            distances = torch.arange(seen - (stop - start), seen, device=query.device)[:, None]
+            distances = distances - torch.arange(first, seen, device=query.device)
+            visible = (distances >= 0) & (distances < window)
+        weights = logits.masked_fill(~visible, -math.inf).softmax(-1, dtype=torch.float32).to(query.dtype)
+        out[:, start:stop] = (weights @ value[:, :, first:seen]).transpose(1, 2)
+    return out
 
 
 def _for_all_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:

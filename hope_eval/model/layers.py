@@ -95,7 +95,9 @@ class Chunked:
             return forward(*inputs, **options)
         flat_LD = whole_BLD.reshape(-1, whole_BLD.shape[-1])
         n, size = len(flat_LD), self.chunk
-        out_LD = torch.empty_like(flat_LD)
+        # Of a model that is spread over devices, a part may be on another than what it is given.
+        device = next((p.device for p in part.parameters() if p.device.type != "meta"), flat_LD.device)
+        out_LD = torch.empty_like(flat_LD, device=device)
         # What another library has put around a part is not for the compiler.
         step = self._step(part, forward) if compiled and isinstance(forward, MethodType) else partial(_step, forward)
         for start in range(0, n, size):

@@ -167,7 +167,9 @@ class LanguageModel:
     def kernel(self) -> str:
         """What computes attention, whichever of its kernels is the fastest here."""
         kind = getattr(getattr(self.module, "config", None), "_attn_implementation", None) or "own"
-        return "sdpa" if kind == attention.PLAIN else str(kind)
+        if kind == attention.PLAIN:
+            return "capped" if getattr(text_config(self.module), "attn_logit_softcapping", None) else "sdpa"
+        return str(kind)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -586,7 +588,8 @@ class LanguageModel:
         """Put this package's attention in place of transformers' own, unless that changes what an input scores."""
         module: Any = self.module
         config = text_config(module)
-        if getattr(config, "_attn_implementation", None) != "sdpa" or not attention.put_on(module):
+        own = getattr(config, "_attn_implementation", None)
+        if own == attention.PLAIN or not attention.put_on(module):
             return
         # Longer than what a layer looks back at, so that it matters.
         window = getattr(config, "sliding_window", None) or 0
@@ -595,12 +598,12 @@ class LanguageModel:
         sample = Sample(context=ids[:-8], target=ids[-8:])
         try:
             found = self.score([sample])[0].nll
-            module.set_attn_implementation("sdpa")
+            module.set_attn_implementation(own)
             agrees = np.allclose(found, self.score([sample])[0].nll, rtol=0, atol=_TOLERANCE.get(self.dtype, 1e-3))
         except Exception:
             # Any architecture may come through here; transformers' own attention is right.
             agrees = False
-        module.set_attn_implementation(attention.PLAIN if agrees else "sdpa")
+        module.set_attn_implementation(attention.PLAIN if agrees else own)
 
     def _choose_head(self) -> None:
         """Score a short input both ways, and settle for the full logits where the chunked head disagrees."""
