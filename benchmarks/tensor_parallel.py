@@ -1,11 +1,12 @@
-"""One long text scored by one GPU, and by several that hold the model together, in one run.
+"""One long text scored by one GPU, and by several that hold the model, or read the text, together, in one run.
 
     torchrun --nproc-per-node 2 -m benchmarks tensor-parallel --out results/benchmarks/tensor_parallel.json
+    torchrun --nproc-per-node 2 -m benchmarks tensor-parallel --share text --length 128k
 
 The model has random weights in bfloat16, and is written to --folder first (16 GB of 8B), since shards are read from
 files. The first process scores with all of it while the others wait; then all score together. Operations are those of
-the whole model. `sums_seconds` is what the sums of one forward take when nothing is computed: two a layer,
-and one for the embeddings.
+the whole model. `sent_seconds` is what the sums of one forward take when nothing is computed: two a layer, and one for
+the embeddings; of a text, the gathers of keys and values.
 
 --size tiny runs anywhere, and shows only that it runs.
 """
@@ -38,15 +39,17 @@ from hope_eval.model.parallel import Group, held_together
 @click.command()
 @click.option("--size", type=click.Choice(list(common.SIZES)), default="8b", show_default=True)
 @click.option("--length", default="32k", show_default=True)
+@click.option("--share", type=click.Choice(["model", "text"]), default="model", show_default=True)
 @click.option("--repeats", default=3, show_default=True)
 @click.option("--folder", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "tensor-parallel",
               show_default=True, help="Where the model is written, and removed again.")  # fmt: skip
 @click.option("--out", type=click.Path(path_type=Path), help="Write the figures there as JSON.")
-def tensor_parallel(size: str, length: str, repeats: int, folder: Path, out: Path | None) -> None:
+def tensor_parallel(size: str, length: str, share: str, repeats: int, folder: Path, out: Path | None) -> None:
     """Time both ways."""
     n = sharding.n_processes()
     ids = np.random.default_rng(0).integers(0, common.SIZES[size]["vocab_size"], parse_length(length))
-    with sharding.joined(folder, tensor_parallel=n) as ranks:
+    sizes = (n, 1) if share == "model" else (1, n)
+    with sharding.joined(folder, lambda text: None, *sizes) as ranks:
         device = ranks.device("auto")
         with held_together(ranks, device) as group:
             assert group is not None, "start it with torchrun, in two processes or more"
@@ -55,7 +58,9 @@ def tensor_parallel(size: str, length: str, repeats: int, folder: Path, out: Pat
                 alone, alone_nll = measured(folder / size, device, ids, repeats, None)
             group.gathered("the first is done")
             shared, shared_nll = measured(folder / size, device, ids, repeats, group)
-            shared["sums_seconds"] = sums(size, len(ids), device, repeats)
+            sent = sums(size, len(ids), device) if share == "model" else gathers(size, len(ids), device, group)
+            sent()
+            shared["sent_seconds"] = round(statistics.median(timed(sent) for _ in range(repeats)), 4)
             peaks = [float(text) for text in group.gathered(str(shared.get("peak_gib", 0.0)))]
         if not ranks.finish():
             return
@@ -71,6 +76,7 @@ def tensor_parallel(size: str, length: str, repeats: int, folder: Path, out: Pat
             "transformers": transformers.__version__,
         },
         "length": len(ids),
+        "shared": share,
         "figures": [alone, {**shared, "peak_gib_of_each": peaks}],
         "speedup": round(alone["seconds"] / shared["seconds"], 3),
         "nll_difference": {"largest": float(gap_T.max()), "mean": float(gap_T.mean())},
@@ -101,7 +107,7 @@ def measured(
         torch.cuda.empty_cache()
     start = time.perf_counter()
     model = checkpoint.load(str(folder), device=device, dtype="bfloat16", group=group)
-    figure: dict[str, Any] = {"tensor_parallel": group.size if group else 1, "head": model.head}
+    figure: dict[str, Any] = {"gpus": group.size if group else 1, "head": model.head}
     figure["loading_seconds"] = round(time.perf_counter() - start, 2)
     if model.device.type == "cuda":
         figure["weights_gib"] = round(torch.cuda.memory_allocated() / 2**30, 2)
@@ -118,7 +124,7 @@ def measured(
     with torch.device("meta"):
         outline = transformers.AutoModelForCausalLM.from_config(model.module.config)
     figure["tflops"] = round(common.operations(outline, len(ids)) / figure["seconds"] / 1e12, 3)
-    figure["tflops_of_each"] = round(figure["tflops"] / figure["tensor_parallel"], 3)
+    figure["tflops_of_each"] = round(figure["tflops"] / figure["gpus"], 3)
     return figure, nll
 
 
@@ -128,8 +134,8 @@ def score(model: LanguageModel, ids: np.ndarray) -> np.ndarray:
     return nll
 
 
-def sums(size: str, length: int, device: str, repeats: int) -> float:
-    """Return the seconds that the sums of one forward take."""
+def sums(size: str, length: int, device: str) -> Callable[[], None]:
+    """Return what does the sums of one forward."""
     shape = common.SIZES[size]
     place = "cpu" if device == "auto" else device
     states_LD = torch.zeros(length, shape["hidden_size"], dtype=torch.bfloat16, device=place)
@@ -138,8 +144,24 @@ def sums(size: str, length: int, device: str, repeats: int) -> float:
         for _ in range(2 * shape["num_hidden_layers"] + 1):
             dist.all_reduce(states_LD)
 
-    work()
-    return round(statistics.median(timed(work) for _ in range(repeats)), 4)
+    return work
+
+
+def gathers(size: str, length: int, device: str, group: Group) -> Callable[[], None]:
+    """Return what gathers the keys and values of one forward."""
+    shape = common.SIZES[size]
+    head_dim = shape["hidden_size"] // shape["num_attention_heads"]
+    place = "cpu" if device == "auto" else device
+    cut = group.cut(length)
+    own_BGPE = torch.zeros(
+        1, shape["num_key_value_heads"], len(cut.positions()), head_dim, dtype=torch.bfloat16, device=place
+    )
+
+    def work() -> None:
+        for _ in range(2 * shape["num_hidden_layers"]):
+            cut.whole(own_BGPE)
+
+    return work
 
 
 def timed(work: Callable[[], Any]) -> float:
