@@ -90,7 +90,12 @@ class Cut:
 
 
 _current: ContextVar[Cut | None] = ContextVar("current", default=None)
-current = _current.get
+
+
+def current() -> Cut | None:
+    """Return how the sequence that is being read is cut; None if it is read whole, as all is that is compiled."""
+    # The compiler knows no context variables.
+    return None if torch.compiler.is_compiling() else _current.get()
 
 
 def check_readable(name: str, module: nn.Module, attends_plainly: bool = True) -> None:
