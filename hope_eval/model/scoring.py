@@ -144,9 +144,13 @@ class LanguageModel:
         self._checking = True
         self._kernels = _kernels_of(self.module, self.device, self.dtype)
         in_parts = self.group is not None and self.group.shares == "sequence"
-        if self.device.type == "cuda" or in_parts:
-            self._choose_attention()
+        config, module = text_config(self.module), self.module
+        if _is_capped(config) and getattr(config, "_attn_implementation", None) == "sdpa":
+            # Older versions of transformers leave out the cap where attention is called so.
+            module.set_attn_implementation("eager")  # type: ignore[operator]
         self._choose_head()
+        if self.device.type == "cuda" or in_parts or _is_capped(config):
+            self._choose_attention()
         self.keeps_contexts = self.head == "chunked" and self.nested_safe and self._check_contexts()
         if in_parts:
             self._check_parts()
@@ -596,13 +600,7 @@ class LanguageModel:
         module: Any = self.module
         config = text_config(module)
         own = getattr(config, "_attn_implementation", None)
-        if own == attention.PLAIN:
-            return
-        if _is_capped(config):
-            # Older versions of transformers leave out the cap where attention is called sdpa.
-            own = "eager"
-            module.set_attn_implementation(own)
-        if not attention.put_on(module):
+        if own == attention.PLAIN or not attention.put_on(module):
             return
         # Longer than what a layer looks back at, or picks, so that it matters.
         keys = ("sliding_window", "attention_chunk_size", "index_topk")
