@@ -12,8 +12,18 @@ import torch
 from conftest import byte_tokenizer, tiny_model, tiny_module
 from test_cli import hope_eval
 from test_sharding import files, model, processes, wanted, work
-from test_tensor_parallel import TOLERANCE, check_records, failure, group_of, results, saved, torchrun
+from test_tensor_parallel import (
+    TOLERANCE,
+    check_records,
+    failure,
+    group_of,
+    results,
+    saved,
+    together_in_threads,
+    torchrun,
+)
 from together import perplexed, read
+from transformers.masking_utils import chunked_causal_mask_function
 
 from hope_eval.errors import CheckpointError, OptionError
 from hope_eval.model import attention, checkpoint, parts
@@ -156,10 +166,11 @@ def test_groups_that_read_together_write_the_same_bytes_as_one_process(model, wa
 
 
 def test_what_cannot_be_read_in_parts_is_refused_with_a_remedy(monkeypatch):
-    (one, _) = group_of(2, monkeypatch, context_parallel=2)
-    with pytest.raises(OptionError, match="`zoo:hope` is of this project's own decoder") as caught:
-        checkpoint.load("zoo:hope", device="cpu", group=one)
-    assert "leave --context-parallel out" in caught.value.hint
+    group = group_of(2, monkeypatch, context_parallel=2)
+    for error in together_in_threads(group, lambda one: checkpoint.load("zoo:hope", device="cpu", group=one)):
+        assert isinstance(error, OptionError)
+        assert "`zoo:hope` is of this project's own decoder" in str(error)
+        assert "leave --context-parallel out" in error.hint
     for module, plainly, why in (
         (tiny_module("gpt2", n_embd=32, n_head=2), True, "is `gpt2`, which has no rotary encoding"),
         (attach(tiny_module(), "dynamic_ntk:factor=2", 64), True, "has frequencies that change with the length read"),
@@ -191,6 +202,9 @@ def test_masks_that_cannot_be_cut_are_refused():
         with cut.reading(), pytest.raises(CheckpointError, match=why):
             one.module.model(ids, use_cache=False, **arguments)
     assert parts.current() is None
+    chunks = chunked_causal_mask_function(100, torch.zeros(1, dtype=torch.long))
+    with cut.reading(), pytest.raises(CheckpointError, match="attention within chunks of 100 tokens"):
+        attention.mask(1, 150, 150, mask_function=chunks, local_size=100)
 
 
 def test_two_kinds_of_groups_and_tasks_are_refused(checkpoints, tmp_path):
