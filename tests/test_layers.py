@@ -1,6 +1,7 @@
 """What is read in pieces scores as the whole does: attention without masks, and layers over chunks of tokens."""
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from conftest import VOCAB_SIZE, tiny_module
 
 from hope_eval.encoding import Geometry, PositionEncoding, encoding_class, encoding_names, parse_encoding
 from hope_eval.errors import OptionError
-from hope_eval.model import attention, kernels, layers
+from hope_eval.model import attention, kernels, layers, scoring
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Prompt, Question, Sample
 
@@ -292,3 +293,74 @@ def test_what_is_compiled_scores_the_same_and_no_length_compiles_anew(kind, monk
     assert compiled[0] > 0
     assert compiled[1:] == compiled[:1] * 2
     assert model.how["compile_seconds"] > 0
+
+
+class TestOfWhatModelsAreMadeOf:
+    """Models whose parts are not as those of Llama."""
+
+    def test_a_layer_that_is_used_twice_is_left_as_it_was(self):
+        module = tiny_module(max_position_embeddings=512)
+        module.model.layers[1].mlp = module.model.layers[0].mlp
+        model = LanguageModel("shared", module, None)
+        model._layers.chunk = 32
+        model.score([Sample(IDS[:1], IDS[1:200])])
+        assert not any("forward" in part.__dict__ for part in module.modules())
+
+    def test_towers_of_images_are_not_taken_for_the_layers(self):
+        module = tiny_module(num_hidden_layers=3)
+        tower = torch.nn.ModuleList([torch.nn.ModuleDict({"mlp": torch.nn.Linear(2, 2)}) for _ in range(5)])
+        wrapped = torch.nn.Module()
+        wrapped.vision, wrapped.text = tower, module.model
+        found = layers.Chunked(wrapped, "off", 3)
+        assert module.model.layers[0].mlp in found.parts
+        assert not set(found.parts) & set(tower.modules())
+
+    def test_what_is_kept_elsewhere_is_not_fetched_chunk_by_chunk(self):
+        module = tiny_module()
+        module.model.layers[0].mlp.to("meta")
+        found = layers.Chunked(module.model, "off", 2)
+        assert module.model.layers[0].mlp not in found.parts
+        assert module.model.layers[1].mlp in found.parts
+
+    def test_numbers_of_another_type_are_not_cast(self):
+        module = tiny_module()
+        own = module.model.layers[0].mlp.forward
+        module.model.layers[0].mlp.forward = lambda hidden_BLD: own(hidden_BLD).double()
+        chunk_1ND, out_1ND = torch.zeros(1, 4, 32), torch.zeros(1, 4, 32)
+        assert not layers._step(module.model.layers[0].mlp.forward, chunk_1ND, out_1ND)
+
+    def test_sparse_attention_keeps_the_attention_that_it_asks_for(self):
+        config = {"index_topk": 24, "index_n_heads": 2, "index_head_dim": 16, "q_lora_rank": 16, "kv_lora_rank": 16,
+                  "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 16, "num_key_value_heads": 2,
+                  "first_k_dense_replace": 2}  # fmt: skip
+        module = tiny_module("deepseek_v32", **config)
+        assert not attention.put_on(module)
+        assert module.config._attn_implementation == "sdpa"
+
+    @pytest.mark.parametrize("told", [[64, 64], (32, 64), 64])
+    def test_a_config_may_tell_a_number_for_each_layer(self, told):
+        assert scoring._number(SimpleNamespace(intermediate_size=told), "intermediate_size") == 64
+
+    def test_a_config_may_refuse_to_tell(self):
+        class Ambiguous:
+            @property
+            def head_dim(self):
+                raise RuntimeError("it depends on the layer")
+
+        assert scoring._number(Ambiguous(), "head_dim") is None
+        assert scoring._number(None, "head_dim") is None
+
+    def test_what_is_not_causal_is_not_made_so(self):
+        q, (k, v) = torch.randn(1, 2, 4, 16), torch.randn(2, 1, 2, 9, 16)
+        found = attention.plain(torch.nn.Module(), q, k, v, None, is_causal=False)[0]
+        wanted = ((q @ k.transpose(-1, -2) / 4).softmax(-1) @ v).transpose(1, 2)
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+
+    def test_capped_logits_are_capped_whatever_their_attention_is_called(self):
+        module = tiny_module("gemma2", sliding_window=24, max_position_embeddings=512, attn_logit_softcapping=2.0)
+        wanted = module(torch.from_numpy(IDS[None, :100])).logits.log_softmax(-1)[0, :-1]
+        module.config._attn_implementation = "sdpa"
+        model = LanguageModel("capped", module, None)
+        found = model.score([Sample(IDS[:1], IDS[1:100])])[0].nll
+        np.testing.assert_allclose(found, -wanted[range(99), IDS[1:100]].detach().numpy(), atol=2e-5)
+        assert model.kernel == "capped"

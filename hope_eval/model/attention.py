@@ -16,7 +16,10 @@ Shape letters: B batch, H heads, G heads of keys, Q queries, K keys, E head_dim,
 
 import contextlib
 import functools
+import inspect
 import math
+import re
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,10 +81,27 @@ def put_on(module: Any) -> bool:
     if own != PLAIN and own != "sdpa" and not (own == "eager" and capped):
         return False
     can = getattr(module, "_can_set_attn_implementation", lambda: False)
-    if not can():
+    if not can() or _asks_for_its_attention(module):
         return False
     module.set_attn_implementation(PLAIN)
     return bool(module.config._attn_implementation == PLAIN)
+
+
+def _asks_for_its_attention(module: nn.Module) -> bool:
+    """Return whether a model does other things than attend where its attention is called sdpa or eager.
+
+    Sparse attention (DeepSeek-V3.2 and its kin) leaves out its own mask for any other name.
+    """
+    for name in {type(part).__module__ for part in module.modules()}:
+        if name.startswith(("torch.", "transformers.modeling_", "transformers.activations")):
+            continue
+        try:
+            source = inspect.getsource(sys.modules[name])
+        except (KeyError, OSError, TypeError):
+            continue
+        if re.search(r"_attn_implementation\s*(==|!=|in|not in)\s[^\n]*[\"'](sdpa|eager)[\"']", source):
+            return True
+    return False
 
 
 def mask(
@@ -103,7 +123,8 @@ def mask(
     """
     from transformers.masking_utils import sdpa_mask
 
-    cut = parts.current()
+    # What is compiled is never read in parts.
+    cut = None if torch.compiler.is_compiling() else parts.current()
     if cut is not None:
         if not allow_is_causal_skip or use_vmap or mask_function is None:
             raise CheckpointError("a mask that is neither causal nor a sliding window cannot be cut", parts.INSTEAD)
@@ -172,10 +193,14 @@ def plain(
         raise CheckpointError("a layer makes a mask of its own, which cannot be cut", parts.INSTEAD)
     if rest.get("softcap") is not None and not dropout:
         return capped(query, key, value, attention_mask, scale, rest["softcap"]), None
-    if isinstance(attention_mask, Window):
-        return windowed(query, key, value, attention_mask.size, scale), None
     n_queries, n_keys = query.shape[2], key.shape[2]
-    if attention_mask is None and 1 < n_queries < n_keys and not dropout:
+    biased = rest.get("position_bias") is not None
+    if isinstance(attention_mask, Window):
+        if not biased and not dropout:
+            return windowed(query, key, value, attention_mask.size, scale), None
+        attention_mask = _visible(0, n_queries, 0, n_keys, attention_mask.size, query.device)[None, None]
+    causes = rest.get("is_causal") is not False and getattr(module, "is_causal", True)
+    if attention_mask is None and causes and 1 < n_queries < n_keys and not dropout and not biased:
         return causal(query, key, value, scale), None
     found: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
@@ -207,9 +232,9 @@ def attention(
     if not has_bias(encoding) and attention_mask is None and not dropout:
         return causal(query, key, value, scale), None
     fast = attention_mask is None and not dropout and not torch.compiler.is_compiling()
-    if fast and not _wants_gradients(encoding, query, key, value):
-        kernel = biased_kernel(query.device.type)
-        bias = _for_kernel(encoding, n_queries, n_keys, query.device) if kernel else None
+    if fast and query.device.type == "cuda" and not _wants_gradients(encoding, query, key, value):
+        bias = _for_kernel(encoding, n_queries, n_keys, query.device)
+        kernel = biased_kernel("cuda", _kind(bias), query.dtype, query.shape[-1]) if bias is not None else None
         if kernel and bias is not None:
             return kernel(query, key, value, bias, scale), None
     key, value = _for_all_heads(query, key, value)
@@ -271,15 +296,13 @@ def windowed(query: Tensor, key: Tensor, value: Tensor, window: int, scale: floa
     """Return causal attention of the last Q positions of K to `window` keys, themselves among them, [B, Q, H, E]."""
     n, before = query.shape[2], key.shape[2] - query.shape[2]
     key, value = _for_all_heads(query, key, value)
-    out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
-    rows = max(window, _WINDOW_ROWS)
-    positions = torch.arange(min(key.shape[2], rows + window - 1), device=query.device)
+    out = query.new_empty(query.shape[0], n, query.shape[1], value.shape[-1])
+    rows = min(max(window, _WINDOW_ROWS), 4 * _WINDOW_ROWS)
     with _for_masks(query.device):
         for start in range(0, n, rows):
             stop = min(start + rows, n)
             first, last = max(0, before + start - window + 1), before + stop
-            distances = positions[before + start - first : last - first, None] - positions[: last - first]
-            visible = (distances >= 0) & (distances < window)
+            visible = _visible(before + start, last, first, last, window, query.device)
             block = nn.functional.scaled_dot_product_attention(
                 query[:, :, start:stop], key[:, :, first:last], value[:, :, first:last], visible, scale=scale
             )
@@ -323,7 +346,7 @@ def capped(
     n_queries, n_keys = query.shape[2], key.shape[2]
     key, value = _for_all_heads(query, key, value)
     window = mask.size if isinstance(mask, Window) else n_keys
-    out = torch.empty_like(query.transpose(1, 2), memory_format=torch.contiguous_format)
+    out = query.new_empty(query.shape[0], n_queries, query.shape[1], value.shape[-1])
     rows = max(16, BLOCK_NUMBERS // (query.shape[1] * min(n_keys, 2 * window)))
     for start in range(0, n_queries, rows):
         stop = min(start + rows, n_queries)
@@ -334,12 +357,19 @@ def capped(
         if isinstance(mask, Tensor):
             visible = mask[:, :, start:stop, first:seen]
         else:
-            distances = torch.arange(seen - (stop - start), seen, device=query.device)[:, None]
-            distances = distances - torch.arange(first, seen, device=query.device)
-            visible = (distances >= 0) & (distances < window)
+            visible = _visible(seen - (stop - start), seen, first, seen, window, query.device)
         weights = logits.masked_fill(~visible, -math.inf).softmax(-1, dtype=torch.float32).to(query.dtype)
         out[:, start:stop] = (weights @ value[:, :, first:seen]).transpose(1, 2)
     return out
+
+
+def _visible(
+    query_start: int, query_stop: int, key_start: int, key_stop: int, window: int, device: torch.device
+) -> Tensor:
+    """Return which keys each query sees, booleans [Q, K]."""
+    queries_Q1 = torch.arange(query_start, query_stop, device=device)[:, None]
+    keys_K = torch.arange(key_start, key_stop, device=device)
+    return (keys_K <= queries_Q1) & (keys_K > queries_Q1 - window)
 
 
 def _for_all_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -370,24 +400,39 @@ def _for_kernel(encoding: PositionEncoding, n_queries: int, n_keys: int, device:
     return encoding.curve(torch.arange(n_keys - n_queries, n_keys, device=device), n_keys)
 
 
+def _kind(bias: Tensor | Curve) -> str:
+    return "curve" if isinstance(bias, Curve) else "slopes" if bias.ndim == 1 else "table"
+
+
 @functools.cache
-def biased_kernel(device_type: str) -> Callable[[Tensor, Tensor, Tensor, Tensor | Curve, float], Tensor] | None:
-    """Return the kernel of `biased.py` on CUDA if Triton works here and it agrees with the definition; else None."""
+def biased_kernel(
+    device_type: str, kind: str = "table", dtype: torch.dtype = torch.float32, head_dim: int = 32
+) -> Callable[[Tensor, Tensor, Tensor, Tensor | Curve, float], Tensor] | None:
+    """Return the kernel of `biased.py` on CUDA if Triton works here, and it agrees with the definition; else None."""
     if device_type != "cuda":
         return None
     try:
         from hope_eval.model.biased import biased
 
-        generator = torch.Generator("cuda").manual_seed(0)
-        q, k, v = (torch.randn(1, 2, 200, 32, generator=generator, device="cuda") for _ in range(3))
-        table_HN = torch.randn(2, 200, generator=generator, device="cuda")
-        distances = torch.arange(200, device="cuda")[:, None] - torch.arange(200, device="cuda")
-        logits = (q @ k.transpose(-1, -2)).double() / 6 + table_HN[:, distances.clamp(min=0)].double()
-        weights = logits.masked_fill(distances < 0, -math.inf).softmax(-1)
-        wanted = (weights @ v.double()).transpose(1, 2)
-        agrees = torch.allclose(biased(q, k, v, table_HN, 1 / 6).double(), wanted, atol=1e-3)
+        n, generator = 200, torch.Generator("cuda").manual_seed(0)
+        draw = functools.partial(torch.randn, generator=generator, device="cuda")
+        q, k, v = (draw(1, 2, n, head_dim).to(dtype) for _ in range(3))
+        places_N = torch.linspace(0, 1, n, device="cuda")
+        table_HN = draw(2, n) if kind == "table" else places_N * torch.tensor([[-0.5], [-2.0]], device="cuda")
+        bias: Tensor | Curve = table_HN
+        if kind == "slopes":
+            bias = -table_HN[:, 1]
+        elif kind == "curve":
+            bias = Curve(places_N, torch.ones(n, device="cuda"), table_HN[:, [0, -1]])
+        if kind == "slopes":
+            table_HN = table_HN[:, 1:2] * torch.arange(n, device="cuda")
+        distances = torch.arange(n, device="cuda")[:, None] - torch.arange(n, device="cuda")
+        logits = q.double() @ k.double().transpose(-1, -2) / 6 + table_HN[:, distances.clamp(min=0)].double()
+        wanted = (logits.masked_fill(distances < 0, -math.inf).softmax(-1) @ v.double()).transpose(1, 2)
+        tolerance = 1e-3 if dtype == torch.float32 else 5e-2
+        agrees = torch.allclose(biased(q, k, v, bias, 1 / 6).double(), wanted, atol=tolerance)
     except Exception:
-        # No Triton, no C compiler for it, a GPU it does not know: query blocks are right everywhere.
+        # No Triton, no C compiler for it, a GPU or a shape that it does not know: query blocks are right everywhere.
         return None
     return biased if agrees else None
 

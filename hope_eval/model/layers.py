@@ -40,14 +40,16 @@ class Chunked:
     chunk:           tokens that they are given at once; halved where memory does not suffice.
     compile_seconds: what compiling took.
     compile_refused: why nothing is compiled, where `auto` would, but there is no compiler for it.
+    n_run:           how many times a part went over chunks.
     """
 
-    def __init__(self, decoder: nn.Module, compiling: Compile = "auto") -> None:
-        self.parts, self.attentions = _parts(decoder)
+    def __init__(self, decoder: nn.Module, compiling: Compile = "auto", n_layers: int | None = None) -> None:
+        self.parts, self.attentions = _parts(decoder, n_layers)
         self.chunk = LARGEST_CHUNK
         self.compiling: Compile = compiling
         self.compile_seconds = 0.0
         self.compile_refused = ""
+        self.n_run = 0
         self._compiled: dict[int, Callable[..., Any]] = {}
         self._warm: set[tuple[Any, ...]] = set()
 
@@ -56,6 +58,11 @@ class Chunked:
         if n_tokens <= self.chunk or self.chunk <= SMALLEST_CHUNK:
             return False
         self.chunk //= 2
+        if self._compiled:
+            # Another shape is another kernel, and of one function the compiler makes only so many.
+            self._compiled.clear()
+            self._warm.clear()
+            torch._dynamo.reset()
         return True
 
     @contextlib.contextmanager
@@ -75,9 +82,8 @@ class Chunked:
             yield
         finally:
             for part, forward in own:
-                if forward is None:
-                    del part.forward
-                else:
+                part.__dict__.pop("forward", None)
+                if forward is not None:
                     part.forward = forward
 
     def _compiles(self, n_tokens: int) -> bool:
@@ -93,6 +99,7 @@ class Chunked:
         whole_BLD = inputs[0] if len(inputs) == 1 and not options else None
         if not isinstance(whole_BLD, Tensor) or whole_BLD.ndim != 3 or whole_BLD[..., 0].numel() <= self.chunk:
             return forward(*inputs, **options)
+        self.n_run += 1
         flat_LD = whole_BLD.reshape(-1, whole_BLD.shape[-1])
         n, size = len(flat_LD), self.chunk
         # Of a model that is spread over devices, a part may be on another than what it is given.
@@ -159,7 +166,7 @@ class Chunked:
 def _step(forward: Callable[[Tensor], Any], chunk_1ND: Tensor, out_1ND: Tensor) -> bool:
     """Write what a part makes of a chunk; return whether it is of its shape, as it is of what works by tokens."""
     found = forward(chunk_1ND)
-    if not isinstance(found, Tensor) or found.shape != out_1ND.shape:
+    if not isinstance(found, Tensor) or found.shape != out_1ND.shape or found.dtype != out_1ND.dtype:
         return False
     out_1ND.copy_(found)
     return True
@@ -174,18 +181,25 @@ def chunk_for(free: float, width: int, number_bytes: int) -> int:
     return int(max(SMALLEST_CHUNK, 2 ** math.floor(math.log2(max(1, room)))))
 
 
-def _parts(decoder: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Return what in a decoder works by tokens, norms beside the layers included, and its attention layers."""
-    layers = next((child for child in decoder.modules() if isinstance(child, nn.ModuleList)), ())
-    token_wise: list[nn.Module] = []
-    attentions: list[nn.Module] = []
+def _parts(decoder: nn.Module, n_layers: int | None) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return what in a decoder works by tokens, norms beside the layers included, and its attention layers.
+
+    n_layers: how many layers it has, since a model may have towers for images and sounds besides; None: unknown.
+    """
+    lists = [child for child in decoder.modules() if isinstance(child, nn.ModuleList) and len(child)]
+    layers = next((one for one in lists if len(one) == n_layers), next(iter(lists), ()))
+    token_wise: dict[int, nn.Module] = {}
+    attentions: dict[int, nn.Module] = {}
     for layer in layers:
         for name, child in layer.named_children():
             attends = "attn" in name or "attention" in type(child).__name__.lower()
-            (attentions if attends else token_wise).append(child)
+            (attentions if attends else token_wise)[id(child)] = child
     if layers:
-        token_wise += [child for child in decoder.children() if "norm" in type(child).__name__.lower()]
-    return token_wise, attentions
+        norms = (child for child in decoder.children() if "norm" in type(child).__name__.lower())
+        token_wise |= {id(child): child for child in norms}
+    # What is kept elsewhere is fetched for each chunk anew.
+    here = [part for part in token_wise.values() if not any(p.device.type == "meta" for p in part.parameters())]
+    return here, list(attentions.values())
 
 
 def _may_be_compiled(part: nn.Module) -> bool:

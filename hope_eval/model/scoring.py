@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hope_eval.errors import CheckpointError, LengthError, OptionError
+from hope_eval.errors import CheckpointError, HopeEvalError, LengthError, OptionError
 from hope_eval.model import attention, kernels, parts
 from hope_eval.model.attach import (
     effective_inverse_frequencies,
@@ -49,7 +49,7 @@ _COPIES_BYTES = {"cuda": 8 << 30, "cpu": 512 << 20}
 _SMALLEST_CHUNK = 16
 
 # Tokens of the longest input that is read on loading; there are layers that look back further.
-_LONGEST_CHECK = 8192 + 100
+_LONGEST_CHECK = 40_000
 
 # Largest difference in nll [nats] between head in chunks and full logits that rounding explains.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.03, torch.bfloat16: 0.2}
@@ -123,6 +123,7 @@ class LanguageModel:
     _decoder: Any = field(init=False, default=None, repr=False)
     _kernels: kernels.Kernels = field(init=False, default=kernels.Kernels(), repr=False)
     _layers: Chunked | None = field(init=False, default=None, repr=False)
+    _attention_refused: str = field(init=False, default="", repr=False)
     _checking: bool = field(init=False, default=False, repr=False)
     _cut_from: float = field(init=False, default=math.inf, repr=False)
 
@@ -143,9 +144,13 @@ class LanguageModel:
         self._checking = True
         self._kernels = _kernels_of(self.module, self.device, self.dtype)
         in_parts = self.group is not None and self.group.shares == "sequence"
-        if self.device.type == "cuda" or in_parts:
-            self._choose_attention()
+        config, module = text_config(self.module), self.module
+        if _is_capped(config) and getattr(config, "_attn_implementation", None) == "sdpa":
+            # Older versions of transformers leave out the cap where attention is called so.
+            module.set_attn_implementation("eager")  # type: ignore[operator]
         self._choose_head()
+        if self.device.type == "cuda" or in_parts or _is_capped(config):
+            self._choose_attention()
         self.keeps_contexts = self.head == "chunked" and self.nested_safe and self._check_contexts()
         if in_parts:
             self._check_parts()
@@ -167,9 +172,9 @@ class LanguageModel:
     def kernel(self) -> str:
         """What computes attention, whichever of its kernels is the fastest here."""
         kind = getattr(getattr(self.module, "config", None), "_attn_implementation", None) or "own"
-        if kind == attention.PLAIN:
-            return "capped" if getattr(text_config(self.module), "attn_logit_softcapping", None) else "sdpa"
-        return str(kind)
+        if _is_capped(text_config(self.module)):
+            return "capped"
+        return "sdpa" if kind == attention.PLAIN else str(kind)
 
     @property
     def how(self) -> dict[str, Any]:
@@ -177,6 +182,7 @@ class LanguageModel:
 
         kernels:         of attention, in order of preference, and kernel_tflops of each on a causal input of 8k tokens.
         kernels_refused: why the others are not used.
+        attention_refused: why transformers' own attention is used where ours would need no mask.
         layer_chunk:     tokens that the token-wise layers are given at once; None: whole inputs.
         compile_seconds: what compiling took so far; compile_refused: why `auto` does without.
         """
@@ -185,6 +191,7 @@ class LanguageModel:
             "kernels": list(self._kernels.order),
             "kernel_tflops": self._kernels.tflops,
             "kernels_refused": self._kernels.refused,
+            "attention_refused": self._attention_refused,
             "layer_chunk": layers.chunk if layers else None,
             "compile": layers.compiling if layers else "off",
             "compile_seconds": round(layers.compile_seconds, 2) if layers else 0.0,
@@ -285,9 +292,13 @@ class LanguageModel:
                     scores = self._scored_after_contexts(prompts)
                 if scores is not None:
                     return scores
+                fits = True
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 if not self._out_of_memory(error):
                     raise
+                fits = False
+            # Only here is what did not fit let go of.
+            if not fits:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
                 if self._layers and self._layers.halve(len(prompts) * len(prompts[0].context)):
@@ -591,19 +602,25 @@ class LanguageModel:
         own = getattr(config, "_attn_implementation", None)
         if own == attention.PLAIN or not attention.put_on(module):
             return
-        # Longer than what a layer looks back at, so that it matters.
-        window = getattr(config, "sliding_window", None) or 0
-        n = min(window + 100, _LONGEST_CHECK, self.max_length or _LONGEST_CHECK)
+        # Longer than what a layer looks back at, or picks, so that it matters.
+        keys = ("sliding_window", "attention_chunk_size", "index_topk")
+        n = min(max(_number(config, key) or 0 for key in keys) + 100, _LONGEST_CHECK, self.max_length or _LONGEST_CHECK)
         ids = np.random.default_rng(2).integers(0, int(config.vocab_size), n)
         sample = Sample(context=ids[:-8], target=ids[-8:])
         try:
             found = self.score([sample])[0].nll
             module.set_attn_implementation(own)
-            agrees = np.allclose(found, self.score([sample])[0].nll, rtol=0, atol=_TOLERANCE.get(self.dtype, 1e-3))
-        except Exception:
+            gap = float(np.max(np.abs(found - self.score([sample])[0].nll)))
+            told = "" if gap <= _TOLERANCE.get(self.dtype, 1e-3) else f"{gap:.3g} nats off"
+        except HopeEvalError:
+            raise
+        except Exception as error:
             # Any architecture may come through here; transformers' own attention is right.
-            agrees = False
-        module.set_attn_implementation(attention.PLAIN if agrees else own)
+            told = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:100]}"
+        if self.group:
+            told = next(filter(None, self.group.gathered(told)), "")
+        self._attention_refused = told
+        module.set_attn_implementation(own if told else attention.PLAIN)
 
     def _choose_head(self) -> None:
         """Score a short input both ways, and settle for the full logits where the chunked head disagrees."""
@@ -634,27 +651,28 @@ class LanguageModel:
 
     def _choose_layers(self, decoder: nn.Module, sample: Sample, wanted: np.ndarray) -> None:
         """Run token-wise layers in chunks, unless that changes what a short input scores."""
-        layers = Chunked(decoder, self.compiling)
-        if not layers.parts:
-            return
+        config = text_config(self.module)
+        inner = getattr(self.module, "get_decoder", lambda: None)() or decoder
+        layers = Chunked(inner, self.compiling, _number(config, "num_hidden_layers"))
         layers.chunk, layers.compiling, self._layers = _SMALLEST_CHUNK, "off", layers
         try:
             found = self._scored([sample])[0].nll
+        except (HopeEvalError, torch.OutOfMemoryError):
+            raise
         except Exception:
             # Any architecture may come through here; whole layers are right.
+            found = np.full_like(wanted, np.nan)
+        close = np.allclose(found, wanted, rtol=0, atol=_TOLERANCE.get(self.dtype, 1e-3), equal_nan=True)
+        if not layers.n_run or not close or not np.array_equal(np.isnan(found), np.isnan(wanted)):
             self._layers = None
             return
-        if not _agree([Score(found, found, found)], [Score(wanted, wanted, wanted)], _TOLERANCE.get(self.dtype, 1e-3)):
-            self._layers = None
-            return
-        config = text_config(self.module)
-        width = max(int(getattr(config, key, None) or 0) for key in ("intermediate_size", "hidden_size"))
+        width = max(_number(config, key) or 1 for key in ("intermediate_size", "hidden_size"))
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
         if self.group:
             # What is summed up for a chunk must be a chunk of all, and the compiler knows nothing of sums.
             free, self.compiling = self.group.least(free, self.device), "off"
         number_bytes = next(self.module.parameters()).element_size()
-        layers.chunk, layers.compiling = chunk_for(free, width or 1, number_bytes), self.compiling
+        layers.chunk, layers.compiling = chunk_for(free, width, number_bytes), self.compiling
 
 
 def contexts_copied(device_type: str, n_bytes: int, free: float | None) -> int:
@@ -808,12 +826,25 @@ def _returning(decoder: nn.Module, output: Any) -> Iterator[None]:
 def _kernels_of(module: nn.Module, device: torch.device, dtype: torch.dtype) -> kernels.Kernels:
     """Return the attention kernels that suit the heads of a model."""
     config = text_config(module)
-    n_heads = getattr(config, "num_attention_heads", None)
-    if not isinstance(n_heads, int):
+    n_heads = _number(config, "num_attention_heads")
+    head_dim = _number(config, "head_dim") or (_number(config, "hidden_size") or 0) // (n_heads or 1)
+    if device.type != "cuda" or not n_heads or not head_dim:
         return kernels.Kernels()
-    n_kv_heads = getattr(config, "num_key_value_heads", None) or n_heads
-    head_dim = getattr(config, "head_dim", None) or config.hidden_size // n_heads
-    return kernels.fastest(device, dtype, n_heads, int(n_kv_heads), int(head_dim))
+    return kernels.fastest(device, dtype, n_heads, _number(config, "num_key_value_heads") or n_heads, head_dim)
+
+
+def _number(config: Any, key: str) -> int | None:
+    """Return what a config says, the largest where it says something for each layer; None if it does not tell."""
+    try:
+        value: Any = getattr(config, key, None)
+        return int(max(value)) if isinstance(value, list | tuple) else int(value) or None
+    except Exception:
+        # Configs have their own ways not to tell.
+        return None
+
+
+def _is_capped(config: Any) -> bool:
+    return bool(getattr(config, "attn_logit_softcapping", None))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
