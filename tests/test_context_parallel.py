@@ -124,6 +124,7 @@ def test_queries_of_a_part_see_all_keys_up_to_themselves(window, size, monkeypat
 # What memory, and death, may set apart.
 
 
+@pytest.mark.slow
 def test_what_does_not_fit_is_halved_by_all_that_read_it(forked, checkpoints, tmp_path):
     assert forked("reads", tmp_path, checkpoints["llama"], FAULTS="narrow:01:520") == [0, 0], failure(tmp_path, 0)
     for found in results(tmp_path, 2):

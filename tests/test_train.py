@@ -134,6 +134,7 @@ def test_a_training_killed_goes_on_to_the_same_losses(trained, work, tmp_path):
     assert again.stdout.strip() == str(out)
 
 
+@pytest.mark.slow
 def test_several_trainings_side_by_side_are_those_of_each_alone(trained, tmp_path):
     hope_eval("train", "rope", "alibi", "--jobs", "2", "--out", tmp_path / "both", *ARGUMENTS)
     for name in ("rope", "alibi"):
