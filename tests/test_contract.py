@@ -256,6 +256,7 @@ def test_a_saved_decoder_comes_back_whole(spec, tmp_path):
         assert torch.equal(back(IDS).logits, model(IDS).logits)
 
 
+@pytest.mark.slow
 def test_a_saved_decoder_comes_back_in_another_process(tmp_path):
     model = decoder("fire")
     model.save_pretrained(tmp_path)

@@ -310,6 +310,7 @@ def test_a_process_that_dies_before_its_very_last_record_is_missed(task, model, 
     assert files(tmp_path) == wanted[task]
 
 
+@pytest.mark.slow
 def test_a_run_that_is_being_written_is_left_alone(model, tmp_path, monkeypatch):
     monkeypatch.setattr(sharding, "_LOOK", 0.1)
     (mine, its) = processes(tmp_path, 2)

@@ -106,6 +106,7 @@ def test_the_learning_rate_warms_up_and_ends_at_nothing(work):
     assert 0 < rates[-1] < 1e-6
 
 
+@pytest.mark.slow
 def test_a_training_killed_goes_on_to_the_same_losses(trained, work, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "hope_eval", "train", "rope", "--out", str(out), "--save-steps", "1", *ARGUMENTS]
