@@ -60,7 +60,7 @@ def tensor_parallel(size: str, length: str, share: str, repeats: int, folder: Pa
             shared, shared_nll = measured(folder / size, device, ids, repeats, group)
             sent = sums(size, len(ids), device) if share == "model" else gathers(size, len(ids), device, group)
             sent()
-            shared["sent_seconds"] = round(statistics.median(timed(sent) for _ in range(repeats)), 4)
+            shared["sent_seconds"] = round(statistics.median(common.timed(sent)[0] for _ in range(repeats)), 4)
             peaks = [float(text) for text in group.gathered(str(shared.get("peak_gib", 0.0)))]
         if not ranks.finish():
             return
@@ -113,7 +113,7 @@ def measured(
         figure["weights_gib"] = round(torch.cuda.memory_allocated() / 2**30, 2)
         torch.cuda.reset_peak_memory_stats()
     nll = score(model, ids)
-    seconds = [timed(lambda: score(model, ids)) for _ in range(repeats)]
+    seconds = [common.timed(lambda: score(model, ids))[0] for _ in range(repeats)]
     if model.device.type == "cuda":
         figure["peak_gib"] = round(torch.cuda.max_memory_allocated() / 2**30, 2)
     figure |= {
@@ -162,14 +162,3 @@ def gathers(size: str, length: int, device: str, group: Group) -> Callable[[], N
             cut.whole(own_BGPE)
 
     return work
-
-
-def timed(work: Callable[[], Any]) -> float:
-    """Return seconds of one call, the GPU's work included."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    start = time.perf_counter()
-    work()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter() - start

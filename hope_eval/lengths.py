@@ -105,3 +105,8 @@ def short_length(length: int) -> str:
         if length >= unit and length % unit == 0:
             return f"{length // unit}{letter}"
     return str(length)
+
+
+def lengths_text(lengths: Lengths) -> str:
+    """Return lengths as they are given on a command line: `2k,8k`, `1x,2x`."""
+    return ",".join(short_length(one) if isinstance(one, int) else str(one) for one in lengths)

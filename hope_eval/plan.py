@@ -21,7 +21,7 @@ from typing import Any
 
 from hope_eval import ask, evaluate
 from hope_eval.errors import OptionError
-from hope_eval.lengths import Lengths, resolved, short_length
+from hope_eval.lengths import Lengths, lengths_text, resolved, short_length
 from hope_eval.measure import Models, Options, with_material
 from hope_eval.model import checkpoint
 from hope_eval.model.cost import Forward, Shape, Speed, benchmark, free_memory
@@ -558,8 +558,7 @@ def commands(plan: Plan) -> list[tuple[list[str], bool]]:
     for entry, choice in zip(plan.entries, plan.choices, strict=True):
         if choice is None:
             continue
-        lengths = ",".join(short_length(one) if isinstance(one, int) else str(one) for one in choice.lengths)
-        grid = ("--lengths", lengths, "--samples", str(choice.n))
+        grid = ("--lengths", lengths_text(choice.lengths), "--samples", str(choice.n))
         if isinstance(entry.what, Protocol):
             groups[True, ("ppl", "--protocol", entry.what.name, *grid)] = []
         else:

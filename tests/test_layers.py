@@ -10,7 +10,7 @@ from conftest import VOCAB_SIZE, tiny_module
 
 from hope_eval.encoding import Geometry, PositionEncoding, encoding_class, encoding_names, parse_encoding
 from hope_eval.errors import OptionError
-from hope_eval.model import attention, kernels, layers, scoring
+from hope_eval.model import attach, attention, kernels, layers
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Prompt, Question, Sample
 
@@ -339,7 +339,7 @@ class TestOfWhatModelsAreMadeOf:
 
     @pytest.mark.parametrize("told", [[64, 64], (32, 64), 64])
     def test_a_config_may_tell_a_number_for_each_layer(self, told):
-        assert scoring._number(SimpleNamespace(intermediate_size=told), "intermediate_size") == 64
+        assert attach.number_of(SimpleNamespace(intermediate_size=told), "intermediate_size") == 64
 
     def test_a_config_may_refuse_to_tell(self):
         class Ambiguous:
@@ -347,8 +347,8 @@ class TestOfWhatModelsAreMadeOf:
             def head_dim(self):
                 raise RuntimeError("it depends on the layer")
 
-        assert scoring._number(Ambiguous(), "head_dim") is None
-        assert scoring._number(None, "head_dim") is None
+        assert attach.number_of(Ambiguous(), "head_dim") is None
+        assert attach.number_of(None, "head_dim") is None
 
     def test_what_is_not_causal_is_not_made_so(self):
         q, (k, v) = torch.randn(1, 2, 4, 16), torch.randn(2, 1, 2, 9, 16)

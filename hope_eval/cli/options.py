@@ -12,7 +12,7 @@ import click
 
 from hope_eval.cli.progress import progress
 from hope_eval.errors import OptionError
-from hope_eval.lengths import Lengths, parse_length, parse_lengths, resolved, short_length
+from hope_eval.lengths import Lengths, parse_length, parse_lengths, resolved
 from hope_eval.results.tables import BY, COLUMNS, FORMATS
 
 if TYPE_CHECKING:
@@ -286,11 +286,6 @@ def at_distances(task: "Task", distances: Sequence[int] | None) -> list["Task"]:
     if "distance" not in {f.name for f in dataclasses.fields(task)}:
         raise OptionError(f"`{task.name}` has no distance to vary", "leave --distance out, or choose other tasks")
     return [dataclasses.replace(task, distance=distance) for distance in distances]  # type: ignore[call-arg]
-
-
-def lengths_text(lengths: Lengths) -> str:
-    """Return lengths as they are given on a command line: `2k,8k`, `1x,2x`."""
-    return ",".join(short_length(one) if isinstance(one, int) else str(one) for one in lengths)
 
 
 def measured(entries: Sequence["Entry"], out: Path, **rest: Any) -> list["RunTable"]:

@@ -8,7 +8,7 @@ import click
 
 from hope_eval.cli import options
 from hope_eval.errors import OptionError
-from hope_eval.lengths import DEFAULT, Lengths
+from hope_eval.lengths import DEFAULT, Lengths, lengths_text
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -175,7 +175,7 @@ def _option_words(names: Any) -> list[str]:
         if isinstance(value, bool):
             words.append(param.opts[0] if value else param.secondary_opts[0])
         elif name == "lengths":
-            words += [param.opts[0], options.lengths_text(value)]
+            words += [param.opts[0], lengths_text(value)]
         else:
             for one in value if isinstance(value, tuple) else (value,):
                 words += [param.opts[0], str(one)]

@@ -125,6 +125,23 @@ def text_config(model: nn.Module) -> Any:
     return config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
 
 
+def number_of(config: Any, key: str) -> int | None:
+    """Return what a config says, the largest where it says something for each layer; None if it does not tell."""
+    try:
+        value: Any = getattr(config, key, None)
+        return int(max(value)) if isinstance(value, list | tuple) else int(value) or None
+    except Exception:
+        # Configs have their own ways not to tell.
+        return None
+
+
+def heads_of(config: Any) -> tuple[int, int, int]:
+    """Return the heads of queries, those of keys, and the width of a head; zeros if a config does not tell."""
+    n_heads = number_of(config, "num_attention_heads") or 0
+    head_dim = number_of(config, "head_dim") or (number_of(config, "hidden_size") or 0) // max(1, n_heads)
+    return n_heads, number_of(config, "num_key_value_heads") or n_heads, head_dim
+
+
 def rotary_modules(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     """Return (parent, attribute, module) for every module of the decoder that holds inverse frequencies."""
     get_decoder: Any = getattr(model, "get_decoder", None)

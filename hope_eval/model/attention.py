@@ -76,15 +76,19 @@ def put_on(module: Any) -> bool:
     register()
     config: Any = getattr(module, "config", None)
     # What transformers computes all scores at once for, though it need not, counts as well.
-    capped = getattr(config, "attn_logit_softcapping", None)
     own = getattr(config, "_attn_implementation", None)
-    if own != PLAIN and own != "sdpa" and not (own == "eager" and capped):
+    if own not in (PLAIN, "sdpa") and not (own == "eager" and is_capped(config)):
         return False
     can = getattr(module, "_can_set_attn_implementation", lambda: False)
     if not can() or _asks_for_its_attention(module):
         return False
     module.set_attn_implementation(PLAIN)
     return bool(module.config._attn_implementation == PLAIN)
+
+
+def is_capped(config: Any) -> bool:
+    """Return whether a config says that logits of attention are capped, which no kernel of PyTorch does."""
+    return bool(getattr(config, "attn_logit_softcapping", None))
 
 
 def _asks_for_its_attention(module: nn.Module) -> bool:
@@ -123,8 +127,7 @@ def mask(
     """
     from transformers.masking_utils import sdpa_mask
 
-    # What is compiled is never read in parts.
-    cut = None if torch.compiler.is_compiling() else parts.current()
+    cut = parts.current()
     if cut is not None:
         if not allow_is_causal_skip or use_vmap or mask_function is None:
             raise CheckpointError("a mask that is neither causal nor a sliding window cannot be cut", parts.INSTEAD)
@@ -234,8 +237,7 @@ def attention(
     fast = attention_mask is None and not dropout and not torch.compiler.is_compiling()
     if fast and query.device.type == "cuda" and not _wants_gradients(encoding, query, key, value):
         bias = _for_kernel(encoding, n_queries, n_keys, query.device)
-        kernel = biased_kernel("cuda", _kind(bias), query.dtype, query.shape[-1]) if bias is not None else None
-        if kernel and bias is not None:
+        if bias is not None and (kernel := biased_kernel("cuda", _kind(bias), query.dtype, query.shape[-1])):
             return kernel(query, key, value, bias, scale), None
     key, value = _for_all_heads(query, key, value)
     if not has_bias(encoding):
@@ -250,7 +252,7 @@ def attention(
         seen = n_keys - n_queries + stop
         bias_HQK = _kept_bias(encoding, table_HN, n_keys - n_queries + start, stop - start, seen, query.device)
         visible = (
-            _causal(n_queries, n_keys, start, stop, seen, query.device)
+            _visible(seen - (stop - start), seen, 0, seen, n_keys, query.device)
             if attention_mask is None
             else attention_mask[:, :, start:stop, :seen]
         )
@@ -319,20 +321,20 @@ def in_parts(
     """
     key, value = read.cut.whole(key), read.cut.whole(value)
     read.cut.n_attended += 1
-    # A GPU's kernels need no mask.
-    rows = read.cut.length if query.device.type == "cuda" else _WINDOW_ROWS
     out, done = [], 0
     for first, last in read.cut.own:
-        for start in range(first, last, rows):
-            stop = min(start + rows, last)
-            seen = slice(0 if read.window is None else max(0, start - read.window + 1), stop)
-            some = query[:, :, done : done + stop - start], key[:, :, seen], value[:, :, seen]
-            if softcap is not None:
-                mask = None if read.window is None else Window(read.window)
-                out.append(capped(*some, mask, scale, softcap))
-            else:
-                out.append(causal(*some, scale) if read.window is None else windowed(*some, read.window, scale))
-            done += stop - start
+        # All that is before a part is a window too.
+        window = last if read.window is None else read.window
+        seen = slice(max(0, first - window + 1), last)
+        some = query[:, :, done : done + last - first], key[:, :, seen], value[:, :, seen]
+        if softcap is not None:
+            out.append(capped(*some, Window(window), scale, softcap))
+        elif read.window is None and query.device.type == "cuda":
+            # A GPU's kernels need no mask.
+            out.append(causal(*some, scale))
+        else:
+            out.append(windowed(*some, window, scale))
+        done += last - first
     return torch.cat(out, dim=1)
 
 
@@ -417,20 +419,21 @@ def biased_kernel(
         n, generator = 200, torch.Generator("cuda").manual_seed(0)
         draw = functools.partial(torch.randn, generator=generator, device="cuda")
         q, k, v = (draw(1, 2, n, head_dim).to(dtype) for _ in range(3))
-        places_N = torch.linspace(0, 1, n, device="cuda")
-        table_HN = draw(2, n) if kind == "table" else places_N * torch.tensor([[-0.5], [-2.0]], device="cuda")
+        distances_N = torch.arange(n, device="cuda")
+        table_HN = draw(2, n)
         bias: Tensor | Curve = table_HN
         if kind == "slopes":
-            bias = -table_HN[:, 1]
+            bias = draw(2).abs()
+            table_HN = -bias[:, None] * distances_N
         elif kind == "curve":
-            bias = Curve(places_N, torch.ones(n, device="cuda"), table_HN[:, [0, -1]])
-        if kind == "slopes":
-            table_HN = table_HN[:, 1:2] * torch.arange(n, device="cuda")
-        distances = torch.arange(n, device="cuda")[:, None] - torch.arange(n, device="cuda")
-        logits = q.double() @ k.double().transpose(-1, -2) / 6 + table_HN[:, distances.clamp(min=0)].double()
-        wanted = (logits.masked_fill(distances < 0, -math.inf).softmax(-1) @ v.double()).transpose(1, 2)
+            ends_H2 = draw(2, 2)
+            places_N = distances_N / n
+            bias = Curve(places_N, torch.ones(n, device="cuda"), ends_H2)
+            table_HN = torch.lerp(ends_H2[:, :1], ends_H2[:, 1:], places_N[None])
+        bias_HQK = table_HN[:, (distances_N[:, None] - distances_N).clamp(min=0)].double()
+        wanted = kernels.definition(q, k, v, bias_HQK).transpose(1, 2)
         tolerance = 1e-3 if dtype == torch.float32 else 5e-2
-        agrees = torch.allclose(biased(q, k, v, bias, 1 / 6).double(), wanted, atol=tolerance)
+        agrees = torch.allclose(biased(q, k, v, bias, head_dim**-0.5).double(), wanted, atol=tolerance)
     except Exception:
         # No Triton, no C compiler for it, a GPU or a shape that it does not know: query blocks are right everywhere.
         return None
@@ -443,7 +446,7 @@ def _plain(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale
     causal = mask is None and n_queries > 1
     if causal and n_keys > n_queries:
         # SDPA aligns its causal mask with the first key; queries are the last positions.
-        mask, causal = _causal(n_queries, n_keys, 0, n_queries, n_keys, query.device), False
+        mask, causal = _visible(n_keys - n_queries, n_keys, 0, n_keys, n_keys, query.device), False
     out = nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, scale=scale
     )
@@ -549,11 +552,6 @@ def bias_block(
     bias_HQK = encoding.bias(queries_Q, keys_K)
     assert bias_HQK is not None
     return bias_HQK
-
-
-def _causal(n_queries: int, n_keys: int, start: int, stop: int, seen: int, device: torch.device) -> Tensor:
-    queries = torch.arange(n_keys - n_queries + start, n_keys - n_queries + stop, device=device)
-    return (queries[:, None] >= torch.arange(seen, device=device))[None, None]
 
 
 def reference(encoding: PositionEncoding, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:

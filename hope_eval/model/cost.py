@@ -41,7 +41,7 @@ from torch import nn
 from hope_eval.encoding import PositionEncoding
 from hope_eval.errors import OptionError
 from hope_eval.lengths import short_length
-from hope_eval.model.attach import text_config
+from hope_eval.model.attach import heads_of, number_of, text_config
 from hope_eval.model.attention import BLOCK_NUMBERS
 from hope_eval.model.layers import COMPILED_FROM, LARGEST_CHUNK
 from hope_eval.model.scoring import LanguageModel, chunk_size, contexts_copied
@@ -116,7 +116,7 @@ class Shape:
             for name, p in decoder.named_parameters()
             if p.ndim >= 2 and id(p) not in looked_up
         )
-        n_heads = int(config.num_attention_heads)
+        n_heads, n_kv_heads, head_dim = heads_of(config)
         d_model = int(config.hidden_size)
         first = next(module.parameters())
         pair_bytes, kept_bytes = _bias_bytes(encodings, n_heads, first.device.type)
@@ -125,8 +125,8 @@ class Shape:
             n_linear=round(n_linear),
             n_head=head.weight.numel(),
             n_heads=n_heads,
-            n_kv_heads=int(getattr(config, "num_key_value_heads", None) or n_heads),
-            head_dim=int(getattr(config, "head_dim", None) or d_model // n_heads),
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
             d_model=d_model,
             d_inner=_inner_width(config, d_model, n_active or 1),
             vocab_size=int(config.vocab_size),
@@ -170,8 +170,9 @@ class Shape:
             layer += forward.n_read * n_keys * (1 + number)
         rows = min(forward.n_read, max(16, BLOCK_NUMBERS // (self.n_heads * n_keys)))
         layer += rows * n_keys * (self.pair_bytes + self.kept_bytes)
-        # Inputs that are read side by side are scored one after the other, answers all together.
-        n_scored = math.ceil(forward.n_scored / forward.rows) if forward.kind == "score" else forward.n_scored
+        # Inputs that are read side by side are scored one after the other but on a GPU, answers all together.
+        apart = forward.kind == "score" and not cuda
+        n_scored = math.ceil(forward.n_scored / forward.rows) if apart else forward.n_scored
         n_chunk = min(n_scored, chunk_size(device_type, self.vocab_size))
         # Logits, their softmax in float32, and a copy in float32 if they are not; a fused kernel does with the first.
         made = 0 if cuda else 4 if number == 4 else 8
@@ -431,8 +432,7 @@ def _inner_width(config: Any, d_model: int, n_active: int) -> int:
     if getattr(config, "moe_intermediate_size", None):
         return int(config.moe_intermediate_size) * n_active
     names = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
-    width = next((getattr(config, name) for name in names if isinstance(getattr(config, name, None), int)), None)
-    return int(width or 4 * d_model)
+    return next(filter(None, (number_of(config, name) for name in names)), 4 * d_model)
 
 
 def _bias_bytes(encodings: Sequence[PositionEncoding], n_heads: int, device_type: str) -> tuple[int, int]:

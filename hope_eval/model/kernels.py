@@ -6,7 +6,7 @@
 Every kernel reads a short input of an odd length, and must give what the definition gives in float64; then it is timed
 on a long one. On an H100 or H200, cuDNN's is mostly 1.5 to 1.8 times as fast as the one that PyTorch prefers.
 
-Shape letters: B batch, H heads, G heads of keys, L length, E head_dim.
+Shape letters: B batch, H heads, G heads of keys, L length (Q queries, K keys), E head_dim.
 """
 
 import contextlib
@@ -68,7 +68,7 @@ def _fastest(name: str, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_
         return q, k, v
 
     short, long = drawn(_CHECKED_LENGTH), drawn(_TIMED_LENGTH)
-    wanted = _definition(*short)
+    wanted = definition(*short)
     tflops: dict[str, float] = {}
     refused: dict[str, str] = {}
     for kernel in KERNELS:
@@ -120,10 +120,11 @@ def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
 
 
-def _definition(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def definition(query: Tensor, key: Tensor, value: Tensor, bias_HQK: Tensor | float = 0.0) -> Tensor:
+    """Return causal attention in float64, all scores at once, [B, H, L, E]."""
     n_groups = query.shape[1] // key.shape[1]
     key, value = (x.double().repeat_interleave(n_groups, dim=1) for x in (key, value))
-    logits = query.double() @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    logits = query.double() @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias_HQK
     hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=query.device).triu(1)
     return logits.masked_fill(hidden, -math.inf).softmax(-1) @ value
 

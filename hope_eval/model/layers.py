@@ -72,12 +72,17 @@ class Chunked:
             yield
             return
         compiled = self._compiles(n_tokens)
-        changed = [(part, self._in_chunks) for part in self.parts]
+        # What another library has put around a part is not for the compiler.
+        changed = [
+            (part, partial(self._in_chunks, part, part.forward, compiled and isinstance(part.forward, MethodType)))
+            for part in self.parts
+        ]
         if compiled:
-            changed += [(part, self._whole) for part in self.attentions if _may_be_compiled(part)]
+            some = (part for part in self.attentions if _may_be_compiled(part))
+            changed += [(part, partial(self._whole, part, part.forward)) for part in some]
         own = [(part, part.__dict__.get("forward")) for part, _ in changed]
         for part, run in changed:
-            part.forward = partial(run, part, part.forward, compiled)
+            part.forward = run
         try:
             yield
         finally:
@@ -103,10 +108,9 @@ class Chunked:
         flat_LD = whole_BLD.reshape(-1, whole_BLD.shape[-1])
         n, size = len(flat_LD), self.chunk
         # Of a model that is spread over devices, a part may be on another than what it is given.
-        device = next((p.device for p in part.parameters() if p.device.type != "meta"), flat_LD.device)
+        device = next((p.device for p in part.parameters()), flat_LD.device)
         out_LD = torch.empty_like(flat_LD, device=device)
-        # What another library has put around a part is not for the compiler.
-        step = self._step(part, forward) if compiled and isinstance(forward, MethodType) else partial(_step, forward)
+        step = self._step(part, forward) if compiled else partial(_step, forward)
         for start in range(0, n, size):
             # Taken from two dimensions, it has the strides of its own size: otherwise every length would compile anew.
             chunk_1ND, out_1ND = flat_LD[start : start + size][None], out_LD[start : start + size][None]
@@ -116,9 +120,9 @@ class Chunked:
                 return forward(*inputs)
         return out_LD.reshape(whole_BLD.shape)
 
-    def _whole(self, part: nn.Module, forward: Callable[..., Any], compiled: bool, *inputs: Any, **options: Any) -> Any:
+    def _whole(self, part: nn.Module, forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
         """Return what an attention layer returns; what is around its kernel is compiled, for any length."""
-        if options.get("past_key_values") is not None or not isinstance(forward, MethodType):
+        if options.get("past_key_values") is not None:
             return forward(*inputs, **options)
         run = self._compiled.get(id(part))
         if run is None:
@@ -203,5 +207,6 @@ def _parts(decoder: nn.Module, n_layers: int | None) -> tuple[list[nn.Module], l
 
 
 def _may_be_compiled(part: nn.Module) -> bool:
-    """Return whether an attention layer calls the kernel that compiling leaves alone."""
-    return getattr(getattr(part, "config", None), "_attn_implementation", None) == PLAIN
+    """Return whether an attention layer is as it was made, and calls the kernel that compiling leaves alone."""
+    kind = getattr(getattr(part, "config", None), "_attn_implementation", None)
+    return kind == PLAIN and isinstance(part.forward, MethodType)

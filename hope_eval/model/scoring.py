@@ -27,7 +27,9 @@ from hope_eval.errors import CheckpointError, HopeEvalError, LengthError, Option
 from hope_eval.model import attention, kernels, parts
 from hope_eval.model.attach import (
     effective_inverse_frequencies,
+    heads_of,
     is_nested_safe,
+    number_of,
     position_table,
     rotary_modules,
     text_config,
@@ -145,11 +147,11 @@ class LanguageModel:
         self._kernels = _kernels_of(self.module, self.device, self.dtype)
         in_parts = self.group is not None and self.group.shares == "sequence"
         config, module = text_config(self.module), self.module
-        if _is_capped(config) and getattr(config, "_attn_implementation", None) == "sdpa":
+        if attention.is_capped(config) and getattr(config, "_attn_implementation", None) == "sdpa":
             # Older versions of transformers leave out the cap where attention is called so.
             module.set_attn_implementation("eager")  # type: ignore[operator]
         self._choose_head()
-        if self.device.type == "cuda" or in_parts or _is_capped(config):
+        if self.device.type == "cuda" or in_parts or attention.is_capped(config):
             self._choose_attention()
         self.keeps_contexts = self.head == "chunked" and self.nested_safe and self._check_contexts()
         if in_parts:
@@ -172,7 +174,7 @@ class LanguageModel:
     def kernel(self) -> str:
         """What computes attention, whichever of its kernels is the fastest here."""
         kind = getattr(getattr(self.module, "config", None), "_attn_implementation", None) or "own"
-        if _is_capped(text_config(self.module)):
+        if attention.is_capped(text_config(self.module)):
             return "capped"
         return "sdpa" if kind == attention.PLAIN else str(kind)
 
@@ -461,8 +463,8 @@ class LanguageModel:
         rows = list(range(len(samples)))
         scores = []
         for group in [rows] if self.device.type == "cuda" and self.head == "chunked" else [[row] for row in rows]:
-            parts = [states_BLD[row, starts[row] : starts[row] + sizes[row]] for row in group]
-            states_NX = parts[0] if len(parts) == 1 else torch.cat(parts)
+            states = [states_BLD[row, starts[row] : starts[row] + sizes[row]] for row in group]
+            states_NX = states[0] if len(states) == 1 else torch.cat(states)
 
             def logits_of(start: int, stop: int, states_NX: Tensor = states_NX) -> Tensor:
                 some_1NX = states_NX[None, start:stop]
@@ -582,9 +584,8 @@ class LanguageModel:
         plainly = getattr(config, "_attn_implementation", None) == attention.PLAIN and self.head == "chunked"
         parts.check_readable(self.name, self.module, plainly)
         # Longer than what a layer looks back at, and not a multiple of anything.
-        window = getattr(config, "sliding_window", None) or 0
         least = 2 * self.group.size * parts.SHORTEST
-        n = max(least + 3, min(window + 101, _LONGEST_CHECK))
+        n = max(least + 3, min(_looks_back(config) + 101, _LONGEST_CHECK))
         ids = np.random.default_rng(4).integers(0, int(config.vocab_size), n + 1)
         sample = Sample(context=ids[:1], target=ids[1:], unread=1)
         wanted = self.score([sample])[0].nll
@@ -603,8 +604,7 @@ class LanguageModel:
         if own == attention.PLAIN or not attention.put_on(module):
             return
         # Longer than what a layer looks back at, or picks, so that it matters.
-        keys = ("sliding_window", "attention_chunk_size", "index_topk")
-        n = min(max(_number(config, key) or 0 for key in keys) + 100, _LONGEST_CHECK, self.max_length or _LONGEST_CHECK)
+        n = min(_looks_back(config) + 100, _LONGEST_CHECK, self.max_length or _LONGEST_CHECK)
         ids = np.random.default_rng(2).integers(0, int(config.vocab_size), n)
         sample = Sample(context=ids[:-8], target=ids[-8:])
         try:
@@ -653,7 +653,7 @@ class LanguageModel:
         """Run token-wise layers in chunks, unless that changes what a short input scores."""
         config = text_config(self.module)
         inner = getattr(self.module, "get_decoder", lambda: None)() or decoder
-        layers = Chunked(inner, self.compiling, _number(config, "num_hidden_layers"))
+        layers = Chunked(inner, self.compiling, number_of(config, "num_hidden_layers"))
         layers.chunk, layers.compiling, self._layers = _SMALLEST_CHUNK, "off", layers
         try:
             found = self._scored([sample])[0].nll
@@ -663,10 +663,10 @@ class LanguageModel:
             # Any architecture may come through here; whole layers are right.
             found = np.full_like(wanted, np.nan)
         close = np.allclose(found, wanted, rtol=0, atol=_TOLERANCE.get(self.dtype, 1e-3), equal_nan=True)
-        if not layers.n_run or not close or not np.array_equal(np.isnan(found), np.isnan(wanted)):
+        if not layers.n_run or not close:
             self._layers = None
             return
-        width = max(_number(config, key) or 1 for key in ("intermediate_size", "hidden_size"))
+        width = max(number_of(config, key) or 1 for key in ("intermediate_size", "hidden_size"))
         free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
         if self.group:
             # What is summed up for a chunk must be a chunk of all, and the compiler knows nothing of sums.
@@ -826,25 +826,13 @@ def _returning(decoder: nn.Module, output: Any) -> Iterator[None]:
 def _kernels_of(module: nn.Module, device: torch.device, dtype: torch.dtype) -> kernels.Kernels:
     """Return the attention kernels that suit the heads of a model."""
     config = text_config(module)
-    n_heads = _number(config, "num_attention_heads")
-    head_dim = _number(config, "head_dim") or (_number(config, "hidden_size") or 0) // (n_heads or 1)
-    if device.type != "cuda" or not n_heads or not head_dim:
-        return kernels.Kernels()
-    return kernels.fastest(device, dtype, n_heads, _number(config, "num_key_value_heads") or n_heads, head_dim)
+    n_heads, n_kv_heads, head_dim = heads_of(config)
+    return kernels.fastest(device, dtype, n_heads, n_kv_heads, head_dim) if n_heads and head_dim else kernels.Kernels()
 
 
-def _number(config: Any, key: str) -> int | None:
-    """Return what a config says, the largest where it says something for each layer; None if it does not tell."""
-    try:
-        value: Any = getattr(config, key, None)
-        return int(max(value)) if isinstance(value, list | tuple) else int(value) or None
-    except Exception:
-        # Configs have their own ways not to tell.
-        return None
-
-
-def _is_capped(config: Any) -> bool:
-    return bool(getattr(config, "attn_logit_softcapping", None))
+def _looks_back(config: Any) -> int:
+    """Return how many tokens a layer looks back at, or picks, at most; 0 if none says that it leaves any out."""
+    return max(number_of(config, key) or 0 for key in ("sliding_window", "attention_chunk_size", "index_topk"))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
