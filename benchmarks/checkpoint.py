@@ -29,7 +29,7 @@ def checkpoint(
     reading, corpus = common.timed(lambda: load_corpus(data))
     prefix = model.prefix_token("auto")
     assert prefix is not None, "the peers need a token to begin with"
-    chosen = evaluate.choose(model, corpus, max(lengths) - 1, documents).documents
+    chosen = evaluate.choose(model, corpus, max(lengths) - 1, documents, whole=False).documents
     texts = [np.concatenate([[prefix], document.ids[: max(lengths) - 1]]).astype(np.int64) for document in chosen]
     # Our rolling would read documents to their end, where the peers are given the first tokens of each.
     ways = [

@@ -36,6 +36,9 @@ N_QUESTIONS = 400
 _CONTROL_SHARE = 4
 _FEWEST_CONTROLS = 4
 
+# Where the model writes, so many times as many prompts go together: a step takes as long for many as for few.
+_WRITTEN_TOGETHER = 4
+
 # Whose prompts are as short as they go.
 _SHORT_CONTROLS = ("ceiling", "last")
 
@@ -104,7 +107,8 @@ class Part:
 
     def batches(self, device_type: str, until: Until | None = None) -> Iterator[range]:
         """Yield the numbers of the prompts that are asked together, with no look at what was answered in between."""
-        size = batch_size(device_type, self.length)
+        n_read = max(1, self.length // _WRITTEN_TOGETHER) if self.task.n_new else self.length
+        size = batch_size(device_type, n_read)
         for begin, end in stopping.stages(self.n, until):
             for start in range(begin, end, size):
                 yield range(start, min(start + size, end))

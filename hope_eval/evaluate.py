@@ -45,6 +45,11 @@ BATCH_TOKENS = {"cuda": 32_768}
 # How many documents are tokenised in one go; the tokenizer works on them in parallel.
 _TOKENIZED_AT_ONCE = 8
 
+# Where only the first tokens of a text are needed, so much of it is tokenised; if that is too little, four times as
+# much. What is kept ends so many bytes before the cut, at least.
+_CHARACTERS_OF_A_TOKEN = 5
+_MARGIN = 4096
+
 
 @dataclass(frozen=True)
 class Chosen:
@@ -63,32 +68,45 @@ _chosen: dict[tuple[object, ...], Chosen] = {}
 
 
 def choose(
-    model: LanguageModel, corpus: Corpus, needed: int, n_documents: int | None, minimum: int = 1, seed: int = 0
+    model: LanguageModel,
+    corpus: Corpus,
+    needed: int,
+    n_documents: int | None,
+    minimum: int = 1,
+    seed: int = 0,
+    *,
+    whole: bool = True,
 ) -> Chosen:
     """Return the first n documents of the corpus, in its random order, that have at least `needed` tokens.
 
+    whole: all tokens of each are returned, and not only the `needed` first, for which less of a text is tokenised.
+
     Shorter ones are counted and left out; nothing is padded or glued. Raises CorpusError if fewer than `minimum`
-    remain, naming the longest.
+    remain, naming the longest of the others.
     """
-    key = (model.tokenizer_fingerprint(), corpus.fingerprint, needed, n_documents, minimum, seed)
+    key = (model.tokenizer_fingerprint(), corpus.fingerprint, needed, n_documents, minimum, seed, whole)
     if key[0] and key in _chosen:
         return _chosen[key]
     minimum = max(1, minimum)
     chosen: list[TokenizedDocument] = []
     longest, n_short = 0, 0
-    for document, ids, sizes in _tokenized(model, corpus.in_order(seed)):
-        longest = max(longest, len(ids))
+    for document, ids, sizes in _tokenized(model, corpus.in_order(seed), None if whole else needed):
         if len(ids) < needed:
+            longest = max(longest, len(ids))
             n_short += 1
             continue
-        n_bytes = len(document.text.encode())
-        chosen.append(TokenizedDocument(document.id, len(chosen), ids, sizes, n_bytes, n_words(document.text)))
+        text = document.text
+        if not whole and sizes is not None:
+            text = text[: int(sizes.sum())].encode()[: int(sizes.sum())].decode(errors="ignore")
+        n_bytes = len(text.encode())
+        chosen.append(TokenizedDocument(document.id, len(chosen), ids, sizes, n_bytes, n_words(text)))
         if len(chosen) == n_documents:
             break
     if len(chosen) < minimum:
+        others = " of the others" if chosen else ""
         raise CorpusError(
             f"{len(chosen)} of the {len(corpus.documents)} documents of `{corpus.name}` have {needed:,} tokens, and "
-            f"{minimum} must; the longest has {longest:,}",
+            f"{minimum} must; the longest{others} has {longest:,}",
             "lower --lengths or --min-documents, or give longer documents with --data",
         )
     _chosen.clear()
@@ -97,12 +115,33 @@ def choose(
 
 
 def _tokenized(
-    model: LanguageModel, documents: list[Document]
+    model: LanguageModel, documents: list[Document], n: int | None
 ) -> Iterator[tuple[Document, np.ndarray, np.ndarray | None]]:
+    """Yield documents with their ids and the bytes of these, of the first n tokens at most; None: of all."""
     for start in range(0, len(documents), _TOKENIZED_AT_ONCE):
         group = documents[start : start + _TOKENIZED_AT_ONCE]
-        for document, (ids, sizes) in zip(group, model.encode([d.text for d in group]), strict=True):
+        texts = [document.text for document in group]
+        encoded = model.encode(texts) if n is None else _heads(model, texts, n)
+        for document, (ids, sizes) in zip(group, encoded, strict=True):
             yield document, ids, sizes
+
+
+def _heads(model: LanguageModel, texts: list[str], n: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Return what `encode` does, of the first n tokens of each text: there are documents of many megabytes.
+
+    A tokenizer splits a text from left to right, into words or runs of blanks. Where a text is cut, only what stands
+    before the cut can come out otherwise, so that tokens well before it are those of the whole text.
+    """
+    found: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+    n_characters = _CHARACTERS_OF_A_TOKEN * n + _MARGIN
+    while left := [at for at in range(len(texts)) if at not in found]:
+        for at, (ids, sizes) in zip(left, model.encode([texts[at][:n_characters] for at in left]), strict=True):
+            if n_characters >= len(texts[at]):
+                found[at] = ids[:n], None if sizes is None else sizes[:n]
+            elif sizes is not None and int(sizes[n:].sum()) >= _MARGIN:
+                found[at] = ids[:n], sizes[:n]
+        n_characters *= 4
+    return [found[at] for at in range(len(texts))]
 
 
 def perplexity(
@@ -139,7 +178,8 @@ def perplexity(
     model.check_length(min(cell.length for cell in cells))
     readable = [cell for cell in cells if model.max_length is None or cell.length <= model.max_length]
     needed = protocol.document_tokens(lengths)
-    chosen = choose(model, corpus, needed, n_documents, minimum, seed)
+    whole_documents = protocol.reads_whole(lengths)
+    chosen = choose(model, corpus, needed, n_documents, minimum, seed, whole=whole_documents)
     identity = {
         "task": "ppl",
         "version": VERSION,

@@ -17,6 +17,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from hope_eval import ask, evaluate
@@ -33,8 +34,9 @@ from hope_eval.suites import PPL, Entry
 from hope_eval.task import Prompt, Task
 from hope_eval.token_store import TokenizedDocument
 
-# Prompts that are drawn of each length and control; the others are taken to be as long as these, in turn.
-_N_DRAWN = 4
+# Prompts that are drawn of each length and control, at least: as many as have so many tokens. Others are taken to be as
+# long as these, in turn.
+_N_DRAWN, _TOKENS_DRAWN = 4, 1 << 19
 
 # What a budget leaves of the samples: a quarter, and no fewer than five.
 _FLOOR_SHARE = 4
@@ -432,7 +434,9 @@ def planned(
         free = memory or free_memory(place, 0 if outline else shape.n_bytes)
         speed = Speed.stated(tflops * 1e12) if tflops else None
         if not outline:
-            speed = benchmark(model, shape, max(itertools.chain(*lengths)), any(_writes(e.what) for e in entries))
+            writes = any(_writes(entry.what) for entry in entries)
+            rows_of = partial(evaluate.batch_size, place.type)
+            speed = benchmark(model, shape, max(itertools.chain(*lengths)), writes, rows_of)
         subject = Subject(model, shape, place.type, free, speed, loading)
         for number, (entry, material) in enumerate(prepared):
             key = (number, lengths[number], model.tokenizer_fingerprint() or id(model))
@@ -463,7 +467,8 @@ def _job(
         protocol = replace(entry.what, prefixed=model.prefix_token(options.prefix) is not None)
         needed = protocol.document_tokens(lengths)
         n = options.n_documents(entry)
-        chosen = evaluate.choose(model, material.corpus, needed, n, options.min_documents, options.seed)
+        whole, least = protocol.reads_whole(lengths), options.min_documents
+        chosen = evaluate.choose(model, material.corpus, needed, n, least, options.seed, whole=whole)
         job: Job = PerplexityJob(subject, entry, lengths, options.until, protocol=protocol, documents=chosen.documents)
         return job, len(chosen.documents)
     task, start = entry.what, time.perf_counter()
@@ -475,7 +480,7 @@ def _job(
 
     def draw(part: ask.Part) -> tuple[list[Prompt], float]:
         prompts, seconds = [], []
-        for index in range(min(part.n, _N_DRAWN)):
+        for index in range(min(part.n, max(_N_DRAWN, _TOKENS_DRAWN // part.length))):
             begun = time.perf_counter()
             prompts.append(part.prompt(vocabulary, options.seed, index))
             seconds.append(time.perf_counter() - begun)

@@ -124,6 +124,10 @@ class Protocol:
         """Tokens that a document must have for every cell to be filled."""
         return max(lengths) - self.prefixed
 
+    def reads_whole(self, lengths: Sequence[int]) -> bool:
+        """Whether documents are read to their end, and not only as far as `document_tokens`."""
+        return False
+
     def parameters(self) -> dict[str, object]:
         """Return what the protocol is identified by, beside its name and the lengths."""
         return {field.name: getattr(self, field.name) for field in fields(self)}
@@ -232,6 +236,9 @@ class Windows(Protocol):
     def document_tokens(self, lengths: Sequence[int]) -> int:  # noqa: D102
         return max(self._span(lengths), max(lengths) - self.prefixed)
 
+    def reads_whole(self, lengths: Sequence[int]) -> bool:  # noqa: D102
+        return not self._span(lengths)
+
     def _windows(self, length: int, span: int) -> Callable[[int], list[Window]]:
         return lambda n_tokens: list(_strided(span or n_tokens, length, length - 1, self.prefixed))
 
@@ -292,6 +299,10 @@ class Rolling(Windows):
 
     def document_tokens(self, lengths: Sequence[int]) -> int:  # noqa: D102
         return max(1, self._span(lengths))
+
+    def reads_whole(self, lengths: Sequence[int]) -> bool:  # noqa: D102
+        # Word perplexity is there only where all of a document was read.
+        return True
 
     def _windows(self, length: int, span: int) -> Callable[[int], list[Window]]:
         return lambda n_tokens: list(_rolling(span or n_tokens, length))

@@ -242,9 +242,13 @@ def test_training_is_left_alone():
 
 
 def test_chunks_follow_the_memory_that_is_free():
-    assert layers.chunk_for(float("inf"), 14_336, 2) == layers.LARGEST_CHUNK
-    assert layers.chunk_for(1 << 30, 14_336, 2) == 1024
-    assert layers.chunk_for(0, 14_336, 2) == layers.SMALLEST_CHUNK
+    for device_type in ("cpu", "cuda"):
+        assert layers.chunk_for(float("inf"), 14_336, 2, device_type) == layers.LARGEST_CHUNK
+        assert layers.chunk_for(1 << 30, 14_336, 2, device_type) == 1024
+        assert layers.chunk_for(0, 14_336, 2, device_type) == layers.SMALLEST_CHUNK
+    assert layers.chunk_for(float("inf"), 1536, 2, "cuda") == 8 * layers.LARGEST_CHUNK
+    assert layers.chunk_for(float("inf"), 1536, 2, "cpu") == layers.LARGEST_CHUNK
+    assert layers.chunk_for(float("inf"), 99_999, 2, "cuda") == layers.LARGEST_CHUNK
 
 
 def test_no_kernel_is_forced_on_a_cpu():

@@ -1,7 +1,10 @@
 """Every protocol against a computation that follows its definition one token at a time, in float64."""
 
+import argparse
 import json
 import math
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -9,10 +12,12 @@ import torch
 from conftest import VOCAB_SIZE, Uniform, byte_tokenizer, story, tiny_model, tiny_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from hope_eval.corpora import Corpus, Document, load_corpus
 from hope_eval.errors import CorpusError, LengthError, OptionError, StoreError
-from hope_eval.evaluate import choose, perplexity
+from hope_eval.evaluate import _heads, choose, perplexity
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.perplexity import derived, opened, table
 from hope_eval.protocols import PROTOCOLS, Window, merge, protocol_named
@@ -283,6 +288,77 @@ def test_short_documents_are_counted_and_left_out(stories, tmp_path):
         choose(model, corpus, 99_999, None)
     with pytest.raises(CorpusError, match="and 4 must"):
         choose(model, corpus, 100, None, minimum=4)
+
+
+def trained(kind: str, text: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of a common make, trained on a text."""
+    model, split, decoder = {
+        "GPT-2": (models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()),
+        "Llama 2": (models.BPE(unk_token="<unk>", fuse_unk=True), None, None),
+        "Gemma": (models.BPE(unk_token="<unk>"), pre_tokenizers.Split(" ", "merged_with_previous"), None),
+        "T5": (models.Unigram(), pre_tokenizers.Metaspace(), decoders.Metaspace()),
+        "BERT": (models.WordPiece(unk_token="<unk>"), pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()),
+    }[kind]
+    trainer = {models.BPE: trainers.BpeTrainer, models.Unigram: trainers.UnigramTrainer,
+               models.WordPiece: trainers.WordPieceTrainer}[type(model)]  # fmt: skip
+    tokenizer = Tokenizer(model)
+    if kind == "Llama 2":
+        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    if split is not None:
+        tokenizer.pre_tokenizer = split
+    more = {"unk_token": "<unk>"} if kind == "T5" else {}
+    # Llama 2's makes pieces of whole texts, of which training takes forever.
+    lines = text.split(" ") if kind == "Llama 2" else text.splitlines(keepends=True)
+    tokenizer.train_from_iterator(
+        lines, trainer(vocab_size=600, special_tokens=["<unk>"], show_progress=False, **more)
+    )
+    if decoder is not None:
+        tokenizer.decoder = decoder
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["GPT-2", "Llama 2", "Gemma", "T5", "BERT"])
+def test_the_first_tokens_of_a_long_text_are_those_that_all_of_it_begins_with(kind):
+    """Also where it is cut within a run of blanks, or of nothing but letters, and where four times as much is needed."""
+    blanks = "word" + " " * 3000
+    lines = "def f(x):\n" + "    " * 700 + "return x\n\n\n" + "x" * 2500
+    texts = [(Path(argparse.__file__).read_text()[:60_000] + blanks) * 3, blanks * 40, (lines + "\n") * 30,
+             "a\u00e9\u4e16\U0001f600 " * 9000, TEXTS[0], ""]  # fmt: skip
+    model = tiny_model()
+    model.tokenizer = trained(kind, Path(argparse.__file__).read_text()[:30_000])
+    whole = model.encode(texts)
+    for n in (1, 300, 3000):
+        read = []
+        with mock.patch.object(model, "encode", lambda some: (read.extend(some), LanguageModel.encode(model, some))[1]):
+            heads = _heads(model, texts, n)
+        for (ids, sizes), (all_ids, all_sizes) in zip(heads, whole, strict=True):
+            np.testing.assert_array_equal(ids, all_ids[:n])
+            np.testing.assert_array_equal(sizes, all_sizes[:n])
+        if n == 1:
+            assert max(map(len, read)) < 40_000
+
+
+def test_whole_documents_and_their_first_tokens_make_the_same_choice():
+    model = tiny_model()
+    whole, first = (choose(model, CORPUS, 10, 2, whole=w).documents for w in (True, False))
+    assert [d.id for d in first] == [d.id for d in whole]
+    for one, other in zip(first, whole, strict=True):
+        np.testing.assert_array_equal(one.ids, other.ids[:10])
+        np.testing.assert_array_equal(one.bytes, other.bytes[:10])
+        assert (one.n_bytes, len(other.ids) > 10) == (int(one.bytes.sum()), True)
+        assert 1 <= one.n_words < other.n_words
+
+
+@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+def test_protocols_that_read_documents_to_their_end_say_so(name):
+    """All others find the same windows, however much more there is."""
+    for parameters in [{}, *([{"tokens": 0}, {"tokens": 70}] if hasattr(PROTOCOLS[name], "tokens") else [])]:
+        protocol = protocol_named(name, **parameters) if parameters else protocol_named(name)
+        lengths = [300, 600]
+        needed = protocol.document_tokens(lengths)
+        differ = any(cell.windows(needed) != cell.windows(needed + 5000) for cell in protocol.cells(lengths))
+        assert not differ or protocol.reads_whole(lengths)
+        assert protocol.reads_whole(lengths) == (differ or name == "rolling")
 
 
 def test_nan_marks_the_cells_that_contain_it_and_no_other(tmp_path):

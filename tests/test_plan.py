@@ -281,7 +281,8 @@ def test_the_command_that_is_printed_measures_what_is_left(stories, tmp_path, mo
         hope_eval(*words)
 
 
-def test_the_benchmark_finds_the_speed_that_a_device_has(monkeypatch, request):
+@pytest.mark.parametrize("rows", [1, 6])
+def test_the_benchmark_finds_the_speed_that_a_device_has(rows, monkeypatch, request):
     monkeypatch.undo()
     one = model(max_position_embeddings=4096)
     shape = Shape.of(one.module)
@@ -290,8 +291,8 @@ def test_the_benchmark_finds_the_speed_that_a_device_has(monkeypatch, request):
     def once(_, call):
         what, (argument, *rest) = call.func.__name__, call.args
         if what == "score":
-            (sample,) = argument
-            return true.seconds(shape, Forward("score", 1, sample.n_read, n_scored=len(sample.target)))
+            n_scored = sum(len(sample.target) for sample in argument)
+            return true.seconds(shape, Forward("score", len(argument), argument[0].n_read, n_scored=n_scored))
         if what == "generate":
             return true.call + (rest[0] - 1) * true.step_call
         (prompt,) = argument
@@ -301,7 +302,7 @@ def test_the_benchmark_finds_the_speed_that_a_device_has(monkeypatch, request):
 
     monkeypatch.setattr(cost, "_once", once)
     monkeypatch.setattr(one, "generate", type(one).generate.__get__(one))
-    found = cost.benchmark(one, shape, 131_072)
+    found = cost.benchmark(one, shape, 131_072, rows_of=lambda n_read: rows)
     assert "131072" not in found.about, "long reads are predicted, not made"
     for forward in (
         Forward("score", 1, 131_072, n_scored=131_071),

@@ -43,7 +43,7 @@ from hope_eval.errors import OptionError
 from hope_eval.lengths import short_length
 from hope_eval.model.attach import heads_of, number_of, text_config
 from hope_eval.model.attention import BLOCK_NUMBERS
-from hope_eval.model.layers import COMPILED_FROM, LARGEST_CHUNK
+from hope_eval.model.layers import COMPILED_FROM, largest_chunk
 from hope_eval.model.scoring import LanguageModel, chunk_size, contexts_copied
 from hope_eval.task import Prompt, Question, Sample
 
@@ -159,7 +159,8 @@ class Shape:
         cuda = device_type == "cuda"
         compiled = cuda and n_tokens >= COMPILED_FROM
         attention = n_tokens * (3 * self.d_model + (2 if compiled else 4) * heads + 2 * kv_heads)
-        mlp = 4 * n_tokens * self.d_model + 3 * min(n_tokens, LARGEST_CHUNK) * self.d_inner
+        n_chunk = min(n_tokens, largest_chunk(device_type, max(self.d_inner, self.d_model)))
+        mlp = 4 * n_tokens * self.d_model + 3 * n_chunk * self.d_inner
         layer = number * (max(attention, mlp) + 2 * forward.n_read * self.head_dim)
         if forward.n_past and self.n_kv_heads < self.n_heads and not cuda:
             # With a mask, keys and values are copied for every query head.
@@ -179,7 +180,9 @@ class Shape:
         logits = n_chunk * self.vocab_size * (number + made)
         if self.full_logits:
             logits += n_tokens * self.vocab_size * number
-        after = number * n_tokens * self.d_model + logits
+        # Hidden states, and on a GPU those that are scored, of all inputs one after the other.
+        together = n_scored if cuda and forward.kind == "score" and forward.rows > 1 else 0
+        after = number * (n_tokens + together) * self.d_model + logits
         kept = 0 if forward.kind == "score" else self.kept_token_bytes * (forward.rows * n_keys + forward.n_beside)
         return max(layer, after) + kept
 
@@ -244,28 +247,39 @@ class Speed:
         return max(call, work) if self.overlaps else call + work
 
 
-def benchmark(model: LanguageModel, shape: Shape, longest: int, writes: bool = True) -> Speed:
+def benchmark(
+    model: LanguageModel,
+    shape: Shape,
+    longest: int,
+    writes: bool = True,
+    rows_of: Callable[[int], int] = lambda n_read: 1,
+) -> Speed:
     """Time a few short forwards on the device, and return the speed that they fit.
 
     longest: tokens of the longest read that is planned; the benchmark stays below it where that takes long.
     writes:  whether the model is to write, too.
+    rows_of: how many inputs of so many tokens are read side by side.
     """
     vocab_size = shape.vocab_size
     rng = np.random.default_rng(0)
     ids = rng.integers(0, vocab_size, max(longest, 4 * _SHORTEST_READ))
     cuda = model.device.type == "cuda"
-    reads: list[tuple[int, float]] = []
+    forwards: list[Forward] = []
+    reads: list[float] = []
     spread = 1.0
-    for length in _growing(longest):
+    lengths = _growing(longest)
+    # What a call takes is seen where there is little to do in it.
+    alone = [(1, lengths[0])] if rows_of(lengths[0]) > 1 else []
+    for rows, length in [*alone, *((rows_of(length), length) for length in lengths)]:
         sample = Sample(ids[: length - 1], ids[length - 1 : length])
-        (taken,) = _taken(model, partial(model.score, [sample]))
-        reads.append((length, min(taken)))
+        (taken,) = _taken(model, partial(model.score, [sample] * rows))
+        forwards.append(Forward("score", rows, length, n_scored=rows))
+        reads.append(min(taken))
         spread = max(spread, statistics.median(taken) / min(taken))
-        if reads[-1][1] > _LONG_ENOUGH and len(reads) >= 3:
+        if reads[-1] > _LONG_ENOUGH and len(reads) >= 3:
             break
-    forwards = [Forward("score", 1, length, n_scored=1) for length, _ in reads]
     operations = [shape.operations(forward)[:2] for forward in forwards]
-    seconds = np.array([second for _, second in reads])
+    seconds = np.array(reads)
     ratio = 1 / _ATTENTION_AT_MOST
     # With what attention takes at least among the others, its own share is what it takes beyond that.
     columns = np.array([[1.0, linear + ratio * attention, attention] for linear, attention in operations])
@@ -277,20 +291,20 @@ def benchmark(model: LanguageModel, shape: Shape, longest: int, writes: bool = T
     else:
         call, linear, extra = _fitted(columns, seconds)
     speed = Speed(call, linear, ratio * linear + extra, linear, overlaps=cuda)
-    length = reads[-1][0]
+    rows, length = forwards[-1].rows, forwards[-1].n_read
     scored = Forward("score", 1, length, n_scored=length - 1)
-    alone, whole = (Sample(ids[:n], ids[n:length]) for n in (length - 1, 1))
-    more, less = _timed(model, partial(model.score, [whole]), partial(model.score, [alone]))
+    last, whole = (Sample(ids[:n], ids[n:length]) for n in (length - 1, 1))
+    more, less = _timed(model, partial(model.score, [whole]), partial(model.score, [last]))
     head = max((more - less) / shape.operations(scored)[2], 0.2 * linear)
     # Each of the reads scored one token.
     speed = replace(speed, head=head, call=max(call - head * shape.operations(forwards[0])[2], call / 10))
     if shape.kept_bytes:
-        cold = (_once(model, partial(model.score, [Sample(ids[: length - k], ids[:1])])) for k in (2, 3))
-        speed = replace(speed, fresh=max(0.0, min(cold) - reads[-1][1]) / length**2)
-    speed = _with_answers(model, shape, speed, ids, [length for length, _ in reads])
+        cold = (_once(model, partial(model.score, [Sample(ids[: length - k], ids[:1])] * rows)) for k in (2, 3))
+        speed = replace(speed, fresh=max(0.0, min(cold) - reads[-1]) / length**2)
+    speed = _with_answers(model, shape, speed, ids, [forwards[0].n_read, length])
     if writes:
         speed = _with_steps(model, speed, ids)
-    names = ", ".join(short_length(length) for length, _ in reads)
+    names = ", ".join(dict.fromkeys(short_length(forward.n_read) for forward in forwards))
     rates = f"{_rate(speed.linear)} in layers, {_rate(speed.attention)} in attention, {_rate(speed.head)} in the head"
     about = f"{rates}, {1e3 * speed.call:.2g} ms a call; from reads of {names} tokens"
     if spread > _BUSY:

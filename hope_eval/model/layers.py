@@ -30,6 +30,9 @@ Compile = Literal["auto", "on", "off"]
 # Tokens of a chunk, at most and at least.
 LARGEST_CHUNK, SMALLEST_CHUNK = 4096, 256
 
+# On a GPU, where every chunk has to be launched, narrow models get more: as wide as a model of 8B, chunks take as much.
+_LARGEST_CHUNK_WIDTH = 14_336
+
 # `auto` compiles forwards of that many tokens: they take seconds, and what is fused is a tenth of them.
 COMPILED_FROM = 65_536
 
@@ -176,13 +179,23 @@ def _step(forward: Callable[[Tensor], Any], chunk_1ND: Tensor, out_1ND: Tensor) 
     return True
 
 
-def chunk_for(free: float, width: int, number_bytes: int) -> int:
+def largest_chunk(device_type: str, width: int) -> int:
+    """Return how many tokens a chunk has at most, given the width of the widest tensors within a part."""
+    return LARGEST_CHUNK * _power_of_two(_LARGEST_CHUNK_WIDTH / width if device_type == "cuda" else 1)
+
+
+def chunk_for(free: float, width: int, number_bytes: int, device_type: str) -> int:
     """Return how many tokens a chunk has where so many bytes are free: a power of two.
 
     width: of the widest tensors within a part, of which there are three at once.
     """
-    room = min(free / 8 / (3 * width * number_bytes), LARGEST_CHUNK)
-    return int(max(SMALLEST_CHUNK, 2 ** math.floor(math.log2(max(1, room)))))
+    room = min(free / 8 / (3 * width * number_bytes), largest_chunk(device_type, width))
+    return max(SMALLEST_CHUNK, _power_of_two(room))
+
+
+def _power_of_two(number: float) -> int:
+    """Return the largest power of two that is no larger, and no smaller than 1."""
+    return int(2 ** math.floor(math.log2(max(1, number))))
 
 
 def _parts(decoder: nn.Module, n_layers: int | None) -> tuple[list[nn.Module], list[nn.Module]]:

@@ -529,6 +529,8 @@ class LanguageModel:
             try:
                 logits_NV = logits_of(done, done + len(some_N))
                 nll_N, greedy_N = nll_and_greedy(logits_NV, some_N.to(logits_NV.device))
+                # Not while those of the next chunk are made.
+                del logits_NV
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 # The head is no matter of the others where each has all of it.
                 alone = self.group is None or self.group.shares == "sequence"
@@ -672,7 +674,7 @@ class LanguageModel:
             # What is summed up for a chunk must be a chunk of all, and the compiler knows nothing of sums.
             free, self.compiling = self.group.least(free, self.device), "off"
         number_bytes = next(self.module.parameters()).element_size()
-        layers.chunk, layers.compiling = chunk_for(free, width, number_bytes), self.compiling
+        layers.chunk, layers.compiling = chunk_for(free, width, number_bytes, self.device.type), self.compiling
 
 
 def contexts_copied(device_type: str, n_bytes: int, free: float | None) -> int:
