@@ -309,9 +309,7 @@ def trained(kind: str, text: str) -> PreTrainedTokenizerFast:
     more = {"unk_token": "<unk>"} if kind == "T5" else {}
     # Llama 2's makes pieces of whole texts, of which training takes forever.
     lines = text.split(" ") if kind == "Llama 2" else text.splitlines(keepends=True)
-    tokenizer.train_from_iterator(
-        lines, trainer(vocab_size=600, special_tokens=["<unk>"], show_progress=False, **more)
-    )
+    tokenizer.train_from_iterator(lines, trainer(vocab_size=600, special_tokens=["<unk>"], show_progress=False, **more))
     if decoder is not None:
         tokenizer.decoder = decoder
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
@@ -329,7 +327,12 @@ def test_the_first_tokens_of_a_long_text_are_those_that_all_of_it_begins_with(ki
     whole = model.encode(texts)
     for n in (1, 300, 3000):
         read = []
-        with mock.patch.object(model, "encode", lambda some: (read.extend(some), LanguageModel.encode(model, some))[1]):
+
+        def encode(some, read=read):
+            read.extend(some)
+            return LanguageModel.encode(model, some)
+
+        with mock.patch.object(model, "encode", encode):
             heads = _heads(model, texts, n)
         for (ids, sizes), (all_ids, all_sizes) in zip(heads, whole, strict=True):
             np.testing.assert_array_equal(ids, all_ids[:n])

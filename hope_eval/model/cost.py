@@ -276,13 +276,20 @@ def benchmark(
         forwards.append(Forward("score", rows, length, n_scored=rows))
         reads.append(min(taken))
         spread = max(spread, statistics.median(taken) / min(taken))
-        if reads[-1] > _LONG_ENOUGH and len(reads) >= 3:
+        if reads[-1] > _LONG_ENOUGH and len(reads) >= 3 + len(alone):
             break
-    operations = [shape.operations(forward)[:2] for forward in forwards]
-    seconds = np.array(reads)
+    rows, length = forwards[-1].rows, forwards[-1].n_read
+    between = Forward("score", 1, length, n_scored=length - 2)
+    last, whole = (Sample(ids[:n], ids[n:length]) for n in (length - 1, 1))
+    more, less = _timed(model, partial(model.score, [whole]), partial(model.score, [last]))
+    head = max(0.0, more - less) / shape.operations(between)[2]
+    operations = [shape.operations(forward) for forward in forwards]
+    # Each of the reads scored a token of every input.
+    heads = [head * of_head for *_, of_head in operations]
+    seconds = np.array([max(taken - of_head, taken / 10) for taken, of_head in zip(reads, heads, strict=True)])
     ratio = 1 / _ATTENTION_AT_MOST
     # With what attention takes at least among the others, its own share is what it takes beyond that.
-    columns = np.array([[1.0, linear + ratio * attention, attention] for linear, attention in operations])
+    columns = np.array([[1.0, linear + ratio * attention, attention] for linear, attention, _ in operations])
     if cuda:
         call = float(seconds.min())
         busy = seconds > 1.5 * call
@@ -290,14 +297,7 @@ def benchmark(
         _, linear, extra = 0.0, *_fitted(columns[busy, 1:], seconds[busy])
     else:
         call, linear, extra = _fitted(columns, seconds)
-    speed = Speed(call, linear, ratio * linear + extra, linear, overlaps=cuda)
-    rows, length = forwards[-1].rows, forwards[-1].n_read
-    scored = Forward("score", 1, length, n_scored=length - 1)
-    last, whole = (Sample(ids[:n], ids[n:length]) for n in (length - 1, 1))
-    more, less = _timed(model, partial(model.score, [whole]), partial(model.score, [last]))
-    head = max((more - less) / shape.operations(scored)[2], 0.2 * linear)
-    # Each of the reads scored one token.
-    speed = replace(speed, head=head, call=max(call - head * shape.operations(forwards[0])[2], call / 10))
+    speed = Speed(call, linear, ratio * linear + extra, max(head, 0.2 * linear), overlaps=cuda)
     if shape.kept_bytes:
         cold = (_once(model, partial(model.score, [Sample(ids[: length - k], ids[:1])] * rows)) for k in (2, 3))
         speed = replace(speed, fresh=max(0.0, min(cold) - reads[-1]) / length**2)
