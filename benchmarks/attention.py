@@ -50,10 +50,8 @@ def attention(
             way = f"PyTorch, {name}"
             call = partial(_sdpa, backend, *inputs)
             figures.append(_measured(Work(way, call, length, count, facts={"head_dim": head_dim}), repeats))
-        # Keys and values of one group of heads may stay in the cache where those of all do not.
-        way = "PyTorch, cuDNN, a group of heads at a time"
-        call = partial(_by_groups, *inputs)
-        figures.append(_measured(Work(way, call, length, count, facts={"head_dim": head_dim}), repeats))
+        call = partial(_flash4, *inputs)
+        figures.append(_measured(Work("FlashAttention-4", call, length, count, facts={"head_dim": head_dim}), repeats))
         for name in encodings.split(","):
             encoding = parse_encoding(name).build(Geometry(head_dim, heads, 2048, d_model=heads * head_dim)).to(DEVICE)
             layer = torch.nn.Module()
@@ -95,12 +93,10 @@ def _sdpa(backend: SDPBackend, query: torch.Tensor, key: torch.Tensor, value: to
 
 
 @torch.inference_mode()
-def _by_groups(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    n_groups = query.shape[1] // key.shape[1]
-    for group, one_key, one_value in zip(
-        *(torch.split(x, n, 1) for x, n in ((query, n_groups), (key, 1), (value, 1))), strict=True
-    ):
-        _sdpa(BACKENDS["cuDNN"], group, one_key, one_value)
+def _flash4(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+    with kernels.preferring(("flash4",), query.shape[2], alone=True):
+        if kernels.by_flash4(query, key, value, 1 / math.sqrt(query.shape[-1])) is None:
+            raise RuntimeError("No available kernel: flash-attn-4 is not installed")
 
 
 @torch.inference_mode()

@@ -185,6 +185,25 @@ def test_a_kernel_is_chosen_that_agrees(head_dim):
     assert all(speed > 10 for speed in chosen.tflops.values())
 
 
+@pytest.mark.skipif(kernels._flash4() is None, reason="flash-attn-4 is not installed")
+@pytest.mark.parametrize(("n_queries", "n_keys"), [(333, 333), (200, 1111), (2, 500)])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "head_dim"), [(8, 2, 64), (9, 3, 64), (4, 4, 96), (8, 1, 128), (2, 2, 256)]
+)
+@torch.inference_mode()
+def test_flash_attention_4_agrees_with_the_definition(n_queries, n_keys, heads, kv_heads, head_dim):
+    """Fewer queries than keys are the last of them."""
+    generator = torch.Generator("cuda").manual_seed(0)
+    query, key, value = (
+        torch.randn(2, n_keys, n, head_dim, generator=generator, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
+        for n in (heads, kv_heads, kv_heads)
+    )
+    wanted = kernels.definition(query, key, value)[:, :, -n_queries:].transpose(1, 2)
+    with kernels.preferring(("flash4",), n_queries):
+        found = kernels.by_flash4(query[:, :, -n_queries:], key, value, head_dim**-0.5)
+    assert float((found.double() - wanted).norm() / wanted.norm()) < 1e-2
+
+
 @pytest.mark.parametrize(("dtype", "largest", "mean"), [(torch.float32, 1e-4, 1e-5), (torch.bfloat16, 0.5, 0.01)])
 def test_samples_score_the_same_whatever_is_read_beside_them(dtype, largest, mean):
     model = LanguageModel("llama", tiny_module("llama", max_position_embeddings=512).to("cuda", dtype), None)
@@ -197,7 +216,7 @@ def test_samples_score_the_same_whatever_is_read_beside_them(dtype, largest, mea
 
 
 def test_compiled_chunks_score_as_whole_layers_do(monkeypatch):
-    monkeypatch.setattr(layers, "LARGEST_CHUNK", 512)
+    monkeypatch.setattr(layers, "largest_chunk", lambda device_type, width: 512)
     whole, chunked = (
         LanguageModel("llama", tiny_module("llama").to("cuda", torch.bfloat16), None, compiling=compiling)
         for compiling in ("off", "on")

@@ -1,13 +1,16 @@
 """What is read in pieces scores as the whole does: attention without masks, and layers over chunks of tokens."""
 
 import gc
+import math
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import VOCAB_SIZE, tiny_module
+from torch import nn
 
+from hope_eval import load
 from hope_eval.encoding import Geometry, PositionEncoding, encoding_class, encoding_names, parse_encoding
 from hope_eval.errors import OptionError
 from hope_eval.model import attach, attention, kernels, layers
@@ -254,6 +257,74 @@ def test_chunks_follow_the_memory_that_is_free():
 def test_no_kernel_is_forced_on_a_cpu():
     assert kernels.fastest(torch.device("cpu"), torch.float32, 4, 2, 64) == kernels.Kernels()
     assert attention.biased_kernel("cpu") is None
+
+
+def flash4(query, key, value, softmax_scale, causal):
+    """Do what FlashAttention-4 does, and like it: [B, L, H, E], and no gradients were asked for here."""
+    assert causal
+    assert not torch.is_grad_enabled()
+    flash4.calls += 1
+    query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+    key, value = attention._for_all_heads(query, key, value)
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    hidden = torch.ones(n_queries, n_keys, dtype=torch.bool).triu(1 + n_keys - n_queries)
+    weights = (query @ key.transpose(-1, -2) * softmax_scale).masked_fill(hidden, -math.inf).softmax(-1)
+    return (weights @ value).transpose(1, 2).contiguous(), None
+
+
+@pytest.fixture
+def flash4_preferred(monkeypatch):
+    monkeypatch.setattr(kernels, "_flash4", lambda: flash4)
+    flash4.calls = 0
+    with kernels.preferring(("flash4", "cudnn"), 100):
+        yield
+
+
+@pytest.mark.parametrize("n_queries", [1, 30, 50])
+@torch.inference_mode()
+def test_flash_attention_4_is_called_where_it_is_preferred(n_queries, flash4_preferred):
+    """With fewer queries than keys too; for all but a single query."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 4, n_queries, 16, generator=generator)
+    key, value = (torch.randn(2, 2, 50, 16, generator=generator) for _ in range(2))
+    layer = SimpleNamespace(num_key_value_groups=2, is_causal=True)
+    found, _ = attention.plain(layer, query, key, value, None)
+    assert flash4.calls == (n_queries > 1)
+    with kernels.preferring(("efficient",), 100):
+        wanted, _ = attention.plain(layer, query, key, value, None)
+    assert flash4.calls == (n_queries > 1), "only where it comes first"
+    torch.testing.assert_close(found, wanted)
+
+
+def test_flash_attention_4_is_left_alone_where_it_was_not_tried(flash4_preferred):
+    """Gradients, a mask, values of another width, an attention that looks both ways."""
+    query, key, value = (torch.randn(1, 2, 20, 16) for _ in range(3))
+    both_ways = nn.Module()
+    both_ways.is_causal = False
+    visible = torch.ones(20, 20, dtype=torch.bool).tril()[None, None]
+    attention.plain(nn.Module(), query, key, value, None)
+    with torch.inference_mode():
+        attention.plain(nn.Module(), query, key, value, visible)
+        attention.plain(nn.Module(), query, key, value[..., :8], None)
+        attention.plain(both_ways, query, key, value, None)
+        attention.plain(nn.Module(), query, key, value, attention.Window(7))
+        assert flash4.calls == 0
+        attention.plain(nn.Module(), query, key, value, None)
+        assert flash4.calls == 1
+
+
+def test_whole_models_score_the_same_with_flash_attention_4(flash4_preferred, monkeypatch):
+    """Transformers' own, and this project's decoder with an encoding that has no bias."""
+    for kind in ("llama", "hope_eval"):
+        module = tiny_module("llama", max_position_embeddings=512) if kind == "llama" else load("zoo:hope").module
+        assert kind == "hope_eval" or attention.put_on(module)
+        model = LanguageModel(kind, module, None)
+        sample = Sample(IDS[:1], IDS[1:200])
+        wanted = model.score([sample])[0].nll
+        before = flash4.calls
+        monkeypatch.setattr(model, "_kernels", kernels.Kernels(("flash4",)))
+        np.testing.assert_allclose(model.score([sample])[0].nll, wanted, atol=1e-4)
+        assert flash4.calls > before
 
 
 @pytest.mark.parametrize("compiling", ["auto", "on"])

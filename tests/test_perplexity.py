@@ -317,7 +317,7 @@ def trained(kind: str, text: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("kind", ["GPT-2", "Llama 2", "Gemma", "T5", "BERT"])
 def test_the_first_tokens_of_a_long_text_are_those_that_all_of_it_begins_with(kind):
-    """Also where it is cut within a run of blanks, or of nothing but letters, and where four times as much is needed."""
+    """Also where it is cut within blanks, or within nothing but letters, and where four times as much is needed."""
     blanks = "word" + " " * 3000
     lines = "def f(x):\n" + "    " * 700 + "return x\n\n\n" + "x" * 2500
     texts = [(Path(argparse.__file__).read_text()[:60_000] + blanks) * 3, blanks * 40, (lines + "\n") * 30,

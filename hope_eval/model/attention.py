@@ -203,12 +203,16 @@ def plain(
             return windowed(query, key, value, attention_mask.size, scale), None
         attention_mask = _visible(0, n_queries, 0, n_keys, attention_mask.size, query.device)[None, None]
     causes = rest.get("is_causal") is not False and getattr(module, "is_causal", True)
-    if attention_mask is None and causes and 1 < n_queries < n_keys and not dropout and not biased:
-        return causal(query, key, value, scale), None
-    found: tuple[Tensor, None] = sdpa_attention_forward(
+    if attention_mask is None and causes and n_queries > 1 and not dropout and not biased:
+        if n_queries < n_keys:
+            return causal(query, key, value, scale), None
+        found = kernels.by_flash4(query, key, value, scale)
+        if found is not None:
+            return found, None
+    attended: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
     )
-    return found
+    return attended
 
 
 def attention(
@@ -276,6 +280,9 @@ def attention(
 
 def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Return causal attention without a bias, of the last Q positions of K, [B, Q, H, E]."""
+    found = kernels.by_flash4(query, key, value, scale)
+    if found is not None:
+        return found
     n_queries, n_keys = query.shape[2], key.shape[2]
     if query.device.type != "cuda":
         return _plain(query, *_for_all_heads(query, key, value), None, scale, 0.0)
