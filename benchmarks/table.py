@@ -22,6 +22,8 @@ _HEADINGS = {
     "peak_gib_above_weights": "GiB above weights", "seconds_are": None, "status": None, "nll": None,
 }  # fmt: skip
 
+_PACKAGES = ("torch", "transformers", "flash-attn-4", "lm_eval")
+
 _PROFILED = ("calls", "milliseconds", "share")
 
 
@@ -97,7 +99,7 @@ def _provenance(content: dict[str, Any]) -> Iterator[str]:
     yield content["machine"]
     yield content["date"]
     versions = content["versions"]
-    yield from (f"{name} {versions[name]}" for name in ("torch", "transformers", "lm_eval") if name in versions)
+    yield from (f"{name} {versions[name]}" for name in _PACKAGES if name in versions)
     if content.get("commit"):
         yield f"commit {content['commit']['id'][:7]}{' with changes' if content['commit']['dirty'] else ''}"
     if content.get("agreement_of_nll") is not None:

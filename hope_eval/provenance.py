@@ -1,16 +1,23 @@
 """How a run came to be: versions, machine, state of the code, seconds and memory."""
 
+import contextlib
 import platform
 import subprocess
 import time
+from collections.abc import Iterator
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import hope_eval
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
+
+# Those that are used where they are installed.
+_FURTHER = ("flash-attn-4",)
 
 
 def origin(device: torch.device, command: str) -> dict[str, Any]:
@@ -21,10 +28,17 @@ def origin(device: torch.device, command: str) -> dict[str, Any]:
         "versions": {
             "hope_eval": hope_eval.__version__,
             "python": platform.python_version(),
-            **{package: version(package) for package in ("torch", "transformers", "tokenizers", "numpy")},
+            **{package: version(package) for package in _PACKAGES},
+            **dict(_installed()),
         },
         "commit": _commit(),
     }
+
+
+def _installed() -> Iterator[tuple[str, str]]:
+    for package in _FURTHER:
+        with contextlib.suppress(PackageNotFoundError):
+            yield package, version(package)
 
 
 class Session:

@@ -138,8 +138,12 @@ _prefers_flash4: ContextVar[bool] = ContextVar("prefers_flash4", default=False)
 @functools.cache
 def _flash4() -> Callable[..., Any] | None:
     """Return the function of FlashAttention-4; None where it is not installed."""
+    # What it and its compiler have to say of themselves is for its authors, and no reason to do without.
+    warnings.filterwarnings("ignore", module=r"(flash_attn|cutlass|quack|tvm_ffi)\b")
     try:
-        found: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            found: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
     except Exception:
         # Or what it needs is not, or is another version.
         return None
