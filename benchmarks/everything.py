@@ -20,7 +20,7 @@ COMMANDS = {
     "short_lengths": "short-lengths --size 1.2b --short 512 --long 32k --samples 1000 --repeats 2",
     "attention": "attention --length 32k --head-dims 64,128",
     "attention_128k": "attention --length 128k --head-dims 64,128 --encodings rope",
-    "zoo_suite": "zoo-suite --suite standard",
+    "zoo_suite": "zoo-suite --suite standard --jobs 6",
     "plan_truth": "plan-truth --size 1.2b --lengths 1k,8k,32k --samples 8",
 }
 

@@ -1,4 +1,4 @@
-"""One evaluation shared out over the processes that torchrun started.
+"""One evaluation shared out over the processes that torchrun, or `--jobs`, started.
 
     RUN/shards/SESSION-RANK/   what one process has measured: the files of a run; locked as long as it lives
     OUT/.sessions/SESSION/     RANK.lock is held as long as a process lives, RANK.done or RANK.failed says how it ended
@@ -19,6 +19,7 @@ the dead.
 """
 
 import contextlib
+import logging
 import os
 import secrets
 import shlex
@@ -69,6 +70,9 @@ _LOOK = 2.0
 
 # Tells the process that does the work where to write the folder of its session.
 _PIPE = "HOPE_EVAL_WATCHED_BY"
+
+# Tells a process that it is one of so many that `--jobs` has started on one machine.
+_JOBS = "HOPE_EVAL_JOBS"
 
 # Seconds for which a process may still say itself why it ends, when another of its group has ended.
 _GRACE = 5.0
@@ -294,7 +298,7 @@ class Ranks:
         return True
 
     def device(self, name: str) -> str:
-        """Return the device of this process: of several, each has a GPU of its own.
+        """Return the device of this process: of several, each has a GPU of its own, but for those of `--jobs`.
 
         Raises OptionError if there is none left for it.
         """
@@ -305,8 +309,11 @@ class Ranks:
         if not torch.cuda.is_available():
             return name
         local, n = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
-        if local >= n:
-            raise OptionError(f"process {local + 1} of this machine has no GPU, there are {n}", f"--nproc-per-node {n}")
+        shared = _JOBS in os.environ and self.group_size == 1
+        if local >= n and not shared:
+            remedy = f"--nproc-per-node {n}; small models share a GPU with --jobs, without torchrun"
+            raise OptionError(f"process {local + 1} of this machine has no GPU, there are {n}", remedy)
+        local %= n
         torch.cuda.set_device(local)
         return f"cuda:{local}"
 
@@ -495,6 +502,32 @@ def watch() -> None:
         if first and code < 0:
             print(f"Error: the first process was killed, and nothing is merged\nhint: {GO_ON}", file=sys.stderr)
     sys.exit(code if code >= 0 else 1)
+
+
+def start(n: int) -> None:
+    """Start this command again in n processes, unless that has been done; exits when all have ended.
+
+    Raises OptionError within torchrun, which starts processes itself.
+    """
+    if n == 1 or _JOBS in os.environ:
+        return
+    if n_processes() > 1:
+        raise OptionError("torchrun has started several processes already", "leave --jobs out, or torchrun")
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.run import parse_args, run
+
+    # Each process says itself what went wrong.
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    n_threads = max(1, (os.cpu_count() or 1) // n)
+    os.environ.update({_JOBS: str(n), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(n_threads))})
+    try:
+        arguments = ["--standalone", f"--nproc-per-node={n}", "-m", "hope_eval", *sys.argv[1:]]
+        run(parse_args(arguments))  # type: ignore[no-untyped-call]
+    except ChildFailedError as error:
+        sys.exit(max(abs(failure.exitcode) for failure in error.failures.values()))
+    finally:
+        del os.environ[_JOBS]
+    sys.exit()
 
 
 def merge(run: RunStore, shards: Sequence[RunStore]) -> None:

@@ -431,6 +431,67 @@ def test_two_processes_of_torchrun_write_and_say_what_one_does(command, by_one, 
     assert done.stderr.count("tokens to go") == 2, "a line for each of two runs"
 
 
+def test_jobs_do_too_without_torchrun(command, by_one, tmp_path):
+    """And what they say is not said again by what has started them."""
+    arguments = ["-m", "hope_eval", *command, "--out", str(tmp_path / "two"), "--jobs", "2"]
+    done = subprocess.run(
+        [sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        check=True, timeout=120,
+    )  # fmt: skip
+    assert contents(tmp_path / "two") == by_one[1]
+    assert done.stdout == by_one[0]
+    assert done.stderr.count("tokens to go") == 2
+    assert done.stderr.startswith("both")
+    assert done.stderr.count("both") == 1
+
+
+@pytest.mark.slow
+def test_of_jobs_one_is_killed_and_the_others_finish(command, by_one, tmp_path):
+    root = tmp_path / "runs"
+    done = subprocess.run(
+        [sys.executable, "-m", "hope_eval", *command, "--out", str(root), "--jobs", "3"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DIES_AT": "7", "WHO": "1"}, capture_output=True, text=True,
+        check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "process 1 of 3 ended early: it was killed; missing: " in done.stderr
+    assert "Traceback" not in done.stderr
+    goes_on_with(1, command, root, by_one)
+
+
+def test_what_jobs_cannot_do_is_said_before_any_is_started(command, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("torch.distributed.run.run", started.append)
+    assert "no checkpoint at `nowhere/`" in hope_eval("ppl", "--model", "nowhere/", "--jobs", "2", code=1).stderr
+    assert "--device-map" in hope_eval(*command, "--device-map", "auto", "--jobs", "2", code=1).stderr
+    assert "--until-ci" in hope_eval(*command, "--until-ci", "0.1", "--jobs", "2", code=1).stderr
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv(sharding._PIPE, "")
+    assert "leave --jobs out" in hope_eval(*command, "--jobs", "2", code=1).stderr
+    assert not started
+
+
+@pytest.mark.parametrize(("jobs", "together", "rank", "device"), [
+    ("", 1, 0, "cuda:0"), ("", 1, 1, "cuda:1"), ("", 1, 2, None), ("5", 1, 2, "cuda:0"), ("5", 1, 3, "cuda:1"),
+    ("4", 2, 2, None),
+])  # fmt: skip
+def test_jobs_share_gpus_and_processes_of_torchrun_do_not(jobs, together, rank, device, monkeypatch, tmp_path):
+    """Nor do those that hold a model together: NCCL wants a GPU for each."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setattr("torch.cuda.set_device", lambda n: None)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    if jobs:
+        monkeypatch.setenv(sharding._JOBS, jobs)
+    ranks = Ranks(rank, 6, "session", tmp_path, tensor_parallel=together)
+    if device is None:
+        with pytest.raises(OptionError, match="has no GPU, there are 2"):
+            ranks.device("auto")
+    else:
+        assert ranks.device("auto") == device
+        assert ranks.device("cpu") == "cpu"
+
+
 @pytest.mark.slow
 def test_four_processes_of_torchrun_do_too(command, by_one, tmp_path):
     done = torchrun(4, command, tmp_path / "four")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from hope_eval.cli.progress import progress
+from hope_eval.cli.progress import progress, speaks
 from hope_eval.errors import OptionError
 from hope_eval.lengths import Lengths, parse_length, parse_lengths, resolved
 from hope_eval.results.tables import BY, COLUMNS, FORMATS
@@ -145,6 +145,15 @@ evaluation = _stack(
         help="Where runs are kept; the same command again goes on with its run.",
     ),
     click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True),
+    click.option(
+        "--jobs",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        metavar="N",
+        help="Processes of this machine that share samples out, over all its GPUs: several on one for small models, "
+        "which leave it idle.",
+    ),
     click.option(
         "--tensor-parallel",
         type=click.IntRange(1),
@@ -288,8 +297,11 @@ def at_distances(task: "Task", distances: Sequence[int] | None) -> list["Task"]:
     return [dataclasses.replace(task, distance=distance) for distance in distances]  # type: ignore[call-arg]
 
 
-def measured(entries: Sequence["Entry"], out: Path, **rest: Any) -> list["RunTable"]:
-    """Measure on the models that the options of `checkpoint` name; `rest` are those of `asking` and `evaluation`."""
+def measured(entries: Sequence["Entry"], out: Path, heading: str = "", **rest: Any) -> list["RunTable"]:
+    """Measure on the models that the options of `checkpoint` name; `rest` are those of `asking` and `evaluation`.
+
+    heading: is said before.
+    """
     from hope_eval import sharding
     from hope_eval.measure import measure
     from hope_eval.model.parallel import held_together
@@ -304,10 +316,20 @@ def measured(entries: Sequence["Entry"], out: Path, **rest: Any) -> list["RunTab
             "cut",
             "hope-eval ppl, or leave it out: torchrun shares contexts out",
         )
+    jobs = rest.pop("jobs")
     models, options = models_and_options(**rest)
-    if models.how["device_map"] and sharding.n_processes() > 1:
-        raise OptionError("--device-map spreads a checkpoint over the GPUs of one process", "leave it or torchrun out")
-    stopping.check(options.until, [None], sharding.n_processes())
+    n_processes = max(jobs, sharding.n_processes())
+    if models.how["device_map"] and n_processes > 1:
+        raise OptionError(
+            "--device-map spreads a checkpoint over the GPUs of one process", "leave it out, or --jobs and torchrun"
+        )
+    stopping.check(options.until, [None], n_processes)
+    if jobs > 1:
+        # What is wrong with them is said once, and before processes are started.
+        models.check()
+        sharding.start(jobs)
+    if heading and speaks():
+        click.echo(heading, err=True)
     with sharding.joined(out, lambda text: click.echo(text, err=True), **groups) as ranks:
         models.how["device"] = ranks.device(models.how["device"])
         with held_together(ranks, models.how["device"]) as models.how["group"]:

@@ -6,7 +6,6 @@ from typing import Any
 import click
 
 from hope_eval.cli import options
-from hope_eval.cli.progress import speaks
 from hope_eval.lengths import Lengths
 
 
@@ -29,6 +28,7 @@ def run(
     \b
     hope-eval run --suite quick
     hope-eval run --suite standard --model ckpt
+    hope-eval run --suite standard --jobs 6
     hope-eval run --suite my.toml --model ckpt --encoding native --encoding hope --format csv
 
     --lengths and --samples replace those of the suite. What is printed is what `hope-eval compare` makes of the runs.
@@ -39,9 +39,8 @@ def run(
     from hope_eval.suites import suite_named
 
     chosen = suite_named(suite)
-    if speaks():
-        click.echo(f"{chosen.name}: {chosen.about}".removesuffix(": "), err=True)
-    tables = options.measured(chosen.with_changes(lengths, samples).entries, out, **rest)
+    heading = f"{chosen.name}: {chosen.about}".removesuffix(": ")
+    tables = options.measured(chosen.with_changes(lengths, samples).entries, out, heading, **rest)
     if form in ("csv", "json"):
         options.show(tables, form)
         return

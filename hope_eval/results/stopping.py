@@ -84,7 +84,7 @@ def check(until: Until | None, samples: Sequence[int | None], n_processes: int =
     if n_processes > 1:
         raise OptionError(
             f"--until-ci looks at all answers so far, and each of {n_processes} processes has its own only",
-            "leave torchrun out, and name other models or tasks in each of several commands; or leave --until-ci out",
+            "leave torchrun and --jobs out: several commands, each with other models or tasks; or leave --until-ci out",
         )
     most = [n for n in samples if n is not None]
     if len(most) == len(samples) and max(most) <= FIRST:
