@@ -424,6 +424,7 @@ def torchrun(n: int, command, root: Path, code: int = 0, **environment) -> subpr
     return done
 
 
+@pytest.mark.slow
 def test_two_processes_of_torchrun_write_and_say_what_one_does(command, by_one, tmp_path):
     done = torchrun(2, command, tmp_path / "two")
     assert contents(tmp_path / "two") == by_one[1]
@@ -432,7 +433,7 @@ def test_two_processes_of_torchrun_write_and_say_what_one_does(command, by_one, 
 
 
 def test_jobs_do_too_without_torchrun(command, by_one, tmp_path):
-    """And what they say is not said again by what has started them."""
+    """It is torchrun that starts them; and what they say is not said again by what has started it."""
     arguments = ["-m", "hope_eval", *command, "--out", str(tmp_path / "two"), "--jobs", "2"]
     done = subprocess.run(
         [sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,

@@ -528,4 +528,4 @@ def test_several_processes_refuse_it(monkeypatch):
     monkeypatch.setattr("hope_eval.sharding.watch", lambda: None)
     found = hope_eval("copy", *RUN, code=1)
     assert "each of 2 processes has its own only" in found.stderr
-    assert "leave torchrun out" in found.stderr
+    assert "leave torchrun and --jobs out" in found.stderr
