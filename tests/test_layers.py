@@ -313,6 +313,33 @@ def test_flash_attention_4_is_left_alone_where_it_was_not_tried(flash4_preferred
         assert flash4.calls == 1
 
 
+def test_what_is_written_is_read_in_chunks_and_never_compiled(monkeypatch):
+    model = LanguageModel("tiny", tiny_module(max_position_embeddings=512), None, compiling="on")
+    wanted = model.generate([IDS[:90], IDS[100:190]], 6)
+    monkeypatch.setattr(torch, "compile", None)
+    model._layers.chunk = 32
+    sizes = watch(model)
+    assert model.generate([IDS[:90], IDS[100:190]], 6) == wanted
+    assert set(sizes) == {32, 20, 2}, "180 tokens in chunks, then a token of each row"
+
+
+def test_memory_that_ends_while_writing_halves_the_chunks_first(monkeypatch):
+    model = LanguageModel("tiny", tiny_module(max_position_embeddings=512), None)
+    wanted = model.generate([IDS[:300], IDS[100:400]], 4)
+    model._layers.chunk = 512
+    seen, own = [], model._written
+
+    def written(ids_BL, n, ends):
+        seen.append((len(ids_BL), model._layers.chunk))
+        if len(ids_BL) > 1 or model._layers.chunk > 256:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return own(ids_BL, n, ends)
+
+    monkeypatch.setattr(model, "_written", written)
+    assert model.generate([IDS[:300], IDS[100:400]], 4) == wanted
+    assert seen == [(2, 512), (2, 256), (1, 256), (1, 256)]
+
+
 def test_whole_models_score_the_same_with_flash_attention_4(flash4_preferred, monkeypatch):
     """Transformers' own, and this project's decoder with an encoding that has no bias."""
     for kind in ("llama", "hope_eval"):

@@ -69,12 +69,15 @@ class Chunked:
         return True
 
     @contextlib.contextmanager
-    def reading(self, n_tokens: int) -> Iterator[None]:
-        """Let the parts run over chunks while the decoder reads that many tokens, all inputs together."""
+    def reading(self, n_tokens: int, *, compiles: bool = True) -> Iterator[None]:
+        """Let the parts run over chunks while the decoder reads that many tokens, all inputs together.
+
+        compiles: whether that may be compiled.
+        """
         if n_tokens <= self.chunk or torch.is_grad_enabled():
             yield
             return
-        compiled = self._compiles(n_tokens)
+        compiled = compiles and self._compiles(n_tokens)
         # What another library has put around a part is not for the compiler.
         changed = [
             (part, partial(self._in_chunks, part, part.forward, compiled and isinstance(part.forward, MethodType)))

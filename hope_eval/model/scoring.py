@@ -377,7 +377,7 @@ class LanguageModel:
         """Return what greedy decoding writes after prompts of equal length: at most n ids each, up to the end token.
 
         Nothing that a checkpoint's own settings say of sampling or penalties applies. Raises OutOfMemory, after halving
-        the batch, for a prompt that does not fit.
+        chunks and then the batch, for a prompt that does not fit.
         """
         assert len({len(prompt) for prompt in prompts}) == 1, "prompts that are continued together are equally long"
         ends = self.end_tokens()
@@ -393,6 +393,8 @@ class LanguageModel:
             return [list(itertools.takewhile(lambda token: token not in ends, row)) for row in written_BL.tolist()]
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        if self._layers and self._layers.halve(ids_BL.numel()):
+            return self.generate(prompts, n)
         if len(prompts) > 1:
             half = len(prompts) // 2
             return self.generate(prompts[:half], n) + self.generate(prompts[half:], n)
@@ -414,15 +416,17 @@ class LanguageModel:
         # transformers takes what a call leaves open from the checkpoint's own settings.
         module.generation_config = GenerationConfig()
         try:
-            written: Tensor = module.generate(
-                ids_BL,
-                attention_mask=torch.ones_like(ids_BL),
-                max_new_tokens=n,
-                do_sample=False,
-                eos_token_id=list(ends) or None,
-                pad_token_id=ends[0] if ends else 0,
-                logits_processor=[self.group] if self.group else None,
-            )
+            # Most forwards are steps of a token, which nothing is compiled for.
+            with self._reading(ids_BL, compiles=False):
+                written: Tensor = module.generate(
+                    ids_BL,
+                    attention_mask=torch.ones_like(ids_BL),
+                    max_new_tokens=n,
+                    do_sample=False,
+                    eos_token_id=list(ends) or None,
+                    pad_token_id=ends[0] if ends else 0,
+                    logits_processor=[self.group] if self.group else None,
+                )
         finally:
             module.generation_config = own
         return written[:, ids_BL.shape[1] :]
@@ -510,9 +514,12 @@ class LanguageModel:
     def _decoded(self, ids_BL: Tensor, **options: Any) -> Any:
         """Return what the decoder makes of ids: its hidden states [B, L, D], and a cache."""
         ids_BL = ids_BL.to(self.device)
-        reading = self._layers.reading(ids_BL.numel()) if self._layers else contextlib.nullcontext()
-        with reading:
+        with self._reading(ids_BL):
             return self._decoder(input_ids=ids_BL, **options)
+
+    def _reading(self, ids_BL: Tensor, **how: bool) -> contextlib.AbstractContextManager[object]:
+        """Have ids read with the layers' token-wise parts in chunks."""
+        return self._layers.reading(ids_BL.numel(), **how) if self._layers else contextlib.nullcontext()
 
     def _in_chunks(self, logits_of: Callable[[int, int], Tensor], target_N: Tensor) -> Score:
         """Score targets, given what makes the logits [N, V] of those from `start` to `stop`."""
