@@ -23,18 +23,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hope_eval.errors import CheckpointError, HopeEvalError, LengthError, OptionError
-from hope_eval.model import attention, kernels, parts
+from hope_eval.errors import LengthError, OptionError
+from hope_eval.model import attention, checks, kernels, parts
 from hope_eval.model.attach import (
     effective_inverse_frequencies,
-    heads_of,
     is_nested_safe,
-    number_of,
     position_table,
     rotary_modules,
     text_config,
 )
-from hope_eval.model.layers import Chunked, Compile, chunk_for
+from hope_eval.model.checks import SMALLEST_CHUNK
+from hope_eval.model.layers import Chunked, Compile
 from hope_eval.model.nll import choose
 from hope_eval.model.parallel import Group
 from hope_eval.task import Ids, Prompt, Question, Sample
@@ -46,15 +45,6 @@ _CHUNK_BYTES = {"cuda": 512 << 20, "cpu": 32 << 20}
 
 # Copies of the keys and values of contexts, bytes, so that answers are read after them side by side.
 _COPIES_BYTES = {"cuda": 8 << 30, "cpu": 512 << 20}
-
-# Tokens of a chunk that is not halved any further; the check on loading uses chunks of this size.
-_SMALLEST_CHUNK = 16
-
-# Tokens of the longest input that is read on loading; there are layers that look back further.
-_LONGEST_CHECK = 40_000
-
-# Largest difference in nll [nats] between head in chunks and full logits that rounding explains.
-_TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.03, torch.bfloat16: 0.2}
 
 
 @dataclass(frozen=True)
@@ -143,20 +133,7 @@ class LanguageModel:
             # An outline without weights, which a run is planned with: there is nothing to check.
             self.head, self.keeps_contexts = "chunked", self.nested_safe
             return
-        self._checking = True
-        self._kernels = _kernels_of(self.module, self.device, self.dtype)
-        in_parts = self.group is not None and self.group.shares == "sequence"
-        config, module = text_config(self.module), self.module
-        if attention.is_capped(config) and getattr(config, "_attn_implementation", None) == "sdpa":
-            # Older versions of transformers leave out the cap where attention is called so.
-            module.set_attn_implementation("eager")  # type: ignore[operator]
-        self._choose_head()
-        if self.device.type == "cuda" or in_parts or attention.is_capped(config):
-            self._choose_attention()
-        self.keeps_contexts = self.head == "chunked" and self.nested_safe and self._check_contexts()
-        if in_parts:
-            self._check_parts()
-        self._checking = False
+        checks.check(self)
 
     @property
     def device(self) -> torch.device:
@@ -541,7 +518,7 @@ class LanguageModel:
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 # The head is no matter of the others where each has all of it.
                 alone = self.group is None or self.group.shares == "sequence"
-                if chunk <= _SMALLEST_CHUNK or not (_is_out_of_memory(error) if alone else self._out_of_memory(error)):
+                if chunk <= SMALLEST_CHUNK or not (_is_out_of_memory(error) if alone else self._out_of_memory(error)):
                     raise
                 chunk //= 2
                 continue
@@ -556,7 +533,7 @@ class LanguageModel:
 
     def _chunk_size(self) -> int:
         if self._checking:
-            return _SMALLEST_CHUNK
+            return SMALLEST_CHUNK
         vocab_size = getattr(text_config(self.module), "vocab_size", None) or 50_000
         return chunk_size(self.device.type, int(vocab_size))
 
@@ -567,121 +544,6 @@ class LanguageModel:
         ids_BN = torch.zeros(hidden_BND.shape[:2], dtype=torch.long, device=hidden_BND.device)
         with _returning(self._decoder, replayed):
             return _logits(self.module(input_ids=ids_BN, use_cache=False))
-
-    def _check_contexts(self) -> bool:
-        """Return whether answers read after a kept context score as they do with it: not all models keep all of it."""
-        vocab_size = int(text_config(self.module).vocab_size)
-        n = min(40, self.max_length or 40)
-        ids = np.random.default_rng(1).integers(0, vocab_size, n)
-        context, query, answer = ids[: n // 2], ids[n // 2 : n // 2 + n // 8], ids[n // 2 + n // 8 :]
-        if not len(query):
-            return False
-        prompt = Prompt(context, (Question(query, answer, choices=(answer[:1],)), Question((), answer)))
-        try:
-            with torch.inference_mode():
-                found = self._scored_after_contexts([prompt])
-        except Exception:
-            # Any architecture may come through here; read with its context, every answer is right.
-            return False
-        wanted = [self._scored_alone(prompt, question) for question in prompt.questions]
-        return found is not None and _agree(found[0], wanted, _TOLERANCE.get(self.dtype, 1e-3))
-
-    def _check_parts(self) -> None:
-        """Read long inputs in parts from now on. Raises OptionError or CheckpointError if that changes their scores."""
-        assert self.group is not None
-        config = text_config(self.module)
-        plainly = getattr(config, "_attn_implementation", None) == attention.PLAIN and self.head == "chunked"
-        parts.check_readable(self.name, self.module, plainly)
-        # Longer than what a layer looks back at, and not a multiple of anything.
-        least = 2 * self.group.size * parts.SHORTEST
-        n = max(least + 3, min(_looks_back(config) + 101, _LONGEST_CHECK))
-        ids = np.random.default_rng(4).integers(0, int(config.vocab_size), n + 1)
-        sample = Sample(context=ids[:1], target=ids[1:], unread=1)
-        wanted = self.score([sample])[0].nll
-        self._cut_from = least
-        gaps_N = np.abs(self.score([sample])[0].nll - wanted)
-        # Of that many, numbers of few bits are some apart.
-        gap = float(gaps_N.max() if self.dtype in (torch.float32, torch.float64) else gaps_N.mean())
-        if any(not float(one) <= _TOLERANCE.get(self.dtype, 1e-3) for one in self.group.gathered(str(gap))):
-            raise CheckpointError(f"read in parts, `{self.name}` scores otherwise, by {gap:.3g} nats", parts.INSTEAD)
-
-    def _choose_attention(self) -> None:
-        """Put this package's attention in place of transformers' own, unless that changes what an input scores."""
-        module: Any = self.module
-        config = text_config(module)
-        own = getattr(config, "_attn_implementation", None)
-        if own == attention.PLAIN or not attention.put_on(module):
-            return
-        # Longer than what a layer looks back at, or picks, so that it matters.
-        n = min(_looks_back(config) + 100, _LONGEST_CHECK, self.max_length or _LONGEST_CHECK)
-        ids = np.random.default_rng(2).integers(0, int(config.vocab_size), n)
-        sample = Sample(context=ids[:-8], target=ids[-8:])
-        try:
-            found = self.score([sample])[0].nll
-            module.set_attn_implementation(own)
-            gap = float(np.max(np.abs(found - self.score([sample])[0].nll)))
-            told = "" if gap <= _TOLERANCE.get(self.dtype, 1e-3) else f"{gap:.3g} nats off"
-        except HopeEvalError:
-            raise
-        except Exception as error:
-            # Any architecture may come through here; transformers' own attention is right.
-            told = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:100]}"
-        if self.group:
-            told = next(filter(None, self.group.gathered(told)), "")
-        self._attention_refused = told
-        module.set_attn_implementation(own if told else attention.PLAIN)
-
-    def _choose_head(self) -> None:
-        """Score a short input both ways, and settle for the full logits where the chunked head disagrees."""
-        vocab_size = getattr(text_config(self.module), "vocab_size", None)
-        decoders = _decoders(self.module)
-        if not decoders or vocab_size is None:
-            self.head_reason = "not a transformers causal model"
-            return
-        # Longer than two chunks of the smallest size, and of ids that differ.
-        ids = np.random.default_rng(0).integers(0, int(vocab_size), min(48, self.max_length or 48))
-        sample = Sample(context=ids[:1], target=ids[1:])
-        with torch.inference_mode():
-            wanted = self._scored([sample])[0].nll
-            for decoder in decoders:
-                self.head, self._decoder = "chunked", decoder
-                try:
-                    found = self._scored([sample])[0].nll
-                except Exception as error:
-                    # Any architecture may come through here; whatever its objection, full logits are right.
-                    self.head, self.head_reason = "full", f"{type(error).__name__} in the chunked head"
-                    continue
-                gap = float(np.max(np.abs(wanted - found), initial=0.0)) if np.isfinite(wanted).all() else 0.0
-                if gap <= _TOLERANCE.get(self.dtype, 1e-3):
-                    self.head_reason = ""
-                    self._choose_layers(decoder, sample, wanted)
-                    return
-                self.head, self.head_reason = "full", f"the chunked head is {gap:.3g} nats off"
-
-    def _choose_layers(self, decoder: nn.Module, sample: Sample, wanted: np.ndarray) -> None:
-        """Run token-wise layers in chunks, unless that changes what a short input scores."""
-        config = text_config(self.module)
-        inner = getattr(self.module, "get_decoder", lambda: None)() or decoder
-        layers = Chunked(inner, self.compiling, number_of(config, "num_hidden_layers"))
-        layers.chunk, layers.compiling, self._layers = _SMALLEST_CHUNK, "off", layers
-        try:
-            found = self._scored([sample])[0].nll
-        except (HopeEvalError, torch.OutOfMemoryError):
-            raise
-        except Exception:
-            # Any architecture may come through here; whole layers are right.
-            found = np.full_like(wanted, np.nan)
-        close = np.allclose(found, wanted, rtol=0, atol=_TOLERANCE.get(self.dtype, 1e-3), equal_nan=True)
-        if not layers.n_run or not close:
-            self._layers = None
-            return
-        width = max(number_of(config, key) or 1 for key in ("intermediate_size", "hidden_size"))
-        free = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else math.inf
-        if self.group:
-            # What is summed up for a chunk must be a chunk of all, and the compiler knows nothing of sums.
-            free, self.compiling = self.group.least(free, self.device), "off"
-        number_bytes = next(self.module.parameters()).element_size()
-        layers.chunk, layers.compiling = chunk_for(free, width, number_bytes, self.device.type), self.compiling
 
 
 def contexts_copied(device_type: str, n_bytes: int, free: float | None) -> int:
@@ -697,7 +559,7 @@ def contexts_copied(device_type: str, n_bytes: int, free: float | None) -> int:
 
 def chunk_size(device_type: str, vocab_size: int) -> int:
     """Return how many tokens the head is applied to at once."""
-    return max(_SMALLEST_CHUNK, _CHUNK_BYTES.get(device_type, _CHUNK_BYTES["cpu"]) // (4 * vocab_size))
+    return max(SMALLEST_CHUNK, _CHUNK_BYTES.get(device_type, _CHUNK_BYTES["cpu"]) // (4 * vocab_size))
 
 
 def prefix_token(tokenizer: Any, policy: PrefixPolicy) -> int | None:
@@ -738,11 +600,6 @@ class Branch:
     others: np.ndarray
 
 
-def _agree(found: Sequence[Score], wanted: Sequence[Score], tolerance: float) -> bool:
-    pairs = [(one.nll, other.nll) for one, other in zip(found, wanted, strict=True)]
-    return all(np.allclose(one, other, rtol=0, atol=tolerance, equal_nan=True) for one, other in pairs)
-
-
 def branches_of(prompts: Sequence[Prompt]) -> list[Branch]:
     """Return all answers of all questions; those of one number, for all prompts, stand together."""
     branches: list[tuple[tuple[int, int, int], Branch]] = []
@@ -772,13 +629,6 @@ def _rows_of(kept: Tensor, rows: list[int]) -> Tensor:
     if len(kept) == 1:
         return kept.expand(len(rows), -1, -1, -1)
     return kept.index_select(0, torch.tensor(rows, device=kept.device))
-
-
-def _decoders(module: nn.Module) -> list[Any]:
-    """Return what may make the hidden states of a causal model: most call their base model, OPT a part of it."""
-    base = getattr(module, getattr(module, "base_model_prefix", "") or "-", None)
-    get_decoder: Any = getattr(module, "get_decoder", lambda: None)
-    return [one for one in dict.fromkeys((base, get_decoder())) if isinstance(one, nn.Module) and one is not module]
 
 
 def _plain_ids(tokenizer: Any, text: str) -> Sequence[int]:
@@ -830,18 +680,6 @@ def _returning(decoder: nn.Module, output: Any) -> Iterator[None]:
             del decoder.forward
         else:
             decoder.forward = own
-
-
-def _kernels_of(module: nn.Module, device: torch.device, dtype: torch.dtype) -> kernels.Kernels:
-    """Return the attention kernels that suit the heads of a model."""
-    config = text_config(module)
-    n_heads, n_kv_heads, head_dim = heads_of(config)
-    return kernels.fastest(device, dtype, n_heads, n_kv_heads, head_dim) if n_heads and head_dim else kernels.Kernels()
-
-
-def _looks_back(config: Any) -> int:
-    """Return how many tokens a layer looks back at, or picks, at most; 0 if none says that it leaves any out."""
-    return max(number_of(config, key) or 0 for key in ("sliding_window", "attention_chunk_size", "index_topk"))
 
 
 def _is_out_of_memory(error: Exception) -> bool:
