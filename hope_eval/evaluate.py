@@ -10,6 +10,8 @@ a resumed run adds up the same numbers in the same order as one that was never i
 
 import contextlib
 import math
+import re
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
@@ -95,11 +97,12 @@ def choose(
             longest = max(longest, len(ids))
             n_short += 1
             continue
-        text = document.text
+        text, is_whole = document.text, True
         if not whole and sizes is not None:
-            text = text[: int(sizes.sum())].encode()[: int(sizes.sum())].decode(errors="ignore")
+            n_kept, is_whole = int(sizes.sum()), False
+            text = text[:n_kept].encode()[:n_kept].decode(errors="ignore")
         n_bytes = len(text.encode())
-        chosen.append(TokenizedDocument(document.id, len(chosen), ids, sizes, n_bytes, n_words(text)))
+        chosen.append(TokenizedDocument(document.id, len(chosen), ids, sizes, n_bytes, n_words(text), is_whole))
         if len(chosen) == n_documents:
             break
     if len(chosen) < minimum:
@@ -129,19 +132,33 @@ def _tokenized(
 def _heads(model: LanguageModel, texts: list[str], n: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Return what `encode` does, of the first n tokens of each text: there are documents of many megabytes.
 
-    A tokenizer splits a text from left to right, into words or runs of blanks. Where a text is cut, only what stands
-    before the cut can come out otherwise, so that tokens well before it are those of the whole text.
+    A tokenizer splits a text into words, numbers and runs of blanks. It is cut between two of them, so that only what
+    stands just before the cut can come out otherwise, and tokens well before it are those of the whole text. Where
+    nobody tells how much of a text tokens stand for, they are those of all of it.
     """
     found: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
-    n_characters = _CHARACTERS_OF_A_TOKEN * n + _MARGIN
+    n_characters = _CHARACTERS_OF_A_TOKEN * n + 2 * _MARGIN
+    if not getattr(model.tokenizer, "is_fast", False):
+        n_characters = sys.maxsize
     while left := [at for at in range(len(texts)) if at not in found]:
-        for at, (ids, sizes) in zip(left, model.encode([texts[at][:n_characters] for at in left]), strict=True):
-            if n_characters >= len(texts[at]):
-                found[at] = ids[:n], None if sizes is None else sizes[:n]
-            elif sizes is not None and int(sizes[n:].sum()) >= _MARGIN:
+        heads = [_cut(texts[at], n_characters) for at in left]
+        for at, head, (ids, sizes) in zip(left, heads, model.encode(heads), strict=True):
+            if sizes is None:
+                found[at] = ids, None
+            elif len(head) == len(texts[at]) or int(sizes[n:].sum()) >= _MARGIN:
                 found[at] = ids[:n], sizes[:n]
         n_characters *= 4
     return [found[at] for at in range(len(texts))]
+
+
+def _cut(text: str, n: int) -> str:
+    """Return the first n characters, or fewer, so that a blank follows; all where there is none near."""
+    while n < len(text):
+        ends = [match.start() for match in re.finditer(r"\s(?=\S)", text[max(0, n - _MARGIN) : n])]
+        if ends:
+            return text[: max(0, n - _MARGIN) + ends[-1]]
+        n *= 4
+    return text
 
 
 def perplexity(

@@ -259,17 +259,16 @@ def _fill(tokens: TokenStore, cell: Cell, documents: Iterable[str]) -> _Filled |
     """Return the numbers of a cell, or why it is a hole."""
     nll, weight, bits, byte_weight, n_tokens, whole = [], [], [], [], [], True
     for document in documents:
-        total = tokens.documents[document]["n_tokens"]
+        record = tokens.documents[document]
+        total, is_whole = record["n_tokens"], record.get("whole", True)
         windows = cell.windows(total)
+        if not is_whole and cell.windows(total + 1) != windows:
+            raise _not_held(tokens, cell, f"`{document}` to its end, of which {total:,} tokens were read")
         lost = next((window for window in windows if not tokens.covers(document, window)), None)
         if lost is not None:
             if any(lost.n_read >= record["n_read"] for record in tokens.out_of_memory):
                 return "oom"
-            raise StoreError(
-                f"the run {tokens.store.id} does not hold what `{cell.protocol}` reads: tokens {lost.start + 1} to "
-                f"{lost.stop} of `{document}`",
-                "leave --from out and give --model; an interrupted run goes on with its own command",
-            )
+            raise _not_held(tokens, cell, f"tokens {lost.start + 1} to {lost.stop} of `{document}`")
         values = [tokens.nll(document, window).astype(np.float64) for window in windows]
         if not all(np.isfinite(value).all() for value in values):
             return "nan"
@@ -281,7 +280,7 @@ def _fill(tokens: TokenStore, cell: Cell, documents: Iterable[str]) -> _Filled |
         bits.append(numbers[2])
         byte_weight.append(numbers[3])
         n_tokens.append(sum(len(value) for value in values))
-        whole = whole and n_tokens[-1] == total
+        whole = whole and is_whole and n_tokens[-1] == total
     known = all(not math.isnan(value) for value in bits)
     return _Filled(
         np.array(nll),
@@ -290,6 +289,13 @@ def _fill(tokens: TokenStore, cell: Cell, documents: Iterable[str]) -> _Filled |
         np.array(byte_weight),
         np.array(n_tokens),
         whole,
+    )
+
+
+def _not_held(tokens: TokenStore, cell: Cell, what: str) -> StoreError:
+    return StoreError(
+        f"the run {tokens.store.id} does not hold what `{cell.protocol}` reads: {what}",
+        "leave --from out and give --model; an interrupted run goes on with its own command",
     )
 
 

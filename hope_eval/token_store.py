@@ -23,6 +23,7 @@ class TokenizedDocument:
     index:  its place in the sample.
     ids:    int32 [T], no special tokens.
     bytes:  UTF-8 bytes of each token, uint32 [T]; None if the tokenizer does not tell.
+    whole:  these are all its tokens, and not only the first; so are n_bytes and n_words.
     """
 
     id: str
@@ -31,6 +32,7 @@ class TokenizedDocument:
     bytes: np.ndarray | None
     n_bytes: int
     n_words: int
+    whole: bool = True
 
     def record(self) -> Record:
         """Return what a run keeps of it, the bytes aside."""
@@ -41,6 +43,7 @@ class TokenizedDocument:
             "n_tokens": len(self.ids),
             "n_bytes": self.n_bytes,
             "n_words": self.n_words,
+            **({} if self.whole else {"whole": False}),
         }
 
 

@@ -12,7 +12,7 @@ import torch
 from conftest import VOCAB_SIZE, Uniform, byte_tokenizer, story, tiny_model, tiny_module
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hope_eval.corpora import Corpus, Document, load_corpus
@@ -296,6 +296,16 @@ def trained(kind: str, text: str) -> PreTrainedTokenizerFast:
         "GPT-2": (models.BPE(), pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()),
         "Llama 2": (models.BPE(unk_token="<unk>", fuse_unk=True), None, None),
         "Gemma": (models.BPE(unk_token="<unk>"), pre_tokenizers.Split(" ", "merged_with_previous"), None),
+        "digits from the right": (
+            models.BPE(),
+            pre_tokenizers.Sequence(
+                [
+                    pre_tokenizers.Split(Regex(r"(?=(\d{3})+(?!\d))"), "isolated"),
+                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+                ]
+            ),
+            decoders.ByteLevel(),
+        ),
         "T5": (models.Unigram(), pre_tokenizers.Metaspace(), decoders.Metaspace()),
         "BERT": (models.WordPiece(unk_token="<unk>"), pre_tokenizers.BertPreTokenizer(), decoders.WordPiece()),
     }[kind]
@@ -315,13 +325,14 @@ def trained(kind: str, text: str) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
 
 
-@pytest.mark.parametrize("kind", ["GPT-2", "Llama 2", "Gemma", "T5", "BERT"])
+@pytest.mark.parametrize("kind", ["GPT-2", "digits from the right", "Llama 2", "Gemma", "T5", "BERT"])
 def test_the_first_tokens_of_a_long_text_are_those_that_all_of_it_begins_with(kind):
     """Also where it is cut within blanks, or within nothing but letters, and where four times as much is needed."""
     blanks = "word" + " " * 3000
     lines = "def f(x):\n" + "    " * 700 + "return x\n\n\n" + "x" * 2500
     texts = [(Path(argparse.__file__).read_text()[:60_000] + blanks) * 3, blanks * 40, (lines + "\n") * 30,
-             "a\u00e9\u4e16\U0001f600 " * 9000, TEXTS[0], ""]  # fmt: skip
+             "a\u00e9\u4e16\U0001f600 " * 9000, "\u4e16\u754c\u3002" * 12_000, "1234567 " + "8" * 30_000, " " * 30_000,
+             TEXTS[0], ""]  # fmt: skip
     model = tiny_model()
     model.tokenizer = trained(kind, Path(argparse.__file__).read_text()[:30_000])
     whole = model.encode(texts)
@@ -338,7 +349,38 @@ def test_the_first_tokens_of_a_long_text_are_those_that_all_of_it_begins_with(ki
             np.testing.assert_array_equal(ids, all_ids[:n])
             np.testing.assert_array_equal(sizes, all_sizes[:n])
         if n == 1:
-            assert max(map(len, read)) < 40_000
+            assert sorted(map(len, read))[-4] < 40_000, "but for those that cannot be cut"
+
+
+@pytest.mark.parametrize(("name", "parameters"), [
+    ("rolling", {}), ("rolling", {"tokens": 100}), ("windows", {"tokens": 0}), ("sliding", {"tokens": 0, "stride": 32}),
+])  # fmt: skip
+def test_what_reads_to_the_end_is_not_made_of_the_first_tokens(name, parameters, tmp_path):
+    """Nor is word perplexity; what reads no further is."""
+    _, tokens = measured(protocol_named("prefix"), [128], tmp_path)
+    lengths = [128] if name != "sliding" else [64, 128]
+    read = [opened(tokens.store.path)], name, parameters, lengths, None
+    if parameters.get("tokens"):
+        rows = derived(*read).rows
+        assert {row["metric"] for row in rows} == {"perplexity", "nll", "bits_per_byte"}
+        return
+    with pytest.raises(StoreError, match=r"does not hold what `.*` reads: `d\d` to its end, of which 127 tokens"):
+        derived(*read)
+
+
+def test_a_tokenizer_that_tells_no_bytes_reads_texts_once_and_whole():
+    model, read = tiny_model(), []
+
+    class Slow:
+        def encode(self, text, **_):
+            read.append(text)
+            return ids_of(text)
+
+    model.tokenizer = Slow()
+    chosen = choose(model, CORPUS, 10, None, whole=False).documents
+    assert len(read) == 3
+    assert all(document.whole and len(document.ids) > 10 for document in chosen)
+    assert {document.n_bytes for document in chosen} == {len(text.encode()) for text in TEXTS}
 
 
 def test_whole_documents_and_their_first_tokens_make_the_same_choice():
