@@ -203,12 +203,15 @@ def test_layers_that_do_not_work_by_tokens_are_left_whole():
     assert model.how["layer_chunk"] is None
 
 
-def test_out_of_memory_halves_the_chunk_of_the_layers_first():
+@pytest.mark.parametrize(("chunk", "first"), [(1024, [1024, 512, 256]), (65_536, [2000, 1024, 512, 256])])
+def test_out_of_memory_halves_the_chunk_of_the_layers_first(chunk, first, monkeypatch):
+    """Also where a read is shorter than a chunk, as it may be in a narrow model on a GPU."""
+    monkeypatch.setattr(layers, "LARGEST_CHUNK", 1024)
     module = tiny_module(max_position_embeddings=2048)
     model = LanguageModel("tight", module, None)
     sample = Sample(IDS[:1], IDS[1:])
     wanted = model.score([sample])[0].nll
-    model._layers.chunk = 1024
+    model._layers.chunk = chunk
     own, sizes = module.model.layers[0].mlp.forward, []
 
     def narrow(hidden_BLD):
@@ -220,7 +223,7 @@ def test_out_of_memory_halves_the_chunk_of_the_layers_first():
     module.model.layers[0].mlp.forward = narrow
     for score in model.score([sample] * 4):
         np.testing.assert_allclose(score.nll, wanted, atol=2e-5)
-    assert sizes[:3] == [1024, 512, 256]
+    assert sizes[: len(first)] == first
     assert model.how["layer_chunk"] == 256
 
 
@@ -252,6 +255,9 @@ def test_chunks_follow_the_memory_that_is_free():
     assert layers.chunk_for(float("inf"), 1536, 2, "cuda") == 8 * layers.LARGEST_CHUNK
     assert layers.chunk_for(float("inf"), 1536, 2, "cpu") == layers.LARGEST_CHUNK
     assert layers.chunk_for(float("inf"), 99_999, 2, "cuda") == layers.LARGEST_CHUNK
+    # What may be compiled is in chunks.
+    assert layers.chunk_for(float("inf"), 64, 2, "cuda") == layers.COMPILED_FROM // 2
+    assert layers.chunk_for(float("inf"), 64, 2, "cuda", "on") == layers.LARGEST_CHUNK
 
 
 def test_no_kernel_is_forced_on_a_cpu():

@@ -142,6 +142,14 @@ def heads_of(config: Any) -> tuple[int, int, int]:
     return n_heads, number_of(config, "num_key_value_heads") or n_heads, head_dim
 
 
+def inner_width(config: Any) -> int:
+    """Return the numbers of a token within an MLP, of all experts that it is given to."""
+    if getattr(config, "moe_intermediate_size", None):
+        return (number_of(config, "moe_intermediate_size") or 0) * (number_of(config, "num_experts_per_tok") or 1)
+    names = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+    return next(filter(None, (number_of(config, name) for name in names)), 4 * (number_of(config, "hidden_size") or 0))
+
+
 def rotary_modules(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
     """Return (parent, attribute, module) for every module of the decoder that holds inverse frequencies."""
     get_decoder: Any = getattr(model, "get_decoder", None)

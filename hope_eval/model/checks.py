@@ -16,7 +16,7 @@ from torch import nn
 
 from hope_eval.errors import CheckpointError, HopeEvalError
 from hope_eval.model import attention, kernels, parts
-from hope_eval.model.attach import heads_of, number_of, text_config
+from hope_eval.model.attach import heads_of, inner_width, number_of, text_config
 from hope_eval.model.layers import Chunked, chunk_for
 from hope_eval.task import Prompt, Question, Sample
 
@@ -97,13 +97,14 @@ def _choose_layers(model: "LanguageModel", decoder: nn.Module, sample: Sample, w
     if not layers.n_run or not close:
         model._layers = None
         return
-    width = max(number_of(config, key) or 1 for key in ("intermediate_size", "hidden_size"))
+    width = max(inner_width(config), number_of(config, "hidden_size") or 1)
     free = torch.cuda.mem_get_info(model.device)[0] if model.device.type == "cuda" else math.inf
     if model.group:
         # What is summed up for a chunk must be a chunk of all, and the compiler knows nothing of sums.
         free, model.compiling = model.group.least(free, model.device), "off"
     number_bytes = next(model.module.parameters()).element_size()
-    layers.chunk, layers.compiling = chunk_for(free, width, number_bytes, model.device.type), model.compiling
+    layers.compiling = model.compiling
+    layers.chunk = chunk_for(free, width, number_bytes, model.device.type, layers.compiling)
 
 
 def _choose_attention(model: "LanguageModel") -> None:

@@ -41,7 +41,7 @@ from torch import nn
 from hope_eval.encoding import PositionEncoding
 from hope_eval.errors import OptionError
 from hope_eval.lengths import short_length
-from hope_eval.model.attach import heads_of, number_of, text_config
+from hope_eval.model.attach import heads_of, inner_width, text_config
 from hope_eval.model.attention import BLOCK_NUMBERS
 from hope_eval.model.layers import COMPILED_FROM, largest_chunk
 from hope_eval.model.scoring import LanguageModel, chunk_size, contexts_copied
@@ -128,7 +128,7 @@ class Shape:
             n_kv_heads=n_kv_heads,
             head_dim=head_dim,
             d_model=d_model,
-            d_inner=_inner_width(config, d_model, n_active or 1),
+            d_inner=inner_width(config),
             vocab_size=int(config.vocab_size),
             windows=_windows(config),
             number_bytes=first.element_size(),
@@ -439,14 +439,6 @@ def _windows(config: Any) -> tuple[int | None, ...]:
     # Layers of another kind (recurrent, convolutions) have no pairs.
     known = {"full_attention": None, "sliding_attention": window, "chunked_attention": window}
     return tuple(known.get(kind, 0) for kind in kinds)
-
-
-def _inner_width(config: Any, d_model: int, n_active: int) -> int:
-    """Return the numbers of a token within an MLP."""
-    if getattr(config, "moe_intermediate_size", None):
-        return int(config.moe_intermediate_size) * n_active
-    names = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
-    return next(filter(None, (number_of(config, name) for name in names)), 4 * d_model)
 
 
 def _bias_bytes(encodings: Sequence[PositionEncoding], n_heads: int, device_type: str) -> tuple[int, int]:

@@ -58,9 +58,12 @@ class Chunked:
 
     def halve(self, n_tokens: int) -> bool:
         """Make chunks smaller; return whether that helps with reading so many tokens."""
-        if n_tokens <= self.chunk or self.chunk <= SMALLEST_CHUNK:
+        if n_tokens <= min(self.chunk, LARGEST_CHUNK) or self.chunk <= SMALLEST_CHUNK:
             return False
         self.chunk //= 2
+        while self.chunk >= n_tokens:
+            # Nothing of it is in chunks yet.
+            self.chunk //= 2
         if self._compiled:
             # Another shape is another kernel, and of one function the compiler makes only so many.
             self._compiled.clear()
@@ -182,17 +185,23 @@ def _step(forward: Callable[[Tensor], Any], chunk_1ND: Tensor, out_1ND: Tensor) 
     return True
 
 
-def largest_chunk(device_type: str, width: int) -> int:
-    """Return how many tokens a chunk has at most, given the width of the widest tensors within a part."""
-    return LARGEST_CHUNK * _power_of_two(_LARGEST_CHUNK_WIDTH / width if device_type == "cuda" else 1)
+def largest_chunk(device_type: str, width: int, compiling: Compile = "auto") -> int:
+    """Return how many tokens a chunk has at most.
+
+    width: of the widest tensors within a part.
+    """
+    if device_type != "cuda" or compiling == "on":
+        # What is to be compiled has to be in chunks.
+        return LARGEST_CHUNK
+    return min(LARGEST_CHUNK * _power_of_two(_LARGEST_CHUNK_WIDTH / width), COMPILED_FROM // 2)
 
 
-def chunk_for(free: float, width: int, number_bytes: int, device_type: str) -> int:
+def chunk_for(free: float, width: int, number_bytes: int, device_type: str, compiling: Compile = "auto") -> int:
     """Return how many tokens a chunk has where so many bytes are free: a power of two.
 
     width: of the widest tensors within a part, of which there are three at once.
     """
-    room = min(free / 8 / (3 * width * number_bytes), largest_chunk(device_type, width))
+    room = min(free / 8 / (3 * width * number_bytes), largest_chunk(device_type, width, compiling))
     return max(SMALLEST_CHUNK, _power_of_two(room))
 
 
