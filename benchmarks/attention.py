@@ -94,15 +94,14 @@ def _sdpa(backend: SDPBackend, query: torch.Tensor, key: torch.Tensor, value: to
 
 @torch.inference_mode()
 def _flash4(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    with kernels.preferring(("flash4",), query.shape[2], alone=True):
-        if kernels.by_flash4(query, key, value, 1 / math.sqrt(query.shape[-1])) is None:
-            raise RuntimeError("No available kernel: flash-attn-4 is not installed")
+    with kernels.preferring(("flash4",), query.shape[2], alone=True, tried=kernels.Heads.of(query)):
+        kernels.by_flash4(query, key, value, 1 / math.sqrt(query.shape[-1]))
 
 
 @torch.inference_mode()
 def _ours(layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     heads, length, head_dim = query.shape[1:]
-    with kernels.preferring(kernels.fastest(DEVICE, query.dtype, heads, key.shape[1], head_dim).order, length):
+    with kernels.fastest(DEVICE, query.dtype, heads, key.shape[1], head_dim).preferred(length):
         ours.attention(layer, query, key, value, None)
 
 
@@ -110,6 +109,8 @@ def _measured(work: Work, repeats: int) -> Figure:
     """Return the figures of a kernel, or that this device does not have it."""
     try:
         return common.measured(work, repeats)
+    except ModuleNotFoundError:
+        return common.not_run(work.way, "not installed", **work.facts)
     except RuntimeError as error:
         if not any(words in str(error) for words in ("No available kernel", "No viable backend", "Invalid backend")):
             raise

@@ -282,7 +282,7 @@ def flash4(query, key, value, softmax_scale, causal):
 def flash4_preferred(monkeypatch):
     monkeypatch.setattr(kernels, "_flash4", lambda: flash4)
     flash4.calls = 0
-    with kernels.preferring(("flash4", "cudnn"), 100):
+    with kernels.preferring(("flash4", "cudnn"), 100, tried=kernels.Heads(None, torch.float32, 16)):
         yield
 
 
@@ -303,7 +303,7 @@ def test_flash_attention_4_is_called_where_it_is_preferred(n_queries, flash4_pre
 
 
 def test_flash_attention_4_is_left_alone_where_it_was_not_tried(flash4_preferred):
-    """Gradients, a mask, values of another width, an attention that looks both ways."""
+    """Gradients, a mask, values of another width, both ways; other heads or numbers; more queries than keys."""
     query, key, value = (torch.randn(1, 2, 20, 16) for _ in range(3))
     both_ways = nn.Module()
     both_ways.is_causal = False
@@ -314,6 +314,9 @@ def test_flash_attention_4_is_left_alone_where_it_was_not_tried(flash4_preferred
         attention.plain(nn.Module(), query, key, value[..., :8], None)
         attention.plain(both_ways, query, key, value, None)
         attention.plain(nn.Module(), query, key, value, attention.Window(7))
+        attention.plain(nn.Module(), *(x[..., :8] for x in (query, key, value)), None)
+        attention.plain(nn.Module(), *(x.bfloat16() for x in (query, key, value)), None)
+        attention.plain(nn.Module(), query, key[:, :, :9], value[:, :, :9], None)
         assert flash4.calls == 0
         attention.plain(nn.Module(), query, key, value, None)
         assert flash4.calls == 1
@@ -355,7 +358,8 @@ def test_whole_models_score_the_same_with_flash_attention_4(flash4_preferred, mo
         sample = Sample(IDS[:1], IDS[1:200])
         wanted = model.score([sample])[0].nll
         before = flash4.calls
-        monkeypatch.setattr(model, "_kernels", kernels.Kernels(("flash4",)))
+        heads = kernels.Heads(None, torch.float32, attach.heads_of(module.config)[2])
+        monkeypatch.setattr(model, "_kernels", kernels.Kernels(("flash4",), tried=heads))
         np.testing.assert_allclose(model.score([sample])[0].nll, wanted, atol=1e-4)
         assert flash4.calls > before
 

@@ -1,7 +1,6 @@
 """Which kernel computes attention on a GPU: the fastest of those that are right, found out once.
 
-    order = fastest(device, dtype, n_heads, n_kv_heads, head_dim).order
-    with preferring(order, n_read): …
+    with fastest(device, dtype, n_heads, n_kv_heads, head_dim).preferred(n_read): …
 
 Every kernel reads a short input of an odd length, and must give what the definition gives in float64; then it is timed
 on a long one. On an H100 or H200, cuDNN's is mostly 1.5 to 1.8 times as fast as the one that PyTorch prefers, and
@@ -33,7 +32,10 @@ _MARGIN = 1.1
 # From here on cuDNN's attention pays: it makes a plan for every new shape, and short inputs have many shapes.
 CUDNN_FROM = 2048
 
-_CHECKED_LENGTH, _TIMED_LENGTH = 333, 8192
+_CHECKED_LENGTH, _CHECKED_LAST, _TIMED_LENGTH = 333, 100, 8192
+
+# Of flash_attn there are others, without that part.
+_FLASH4 = ("flash_attn", "flash_attn.cute")
 
 # Largest error, as a share of the norm of what is right.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
@@ -46,14 +48,38 @@ class Kernels:
     order:   of preference; empty where PyTorch's own choice is left alone.
     tflops:  of each, on a causal input of 8k tokens.
     refused: why the others are not used.
+    tried:   what heads they were tried on; None where nothing was tried.
     """
 
     order: tuple[str, ...] = ()
     tflops: dict[str, float] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
+    tried: "Heads | None" = None
 
     def __str__(self) -> str:
         return ">".join(self.order)
+
+    def preferred(self, n_read: int) -> contextlib.AbstractContextManager[None]:
+        """Have inputs of so many tokens read by these kernels, in their order."""
+        return preferring(self.order, n_read, tried=self.tried)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """What FlashAttention-4, which has no other kernel to fall back to, is tried on and then used for.
+
+    capability: of the GPU; None: there is none.
+    """
+
+    capability: tuple[int, int] | None
+    dtype: torch.dtype
+    head_dim: int
+
+    @classmethod
+    def of(cls, query: Tensor) -> "Heads":
+        """Return those of a query [B, H, Q, E]."""
+        capability = torch.cuda.get_device_capability(query.device) if query.is_cuda else None
+        return cls(capability, query.dtype, query.shape[-1])
 
 
 def fastest(device: torch.device, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_dim: int) -> Kernels:
@@ -73,18 +99,20 @@ def _fastest(name: str, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_
         return q, k, v
 
     short, long = drawn(_CHECKED_LENGTH), drawn(_TIMED_LENGTH)
-    wanted = definition(*short)
+    wanted, tried = definition(*short), Heads.of(short[0])
     tflops: dict[str, float] = {}
     refused: dict[str, str] = {}
     for kernel in KERNELS:
-        if kernel == "flash4" and _flash4() is None:
-            refused[kernel] = "flash-attn-4 is not installed"
-            continue
+        preferred = preferring((kernel,), _TIMED_LENGTH, alone=True, tried=tried)
         try:
-            with preferring((kernel,), _TIMED_LENGTH, alone=True), torch.inference_mode(), warnings.catch_warnings():
+            with preferred, torch.inference_mode(), warnings.catch_warnings():
                 # Why a kernel is not taken is told in the error as well.
                 warnings.simplefilter("ignore")
                 found = _attended(*short).double()
+                if kernel == "flash4":
+                    # It is used for the last queries, too.
+                    last = _attended(short[0][:, :, -_CHECKED_LAST:], *short[1:]).double()
+                    found = torch.cat([found[:, :, :-_CHECKED_LAST], last], dim=2)
                 error = float((found - wanted).norm() / wanted.norm())
                 if not error <= _TOLERANCE.get(dtype, 1e-3):
                     refused[kernel] = f"off by {error:.2g}"
@@ -92,26 +120,31 @@ def _fastest(name: str, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_
                 tflops[kernel] = round(4 * n_heads * head_dim * _TIMED_LENGTH**2 / 2 / _seconds(long) / 1e12, 1)
         except Exception as error:
             # Each kernel has its own reasons not to take a shape, a type or a GPU, and its own errors.
-            refused[kernel] = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+            what = f"{type(error).__name__}: {error}".splitlines()[0][:100]
+            is_absent = kernel == "flash4" and isinstance(error, ModuleNotFoundError) and error.name in _FLASH4
+            refused[kernel] = "flash-attn-4 is not installed" if is_absent else what
     order = sorted(tflops, key=lambda kernel: -tflops[kernel])
     first = next((k for k in tflops if tflops[k] * _MARGIN >= tflops[order[0]]), None)
-    return Kernels(tuple(sorted(order, key=lambda kernel: kernel != first)), tflops, refused)
+    return Kernels(tuple(sorted(order, key=lambda kernel: kernel != first)), tflops, refused, tried)
 
 
 @contextlib.contextmanager
-def preferring(order: tuple[str, ...], n_read: int, *, alone: bool = False) -> Iterator[None]:
+def preferring(
+    order: tuple[str, ...], n_read: int, *, alone: bool = False, tried: Heads | None = None
+) -> Iterator[None]:
     """Have scaled_dot_product_attention try kernels in that order, and `by_flash4` do its work if that comes first.
 
     n_read: tokens of the input; of short ones, the kernel that plans for every shape comes last.
     alone:  take no other kernel in their stead.
+    tried:  what flash4 may be used for.
     """
     first, *rest = order or ("",)
-    token = _prefers_flash4.set(first == "flash4")
+    token = _flash4_for.set(tried if first == "flash4" else None)
     try:
         with _pytorch(tuple(rest) if first == "flash4" else order, n_read, alone):
             yield
     finally:
-        _prefers_flash4.reset(token)
+        _flash4_for.reset(token)
 
 
 def _pytorch(order: tuple[str, ...], n_read: int, alone: bool) -> contextlib.AbstractContextManager[object]:
@@ -132,21 +165,17 @@ def _pytorch(order: tuple[str, ...], n_read: int, alone: bool) -> contextlib.Abs
     return sdpa_kernel([backends[kernel] for kernel in order if kernel in backends], set_priority=True)
 
 
-_prefers_flash4: ContextVar[bool] = ContextVar("prefers_flash4", default=False)
+_flash4_for: ContextVar[Heads | None] = ContextVar("flash4_for", default=None)
 
 
 @functools.cache
-def _flash4() -> Callable[..., Any] | None:
-    """Return the function of FlashAttention-4; None where it is not installed."""
-    # What it and its compiler have to say of themselves is for its authors, and no reason to do without.
+def _flash4() -> Callable[..., Any]:
+    """Return the function of FlashAttention-4. Raises whatever importing it raises."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
+    # What it and its compiler have to say of themselves is for its authors.
     warnings.filterwarnings("ignore", module=r"(flash_attn|cutlass|quack|tvm_ffi)\b")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            found: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
-    except Exception:
-        # Or what it needs is not, or is another version.
-        return None
     return found
 
 
@@ -156,14 +185,14 @@ def by_flash4(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor
     None where another kernel is preferred, for a single query, for gradients, and for what it was not tried on.
     """
     # The compiler knows no context variables.
-    if torch.compiler.is_compiling() or not _prefers_flash4.get():
+    if torch.compiler.is_compiling() or torch.is_grad_enabled() or _flash4_for.get() is None:
         return None
-    kernel, head_dim = _flash4(), query.shape[-1]
-    if kernel is None or torch.is_grad_enabled() or query.shape[2] == 1 or value.shape[-1] != head_dim:
+    n_queries, n_keys = query.shape[2], key.shape[2]
+    if not 1 < n_queries <= n_keys or value.shape[-1] != query.shape[-1] or Heads.of(query) != _flash4_for.get():
         return None
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         # It takes [B, L, H, E], which is how layers make their heads.
-        found = kernel(*(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scale, causal=True)
+        found = _flash4()(*(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scale, causal=True)
     out: Tensor = found[0] if isinstance(found, tuple) else found
     return out
 

@@ -239,7 +239,7 @@ class LanguageModel:
         """
         assert len({sample.n_read for sample in samples}) == 1, "samples of one forward read equally many tokens"
         try:
-            with torch.inference_mode(), kernels.preferring(self._kernels.order, samples[0].n_read):
+            with torch.inference_mode(), self._kernels.preferred(samples[0].n_read):
                 return self._scored(samples)
         except (torch.OutOfMemoryError, RuntimeError) as error:
             if not self._out_of_memory(error):
@@ -300,7 +300,7 @@ class LanguageModel:
 
         contexts_BL = torch.stack([torch.as_tensor(np.asarray(p.context, np.int64)) for p in prompts])
         # The last token of a context is read with each question: its prediction is scored where there is no query.
-        with kernels.preferring(self._kernels.order, contexts_BL.shape[1]):
+        with self._kernels.preferred(contexts_BL.shape[1]):
             cache = self._decoded(contexts_BL[:, :-1], past_key_values=DynamicCache(), use_cache=True).past_key_values
         if any(type(layer) is not DynamicLayer for layer in getattr(cache, "layers", [None])):
             return None
