@@ -74,6 +74,8 @@ _PIPE = "HOPE_EVAL_WATCHED_BY"
 # Tells a process that it is one of so many that `--jobs` has started on one machine.
 _JOBS = "HOPE_EVAL_JOBS"
 
+_THREADS = "OMP_NUM_THREADS"
+
 # Seconds for which a process may still say itself why it ends, when another of its group has ended.
 _GRACE = 5.0
 
@@ -311,7 +313,8 @@ class Ranks:
         local, n = int(os.environ.get("LOCAL_RANK", self.rank)), torch.cuda.device_count()
         shared = _JOBS in os.environ and self.group_size == 1
         if local >= n and not shared:
-            remedy = f"--nproc-per-node {n}; small models share a GPU with --jobs, without torchrun"
+            share = f"--nproc-per-node {n}; small models share a GPU with --jobs, without torchrun"
+            remedy = f"--jobs {n}" if _JOBS in os.environ else share
             raise OptionError(f"process {local + 1} of this machine has no GPU, there are {n}", remedy)
         local %= n
         torch.cuda.set_device(local)
@@ -448,8 +451,17 @@ def joined(
             _sweep(folder.parent)
 
 
-def _check_groups(n: int, tensor_parallel: int, context_parallel: int) -> None:
-    """Raise OptionError if n processes do not make whole groups of that many."""
+def _torchrun(n: int) -> str:
+    return f"torchrun --nproc-per-node {n} {shlex.join(['-m', 'hope_eval', *sys.argv[1:]])}"
+
+
+def _check_groups(
+    n: int, tensor_parallel: int, context_parallel: int, remedy: Callable[[int], str] = _torchrun
+) -> None:
+    """Raise OptionError if n processes do not make whole groups of that many.
+
+    remedy: what starts so many.
+    """
     if tensor_parallel > 1 and context_parallel > 1:
         raise OptionError(
             "processes hold one model together (--tensor-parallel) or read one sequence together (--context-parallel)",
@@ -459,11 +471,10 @@ def _check_groups(n: int, tensor_parallel: int, context_parallel: int) -> None:
     option = "--context-parallel" if context_parallel > 1 else "--tensor-parallel"
     if n % size == 0:
         return
-    again = shlex.join(["-m", "hope_eval", *sys.argv[1:]])
     needed = -(-n // size) * size
     raise OptionError(
         f"{option} {size} needs a multiple of {size} processes, and there {'is' if n == 1 else 'are'} {n}",
-        f"torchrun --nproc-per-node {needed} {again}",
+        remedy(needed),
     )
 
 
@@ -504,30 +515,45 @@ def watch() -> None:
     sys.exit(code if code >= 0 else 1)
 
 
-def start(n: int) -> None:
+def start(n: int, tensor_parallel: int = 1, context_parallel: int = 1) -> None:
     """Start this command again in n processes, unless that has been done; exits when all have ended.
 
-    Raises OptionError within torchrun, which starts processes itself.
+    Raises OptionError if they do not make whole groups, and within torchrun, which starts processes itself.
     """
     if n == 1 or _JOBS in os.environ:
         return
     if n_processes() > 1:
         raise OptionError("torchrun has started several processes already", "leave --jobs out, or torchrun")
+    _check_groups(n, tensor_parallel, context_parallel, lambda needed: f"--jobs {needed}")
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
+    # They share the processor, too.
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = {_JOBS: str(n)} | ({} if _THREADS in os.environ else {_THREADS: str(max(1, n_cores // n))})
+    arguments = ["--standalone", f"--nproc-per-node={n}", "--no-python", sys.executable, *sys.orig_argv[1:]]
     # Each process says itself what went wrong.
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
-    n_threads = max(1, (os.cpu_count() or 1) // n)
-    os.environ.update({_JOBS: str(n), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(n_threads))})
+    logging.disable(logging.CRITICAL)
+    os.environ.update(told)
     try:
-        arguments = ["--standalone", f"--nproc-per-node={n}", "-m", "hope_eval", *sys.argv[1:]]
         run(parse_args(arguments))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        sys.exit(max(abs(failure.exitcode) for failure in error.failures.values()))
+        # Others were ended because of one that failed.
+        sys.exit(max((failure.exitcode for failure in error.failures.values() if failure.exitcode > 0), default=1))
+    except SignalException as error:
+        print(f"Error: ended by {error.sigval.name}\nhint: {GO_ON}", file=sys.stderr)
+        sys.exit(128 + error.sigval)
     finally:
-        del os.environ[_JOBS]
+        logging.disable(logging.NOTSET)
+        for key in told:
+            del os.environ[key]
     sys.exit()
+
+
+def n_jobs() -> int:
+    """Return how many processes `--jobs` has started, 1 if it has not."""
+    return int(os.environ.get(_JOBS, "1"))
 
 
 def merge(run: RunStore, shards: Sequence[RunStore]) -> None:

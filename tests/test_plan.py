@@ -358,3 +358,11 @@ def test_other_devices_are_planned_for_with_their_batches(checkpoint, stories):
     assert (cpu["forwards"], cuda["forwards"]) == (4, 1)
     assert cpu["tokens"] == cuda["tokens"]
     assert cpu["weight_bytes"] == 4 * sum(p.numel() for p in tiny_module().parameters())
+
+
+def test_the_shortest_lengths_can_be_planned(stories):
+    for lengths in ((2,), (2, 3)):
+        (row,) = plan_of(["ppl"], model(), lengths=lengths, options=Options(data=str(stories))).rows()[-1:]
+        assert row["tokens"] == 3 * max(lengths)
+        found = cost.benchmark(model(), Shape.of(model().module), max(lengths))
+        assert found.call > 0

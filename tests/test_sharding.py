@@ -5,8 +5,10 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import filelock
@@ -447,6 +449,24 @@ def test_jobs_do_too_without_torchrun(command, by_one, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_jobs_that_are_interrupted_end_with_a_word_and_go_on(number, command, by_one, tmp_path):
+    arguments = ["-m", "hope_eval", *command, "--out", str(tmp_path / "runs"), "--jobs", "2"]
+    started = subprocess.Popen(
+        [sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    while not list((tmp_path / "runs").glob("*/shards/*/records.jsonl")):
+        time.sleep(0.05)
+    started.send_signal(number)
+    said = started.communicate(timeout=60)[1]
+    assert started.returncode == 128 + number
+    assert "Traceback" not in said
+    assert f"Error: ended by {number.name}\nhint: the same command goes on with it" in said
+    goes_on_with(1, command, tmp_path / "runs", by_one)
+
+
+@pytest.mark.slow
 def test_of_jobs_one_is_killed_and_the_others_finish(command, by_one, tmp_path):
     root = tmp_path / "runs"
     done = subprocess.run(
@@ -466,6 +486,10 @@ def test_what_jobs_cannot_do_is_said_before_any_is_started(command, tmp_path, mo
     assert "no checkpoint at `nowhere/`" in hope_eval("ppl", "--model", "nowhere/", "--jobs", "2", code=1).stderr
     assert "--device-map" in hope_eval(*command, "--device-map", "auto", "--jobs", "2", code=1).stderr
     assert "--until-ci" in hope_eval(*command, "--until-ci", "0.1", "--jobs", "2", code=1).stderr
+    alone = hope_eval(*command, "--jobs", "3", "--tensor-parallel", "2", code=1).stderr
+    assert "needs a multiple of 2 processes" in alone
+    assert "hint: --jobs 4\n" in alone
+    assert "--jobs could share out" in hope_eval("ppl", "--from", tmp_path, "--jobs", "2", code=1).stderr
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv(sharding._PIPE, "")
     assert "leave --jobs out" in hope_eval(*command, "--jobs", "2", code=1).stderr

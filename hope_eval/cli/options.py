@@ -327,7 +327,7 @@ def measured(entries: Sequence["Entry"], out: Path, heading: str = "", **rest: A
     if jobs > 1:
         # What is wrong with them is said once, and before processes are started.
         models.check()
-        sharding.start(jobs)
+        sharding.start(jobs, **groups)
     if heading and speaks():
         click.echo(heading, err=True)
     with sharding.joined(out, lambda text: click.echo(text, err=True), **groups) as ranks:
@@ -337,6 +337,8 @@ def measured(entries: Sequence["Entry"], out: Path, heading: str = "", **rest: A
     if ranks.rank:
         # The first process has the tables of all.
         click.get_current_context().exit()
+    if sharding.n_jobs() > 1 and any(row["status"] == "oom" for table in tables for row in table.rows):
+        click.echo(f"{jobs} processes shared the memory: with fewer --jobs, the same command may read more", err=True)
     return tables
 
 
@@ -374,6 +376,8 @@ def check_from(rest: Mapping[str, Any]) -> None:
     """Raise OptionError for options that measure something, beside --from."""
     if rest["models"] or rest["encodings"]:
         raise OptionError("--from reads runs that are there, and takes no --model or --encoding", "leave one out")
+    if rest["jobs"] > 1:
+        raise OptionError("--from measures nothing that --jobs could share out", "leave one out")
     if rest["until_ci"] is not None:
         raise OptionError("--from measures nothing that --until-ci could end", "leave one out; --samples takes fewer")
 

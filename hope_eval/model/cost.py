@@ -282,7 +282,7 @@ def benchmark(
     between = Forward("score", 1, length, n_scored=length - 2)
     last, whole = (Sample(ids[:n], ids[n:length]) for n in (length - 1, 1))
     more, less = _timed(model, partial(model.score, [whole]), partial(model.score, [last]))
-    head = max(0.0, more - less) / shape.operations(between)[2]
+    head = max(0.0, more - less) / max(1, shape.operations(between)[2])
     operations = [shape.operations(forward) for forward in forwards]
     # Each of the reads scored a token of every input.
     heads = [head * of_head for *_, of_head in operations]
