@@ -330,11 +330,20 @@ def test_the_first_tokens_of_a_long_text_are_those_that_all_of_it_begins_with(ki
     """Also where it is cut within blanks, or within nothing but letters, and where four times as much is needed."""
     blanks = "word" + " " * 3000
     lines = "def f(x):\n" + "    " * 700 + "return x\n\n\n" + "x" * 2500
-    texts = [(Path(argparse.__file__).read_text()[:60_000] + blanks) * 3, blanks * 40, (lines + "\n") * 30,
-             "a\u00e9\u4e16\U0001f600 " * 9000, "\u4e16\u754c\u3002" * 12_000, "1234567 " + "8" * 30_000, " " * 30_000,
-             TEXTS[0], ""]  # fmt: skip
+    words = Path(argparse.__file__).read_text()
+    texts = [
+        (words[:60_000] + blanks) * 3,
+        blanks * 40,
+        (lines + "\n") * 30,
+        "a\u00e9\u4e16\U0001f600 " * 9000,
+        "\u4e16\u754c\u3002" * 12_000,
+        "some words " * 60 + "8" * 10_000 + " and" * 3000,
+        " " * 30_000,
+        TEXTS[0],
+        "",
+    ]
     model = tiny_model()
-    model.tokenizer = trained(kind, Path(argparse.__file__).read_text()[:30_000])
+    model.tokenizer = trained(kind, words[:30_000] + "\n8 88 888\n" * 500)
     whole = model.encode(texts)
     for n in (1, 300, 3000):
         read = []

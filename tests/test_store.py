@@ -322,8 +322,8 @@ def test_a_killed_run_ends_up_the_same_as_one_that_was_not(checkpoint, tmp_path)
     # Slowed down where a batch has been scored, so that there is a middle to be killed in.
     slow = tmp_path / "slow.py"
     slow.write_text(
-        "import time\nimport hope_eval.model.scoring as s\nown = s.LanguageModel.score\n"
-        "def score(self, samples):\n    time.sleep(0.06)\n    return own(self, samples)\n"
+        "import os, time\nimport hope_eval.model.scoring as s\nown = s.LanguageModel.score\n"
+        "def score(self, samples):\n    time.sleep(float(os.environ.get('SLOW', 0)))\n    return own(self, samples)\n"
         "s.LanguageModel.score = score\nfrom hope_eval.cli import main\nmain()\n"
     )
     command = [sys.executable, str(slow), "ppl", "--model", str(checkpoint), "--data", str(data), "--device", "cpu"]
@@ -336,7 +336,10 @@ def test_a_killed_run_ends_up_the_same_as_one_that_was_not(checkpoint, tmp_path)
     subprocess.run([*command, "--out", str(tmp_path / "whole")], check=True, capture_output=True)
     wanted = contents(tmp_path / "whole")
     killed = tmp_path / "killed"
-    process = subprocess.Popen([*command, "--out", str(killed)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [*command, "--out", str(killed)],
+        env={**os.environ, "SLOW": "0.06"}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     deadline = time.monotonic() + 60
     while not any(path.stat().st_size > len(wanted["records.jsonl"]) // 2 for path in killed.glob("*/records.jsonl")):
         assert time.monotonic() < deadline
