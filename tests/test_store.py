@@ -318,7 +318,7 @@ def test_what_may_not_be_read_is_an_error(tmp_path, monkeypatch):
 def test_a_killed_run_ends_up_the_same_as_one_that_was_not(checkpoint, tmp_path):
     """kill -9 in the middle of `hope-eval ppl`, then the same command again."""
     data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps({"text": story(30, 50 * n)}) + "\n" for n in range(6)))
+    data.write_text("".join(json.dumps({"text": story(30, 50 * n)}) + "\n" for n in range(4)))
     # Slowed down where a batch has been scored, so that there is a middle to be killed in.
     slow = tmp_path / "slow.py"
     slow.write_text(
