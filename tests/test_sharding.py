@@ -456,8 +456,9 @@ def test_jobs_that_are_interrupted_end_with_a_word_and_go_on(number, command, by
         [sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    while not list((tmp_path / "runs").glob("*/shards/*/records.jsonl")):
-        time.sleep(0.05)
+    # Both have begun, and neither is near its end.
+    while len(list((tmp_path / "runs").glob(".sessions/*/*.lock"))) < 2:
+        time.sleep(0.01)
     started.send_signal(number)
     said = started.communicate(timeout=60)[1]
     assert started.returncode == 128 + number
