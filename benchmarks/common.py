@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +37,7 @@ from hope_eval.lengths import parse_length, parse_lengths, resolved
 from hope_eval.model.scoring import OutOfMemory, PrefixPolicy
 from hope_eval.perplexity import table
 from hope_eval.protocols import protocol_named
-from hope_eval.provenance import origin
+from hope_eval.provenance import installed, origin
 from hope_eval.results.tables import print_records
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -385,8 +384,7 @@ def report(
     }
     if DEVICE.type == "cpu":
         content["machine"] += f", {torch.get_num_threads()} threads"
-    with contextlib.suppress(PackageNotFoundError):
-        content["versions"]["lm_eval"] = version("lm_eval")
+    content["versions"] |= installed("lm_eval")
     click.echo(title)
     if figures:
         print_records(filled(figures))

@@ -4,7 +4,6 @@ import contextlib
 import platform
 import subprocess
 import time
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,16 +28,19 @@ def origin(device: torch.device, command: str) -> dict[str, Any]:
             "hope_eval": hope_eval.__version__,
             "python": platform.python_version(),
             **{package: version(package) for package in _PACKAGES},
-            **dict(_installed()),
+            **installed(*_FURTHER),
         },
         "commit": _commit(),
     }
 
 
-def _installed() -> Iterator[tuple[str, str]]:
-    for package in _FURTHER:
+def installed(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are there."""
+    found = {}
+    for package in packages:
         with contextlib.suppress(PackageNotFoundError):
-            yield package, version(package)
+            found[package] = version(package)
+    return found
 
 
 class Session:

@@ -135,6 +135,11 @@ grid = _stack(
     click.option("--seed", type=int, default=0, show_default=True, help="Which samples are drawn."),
 )
 
+
+def _processes(name: str, metavar: str, about: str) -> Callable[[F], F]:
+    return click.option(name, type=click.IntRange(1), default=1, show_default=True, metavar=metavar, help=about)
+
+
 evaluation = _stack(
     grid,
     click.option(
@@ -145,31 +150,22 @@ evaluation = _stack(
         help="Where runs are kept; the same command again goes on with its run.",
     ),
     click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True),
-    click.option(
+    _processes(
         "--jobs",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        metavar="N",
-        help="Processes of this machine that share samples out, over all its GPUs: several on one for small models, "
-        "which leave it idle.",
+        "N",
+        "Processes of this machine that share samples out, over all its GPUs: several on one for small models, which "
+        "leave it idle.",
     ),
-    click.option(
+    _processes(
         "--tensor-parallel",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        metavar="T",
-        help="GPUs that hold one model together, if it is too large for one; torchrun starts a process for each.",
+        "T",
+        "GPUs that hold one model together, if it is too large for one; torchrun starts a process for each.",
     ),
-    click.option(
+    _processes(
         "--context-parallel",
-        type=click.IntRange(1),
-        default=1,
-        show_default=True,
-        metavar="T",
-        help="GPUs that read one text together, if it is too long for one; for perplexity. torchrun starts a process "
-        "for each, and each holds the whole model.",
+        "T",
+        "GPUs that read one text together, if it is too long for one; for perplexity. torchrun starts a process for "
+        "each, and each holds the whole model.",
     ),
 )
 

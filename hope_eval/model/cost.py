@@ -159,8 +159,8 @@ class Shape:
         cuda = device_type == "cuda"
         compiled = cuda and n_tokens >= COMPILED_FROM
         attention = n_tokens * (3 * self.d_model + (2 if compiled else 4) * heads + 2 * kv_heads)
-        n_chunk = min(n_tokens, largest_chunk(device_type, max(self.d_inner, self.d_model)))
-        mlp = 4 * n_tokens * self.d_model + 3 * n_chunk * self.d_inner
+        n_wide = min(n_tokens, largest_chunk(device_type, max(self.d_inner, self.d_model)))
+        mlp = 4 * n_tokens * self.d_model + 3 * n_wide * self.d_inner
         layer = number * (max(attention, mlp) + 2 * forward.n_read * self.head_dim)
         if forward.n_past and self.n_kv_heads < self.n_heads and not cuda:
             # With a mask, keys and values are copied for every query head.

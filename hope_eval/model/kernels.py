@@ -138,10 +138,9 @@ def preferring(
     alone:  take no other kernel in their stead.
     tried:  what flash4 may be used for.
     """
-    first, *rest = order or ("",)
-    token = _flash4_for.set(tried if first == "flash4" else None)
+    token = _flash4_for.set(tried if order[:1] == ("flash4",) else None)
     try:
-        with _pytorch(tuple(rest) if first == "flash4" else order, n_read, alone):
+        with _pytorch(tuple(kernel for kernel in order if kernel != "flash4"), n_read, alone):
             yield
     finally:
         _flash4_for.reset(token)
@@ -162,7 +161,7 @@ def _pytorch(order: tuple[str, ...], n_read: int, alone: bool) -> contextlib.Abs
         order = (*order, "math")
     if n_read < CUDNN_FROM:
         order = tuple(sorted(order, key=lambda kernel: kernel == "cudnn"))
-    return sdpa_kernel([backends[kernel] for kernel in order if kernel in backends], set_priority=True)
+    return sdpa_kernel([backends[kernel] for kernel in order], set_priority=True)
 
 
 _flash4_for: ContextVar[Heads | None] = ContextVar("flash4_for", default=None)
