@@ -217,7 +217,7 @@ def test_samples_score_the_same_whatever_is_read_beside_them(dtype, largest, mea
 
 
 def test_compiled_chunks_score_as_whole_layers_do(monkeypatch):
-    monkeypatch.setattr(layers, "largest_chunk", lambda device_type, width: 512)
+    monkeypatch.setattr(layers, "largest_chunk", lambda device_type, width, compiling: 512)
     whole, chunked = (
         LanguageModel("llama", tiny_module("llama").to("cuda", torch.bfloat16), None, compiling=compiling)
         for compiling in ("off", "on")
