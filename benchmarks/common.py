@@ -39,6 +39,7 @@ from hope_eval.perplexity import table
 from hope_eval.protocols import protocol_named
 from hope_eval.provenance import installed, origin
 from hope_eval.results.tables import print_records
+from hope_eval.sharding import n_processes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -402,7 +403,8 @@ def command_line() -> str:
     if "--out" in words:
         place = words.index("--out")
         words = words[:place] + words[place + 2 :]
-    return shlex.join(["python", "-m", "benchmarks", *words])
+    start = ["torchrun", "--nproc-per-node", str(n_processes())] if n_processes() > 1 else ["python"]
+    return shlex.join([*start, "-m", "benchmarks", *words])
 
 
 def filled(figures: Sequence[Figure]) -> list[dict[str, Any]]:

@@ -6,20 +6,17 @@
 The model has random weights in bfloat16, and is written to --folder first (16 GB of 8B), since shards are read from
 files. The first process scores with all of it while the others wait; then all score together. Operations are those of
 the whole model. `sent_seconds` is what the sums of one forward take when nothing is computed: two a layer, and one for
-the embeddings; of a text, the gathers of keys and values.
+the embeddings; of a text, the gathers of keys and values. Memory is that of the GPU with the highest peak.
 
 --size tiny runs anywhere, and shows only that it runs.
 """
 
 import gc
-import json
-import platform
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +28,7 @@ import transformers
 
 from benchmarks import common
 from hope_eval import LanguageModel, Sample, sharding, zoo
-from hope_eval.lengths import parse_length
+from hope_eval.lengths import parse_length, short_length
 from hope_eval.model import checkpoint
 from hope_eval.model.parallel import Group, held_together
 
@@ -66,25 +63,17 @@ def tensor_parallel(size: str, length: str, share: str, repeats: int, folder: Pa
             return
         shutil.rmtree(folder / size)
     gap_T = np.abs(alone_nll - shared_nll)
-    report = {
-        "command": f"torchrun --nproc-per-node {n} {common.command_line().removeprefix('python ')}",
-        "date": datetime.now(UTC).date().isoformat(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
-        "length": len(ids),
-        "shared": share,
-        "figures": [alone, {**shared, "peak_gib_of_each": peaks}],
-        "speedup": round(alone["seconds"] / shared["seconds"], 3),
-        "nll_difference": {"largest": float(gap_T.max()), "mean": float(gap_T.mean())},
-    }
-    print(json.dumps(report, indent=1))
-    if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=1) + "\n")
+    together = "hold the model" if share == "model" else "read the text"
+    common.report(
+        f"One long text by {n} GPUs that {together} together, {size}, {short_length(len(ids))} tokens",
+        [alone, shared | ({"peak_gib": max(peaks)} if any(peaks) else {})], out,
+        [
+            common.target(f"times as fast as one, {n} processes", common.ratio(alone["seconds"], shared["seconds"])),
+            common.target("largest difference of the nll of a token", round(float(gap_T.max()), 4)),
+            common.target("mean difference of the nll of a token, without its sign", round(float(gap_T.mean()), 4)),
+        ],
+        length=len(ids), shared=share,
+    )  # fmt: skip
 
 
 def write(folder: Path, size: str, device: str) -> None:

@@ -162,7 +162,7 @@ def ask(
         "controls": list(task.controls),
         "data": material.name,
         "about": f"{model.about}, {'chat template' if vocabulary.chat else f'prefix {start}'}",
-        "tokenizer": model.tokenizer_fingerprint(),
+        "tokenizer": model.tokenizer_fingerprint,
         **origin(model.device, command),
     }
     readable = [length for length in lengths if model.max_length is None or length <= model.max_length]

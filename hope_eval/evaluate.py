@@ -86,7 +86,7 @@ def choose(
     Shorter ones are counted and left out; nothing is padded or glued. Raises CorpusError if fewer than `minimum`
     remain, naming the longest of the others.
     """
-    key = (model.tokenizer_fingerprint(), corpus.fingerprint, needed, n_documents, minimum, seed, whole)
+    key = (model.tokenizer_fingerprint, corpus.fingerprint, needed, n_documents, minimum, seed, whole)
     if key[0] and key in _chosen:
         return _chosen[key]
     minimum = max(1, minimum)
@@ -216,7 +216,7 @@ def perplexity(
         "prefix": None if token is None else model.token_text(token),
         "train_length_source": model.train_length_source,
         "head_reason": model.head_reason,
-        "tokenizer": model.tokenizer_fingerprint(),
+        "tokenizer": model.tokenizer_fingerprint,
         **origin(model.device, command),
     }
     with ranks.writing(root, identity, provenance) as store, session(model, store, command, report) as count:

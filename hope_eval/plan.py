@@ -128,14 +128,11 @@ class Job:
 
     def cost(self, choice: Choice) -> Cost:
         """Return what a choice takes."""
-        cost = Cost()
-        lengths: set[int] = set()
-        for forward, n in self.forwards(choice).items():
+        cost, forwards = Cost(), self.forwards(choice)
+        for forward, n in forwards.items():
             cost.add(self.subject, forward, n)
-            lengths |= {forward.n_read} if forward.kind in ("score", "context") else set()
         if self.subject.speed is not None:
-            cost.seconds += self.subject.speed.fresh * sum(length**2 for length in lengths)
-            cost.seconds += self.other_seconds(choice)
+            cost.seconds += self.subject.speed.beforehand(forwards) + self.other_seconds(choice)
         return cost
 
     def too_long(self, choice: Choice) -> dict[int, int]:
@@ -439,7 +436,7 @@ def planned(
             speed = benchmark(model, shape, max(itertools.chain(*lengths)), writes, rows_of)
         subject = Subject(model, shape, place.type, free, speed, loading)
         for number, (entry, material) in enumerate(prepared):
-            key = (number, lengths[number], model.tokenizer_fingerprint() or id(model))
+            key = (number, lengths[number], model.tokenizer_fingerprint or id(model))
             job, n = _job(subject, entry, material, lengths[number], options, drawn, key)
             jobs[number].append(job)
             counts[number] = max(counts[number], n)

@@ -1,9 +1,11 @@
 """How a run came to be: versions, machine, state of the code, seconds and memory."""
 
 import contextlib
+import functools
 import platform
 import subprocess
 import time
+from copy import copy
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -24,13 +26,18 @@ def origin(device: torch.device, command: str) -> dict[str, Any]:
     return {
         "command": command,
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
-        "versions": {
-            "hope_eval": hope_eval.__version__,
-            "python": platform.python_version(),
-            **{package: version(package) for package in _PACKAGES},
-            **installed(*_FURTHER),
-        },
-        "commit": _commit(),
+        "versions": _versions().copy(),
+        "commit": copy(_commit()),
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {
+        "hope_eval": hope_eval.__version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        **installed(*_FURTHER),
     }
 
 
@@ -67,8 +74,12 @@ def _gib(n_bytes: int) -> float:
     return round(n_bytes / 2**30, 2)
 
 
+@functools.cache
 def _commit() -> dict[str, Any] | None:
-    """Return commit and dirty flag of the checkout this code runs from; None if it is installed."""
+    """Return commit and dirty flag of the checkout this code runs from; None if it is installed.
+
+    As they are when this is asked first: the code of this process does not change later.
+    """
     root = Path(hope_eval.__file__).parent.parent
     if not (root / ".git").exists():
         return None

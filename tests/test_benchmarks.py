@@ -3,6 +3,8 @@
 import json
 import re
 import shlex
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -219,9 +221,35 @@ def test_all_are_run_one_by_one_and_a_failure_is_named(tmp_path, monkeypatch):
     assert "Nothing that was promised has been measured yet" in page
 
 
-def test_a_command_is_kept_without_its_file(monkeypatch):
+@pytest.mark.slow
+@pytest.mark.parametrize("share", ["model", "text"])
+def test_what_several_processes_read_together_is_what_one_reads(share, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "benchmarks"]
+    words = ["tensor-parallel", "--size", "tiny", "--length", "512", "--repeats", "1", "--share", share]
+    folders = ["--folder", str(tmp_path / "model"), "--out", str(tmp_path / "x.json")]
+    root = table.FOLDER.parent.parent
+    subprocess.run([*launch, *words, *folders], cwd=root, check=True, capture_output=True, timeout=120)
+    report = json.loads((tmp_path / "x.json").read_text())
+    assert [figure["gpus"] for figure in report["figures"]] == [1, 2]
+    assert report["agreement_of_nll"] < 1e-3
+    assert report["command"].startswith("torchrun --nproc-per-node 2 -m benchmarks tensor-parallel --size tiny")
+    assert not list((tmp_path / "model").iterdir()), "the model is removed again"
+
+
+@pytest.mark.parametrize(("n", "start"), [(1, "python"), (2, "torchrun --nproc-per-node 2")])
+def test_a_command_is_kept_without_its_file(n, start, monkeypatch):
     monkeypatch.setattr("sys.argv", ["x", "attention", "--length", "64", "--out", "/tmp/x.json", "--repeats", "1"])
-    assert common.command_line() == "python -m benchmarks attention --length 64 --repeats 1"
+    monkeypatch.setenv("WORLD_SIZE", str(n))
+    assert common.command_line() == f"{start} -m benchmarks attention --length 64 --repeats 1"
+
+
+def test_a_promise_says_what_optional_package_it_was_kept_with(tmp_path):
+    (tmp_path / table.SOURCE).write_text("{{targets}}\n")
+    promise = {"what": "speed", "value": 7.0, "target": ">= 5", "met": True}
+    for name, versions in (("with", {"flash-attn-4": "4"}), ("without", {})):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"targets": [promise], "versions": versions}))
+    lines = [line for line in table.page(tmp_path).splitlines() if line.startswith("| speed")]
+    assert [line.split("|")[1].strip() for line in lines] == ["speed, with flash-attn-4", "speed"]
 
 
 def test_the_page_is_what_the_command_makes():
@@ -231,7 +259,7 @@ def test_the_page_is_what_the_command_makes():
 @pytest.mark.parametrize("path", sorted(table.FOLDER.glob("*.json")), ids=lambda path: path.stem)
 def test_every_figure_says_where_it_comes_from(path):
     report = json.loads(path.read_text("utf-8"))
-    assert report["command"].startswith("python ")
+    assert report["command"].startswith(("python ", "torchrun "))
     assert report["machine"]
     assert report["versions"]["torch"]
     assert report["figures"]

@@ -28,7 +28,7 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from hope_eval.errors import OptionError
 from hope_eval.lengths import short_length
 from hope_eval.model.attach import heads_of, inner_width, text_config
 from hope_eval.model.attention import BLOCK_NUMBERS
+from hope_eval.model.kernels import CUDNN_FROM
 from hope_eval.model.layers import COMPILED_FROM, largest_chunk
 from hope_eval.model.scoring import LanguageModel, chunk_size, contexts_copied
 from hope_eval.task import Prompt, Question, Sample
@@ -218,7 +219,9 @@ class Speed:
     """Seconds of a call, of an operation, and of a byte of keys and values that is copied.
 
     fresh:    of a pair of tokens, the first time that a length is read: a bias that is kept is made then.
-    overlaps: a GPU computes while it is told what to compute next, so that a call takes the longer of the two.
+    first:    of the first read of its shape, more than of the next: kernels are chosen and planned for it.
+    overlaps: a GPU computes while it is told what to compute next, so that a call takes the longer of the two. Those of
+              answers take both: they wait for each other between layers and head.
     about:    where it is from, for people.
     """
 
@@ -230,6 +233,7 @@ class Speed:
     step_call: float = 0.0
     copied: float = 0.0
     fresh: float = 0.0
+    first: float = 0.0
     overlaps: bool = False
     about: str = ""
 
@@ -244,7 +248,12 @@ class Speed:
         work = self.linear * linear + self.attention * attention + self.head * head
         work += self.copied * forward.rows * forward.n_past * shape.kept_token_bytes
         call = {"answers": self.answers_call, "step": self.step_call}.get(forward.kind, self.call)
-        return max(call, work) if self.overlaps else call + work
+        return max(call, work) if self.overlaps and forward.kind != "answers" else call + work
+
+    def beforehand(self, forwards: Collection[Forward]) -> float:
+        """Return what forwards take beside that, once for each of their shapes."""
+        shapes = {(forward.rows, forward.n_read) for forward in forwards if forward.kind in ("score", "context")}
+        return self.first * len(shapes) + self.fresh * sum(n_read**2 for n_read in {n_read for _, n_read in shapes})
 
 
 def benchmark(
@@ -298,6 +307,8 @@ def benchmark(
     else:
         call, linear, extra = _fitted(columns, seconds)
     speed = Speed(call, linear, ratio * linear + extra, max(head, 0.2 * linear), overlaps=cuda)
+    if cuda:
+        speed = replace(speed, first=_first(model, ids[: min(length, 2 * CUDNN_FROM)]))
     if shape.kept_bytes:
         cold = (_once(model, partial(model.score, [Sample(ids[: length - k], ids[:1])] * rows)) for k in (2, 3))
         speed = replace(speed, fresh=max(0.0, min(cold) - reads[-1]) / length**2)
@@ -352,6 +363,15 @@ def _once(model: LanguageModel, call: Callable[[], Any]) -> float:
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     return time.perf_counter() - start
+
+
+def _first(model: LanguageModel, ids: np.ndarray) -> float:
+    """Return what the first read of a shape takes more than the second."""
+    more = []
+    for shorter in (2, 3, 4):
+        call = partial(model.score, [Sample(ids[: max(1, len(ids) - shorter)], ids[:1])])
+        more.append(_once(model, call) - _once(model, call))
+    return max(0.0, statistics.median(more))
 
 
 def _fitted(columns: np.ndarray, seconds: np.ndarray) -> tuple[float, ...]:

@@ -17,6 +17,7 @@ import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
@@ -195,8 +196,9 @@ class LanguageModel:
         """Return the id that is read before a document, see the function of that name."""
         return prefix_token(self.tokenizer, policy)
 
+    @cached_property
     def tokenizer_fingerprint(self) -> str:
-        """Return a hash of all that the tokenizer does to a text, 16 hexadecimal digits; empty if it does not tell."""
+        """A hash of all that the tokenizer does to a text, 16 hexadecimal digits; empty if it does not tell."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         return hashlib.sha256(backend.to_str().encode()).hexdigest()[:16] if backend is not None else ""
 
