@@ -19,7 +19,9 @@ _NOTICE = "<!-- Made by `python -m benchmarks table` from README.in.md: change t
 
 _HEADINGS = {
     "all_seconds": None, "scored": None, "tokens_per_second": "tokens/s", "tflops": "TFLOP/s",
-    "peak_gib_above_weights": "GiB above weights", "seconds_are": None, "status": None, "nll": None,
+    "tflops_of_each": "TFLOP/s of each", "weights_gib": "GiB of weights", "peak_gib": "GiB at most",
+    "gib_planned": "GiB planned", "gib": "GiB", "peak_gib_above_weights": "GiB above weights",
+    "seconds_are": None, "status": None, "nll": None,
 }  # fmt: skip
 
 # What is faster with it than without.
@@ -69,7 +71,7 @@ def _targets(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _how(content: dict[str, Any]) -> str:
-    return f", with {_OPTIONAL}" if _OPTIONAL in content["versions"] else ""
+    return f", {_OPTIONAL} installed" if _OPTIONAL in content["versions"] else ""
 
 
 def _figures(name: str, content: dict[str, Any] | None) -> Iterator[str]:

@@ -516,3 +516,16 @@ def test_an_answer_of_a_tiny_llama_is_right_where_it_writes_it_and_only_there():
             prompt = Prompt(start[:20], (Question(start[20:], wanted),))
             assert model.score_prompts([prompt])[0][0].greedy_hits.all() == (at is None)
             assert (model.generate([start], 6) == [wanted]) == (at is None)
+
+
+def test_the_fingerprint_of_a_tokenizer_is_that_of_what_it_does_to_texts():
+    def fingerprint(padded: bool, read: bool) -> str:
+        model = tiny_model()
+        if padded:
+            model.tokenizer.backend_tokenizer.enable_truncation(8)
+            model.tokenizer.backend_tokenizer.enable_padding()
+        if read:
+            model.encode(["a text of more than eight tokens"])
+        return model.tokenizer_fingerprint
+
+    assert len({fingerprint(padded, read) for padded in (False, True) for read in (False, True)}) == 1

@@ -200,7 +200,14 @@ class LanguageModel:
     def tokenizer_fingerprint(self) -> str:
         """A hash of all that the tokenizer does to a text, 16 hexadecimal digits; empty if it does not tell."""
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        return hashlib.sha256(backend.to_str().encode()).hexdigest()[:16] if backend is not None else ""
+        if backend is None:
+            return ""
+        if backend.truncation or backend.padding:
+            # Whoever encodes a text switches these off, at the first one.
+            backend = type(backend).from_str(backend.to_str())
+            backend.no_truncation()
+            backend.no_padding()
+        return hashlib.sha256(backend.to_str().encode()).hexdigest()[:16]
 
     def token_text(self, token: int) -> str:
         """Return how a token is written, for people; its number if the tokenizer does not tell."""
