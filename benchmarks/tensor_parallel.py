@@ -28,23 +28,23 @@ import transformers
 
 from benchmarks import common
 from hope_eval import LanguageModel, Sample, sharding, zoo
-from hope_eval.lengths import parse_length, short_length
+from hope_eval.lengths import short_length
 from hope_eval.model import checkpoint
 from hope_eval.model.parallel import Group, held_together
 
 
 @click.command()
-@click.option("--size", type=click.Choice(list(common.SIZES)), default="8b", show_default=True)
-@click.option("--length", default="32k", show_default=True)
-@click.option("--share", type=click.Choice(["model", "text"]), default="model", show_default=True)
-@click.option("--repeats", default=3, show_default=True)
+@common.size_option("8b")
+@common.length_option("--length", "32k")
+@click.option("--share", type=click.Choice(["model", "text"]), default="model")
+@common.repeats_option
 @click.option("--folder", type=click.Path(path_type=Path), default=Path(tempfile.gettempdir()) / "tensor-parallel",
-              show_default=True, help="Where the model is written, and removed again.")  # fmt: skip
-@click.option("--out", type=click.Path(path_type=Path), help="Write the figures there as JSON.")
-def tensor_parallel(size: str, length: str, share: str, repeats: int, folder: Path, out: Path | None) -> None:
+              help="Where the model is written, and removed again.")  # fmt: skip
+@common.out_option
+def tensor_parallel(size: str, length: int, share: str, repeats: int, folder: Path, out: Path | None) -> None:
     """Time both ways."""
     n = sharding.n_processes()
-    ids = np.random.default_rng(0).integers(0, common.SIZES[size]["vocab_size"], parse_length(length))
+    ids = np.random.default_rng(0).integers(0, common.SIZES[size]["vocab_size"], length)
     sizes = (n, 1) if share == "model" else (1, n)
     with sharding.joined(folder, lambda text: None, *sizes) as ranks:
         device = ranks.device("auto")
@@ -55,7 +55,7 @@ def tensor_parallel(size: str, length: str, share: str, repeats: int, folder: Pa
                 alone, alone_nll = measured(folder / size, device, ids, repeats, None)
             group.gathered("the first is done")
             shared, shared_nll = measured(folder / size, device, ids, repeats, group)
-            sent = sums(size, len(ids), device) if share == "model" else gathers(size, len(ids), device, group)
+            sent = sums(size, length, device) if share == "model" else gathers(size, length, device, group)
             sent()
             shared["sent_seconds"] = round(statistics.median(common.timed(sent)[0] for _ in range(repeats)), 4)
             peaks = [float(text) for text in group.gathered(str(shared.get("peak_gib", 0.0)))]
@@ -65,14 +65,14 @@ def tensor_parallel(size: str, length: str, share: str, repeats: int, folder: Pa
     gap_T = np.abs(alone_nll - shared_nll)
     together = "hold the model" if share == "model" else "read the text"
     common.report(
-        f"One long text by {n} GPUs that {together} together, {size}, {short_length(len(ids))} tokens",
+        f"One long text by {n} GPUs that {together} together, {size}, {short_length(length)} tokens",
         [alone, shared | ({"peak_gib": max(peaks)} if any(peaks) else {})], out,
         [
             common.target(f"times as fast as one, {n} processes", common.ratio(alone["seconds"], shared["seconds"])),
             common.target("largest difference of the nll of a token", round(float(gap_T.max()), 4)),
             common.target("mean difference of the nll of a token, without its sign", round(float(gap_T.mean()), 4)),
         ],
-        length=len(ids), shared=share,
+        length=length, shared=share,
     )  # fmt: skip
 
 

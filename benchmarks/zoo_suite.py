@@ -16,7 +16,7 @@ from hope_eval.results.runs import described, runs_in
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.option("--suite", default="standard")
 @click.option("--jobs", default=1, help="Processes on the one GPU.")
-@click.option("--out", type=click.Path(path_type=Path), help="Write the figures there as JSON.")
+@common.out_option
 @click.argument("further", nargs=-1, type=click.UNPROCESSED)
 def zoo_suite(suite: str, jobs: int, out: Path | None, further: tuple[str, ...]) -> None:
     """Run a suite on all bundled models; what follows goes to `hope-eval run`."""

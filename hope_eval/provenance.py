@@ -5,7 +5,6 @@ import functools
 import platform
 import subprocess
 import time
-from copy import copy
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -27,7 +26,7 @@ def origin(device: torch.device, command: str) -> dict[str, Any]:
         "command": command,
         "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
         "versions": _versions().copy(),
-        "commit": copy(_commit()),
+        "commit": _commit(),
     }
 
 
