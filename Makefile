@@ -14,10 +14,10 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 demo: $(VENV)/.installed  ## perplexity of the bundled models, within and beyond their training length
 	$(BIN)/hope-eval ppl
 
-test: $(VENV)/.installed  ## the tests that need no GPU, no network and no patience
+test: $(VENV)/.installed-dev  ## the tests that need no GPU, no network and no patience
 	$(BIN)/python -m pytest
 
-check: $(VENV)/.installed  ## style and types
+check: $(VENV)/.installed-dev  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -33,5 +33,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@if command -v nvidia-smi >/dev/null || ! $(PIP) install --quiet --dry-run --report - $(TORCH) | $(PYTHON) -c '$(WANTS_CUDA)'; \
 	  then index=; else index="--index-url https://download.pytorch.org/whl/cpu"; fi; \
 	  echo "installing $(TORCH) $$index"; $(PIP) install --quiet $$index $(TORCH)
+	$(PIP) install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+# Only those who change the project need its tools.
+$(VENV)/.installed-dev: $(VENV)/.installed
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@

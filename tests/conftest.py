@@ -21,6 +21,8 @@ torch.set_num_threads(1)
 
 VOCAB_SIZE = 257
 
+ROOT = Path(__file__).parent.parent
+
 _TEXT = "The {0} of chapter {0} went to the sea, saw {0} ships … and ate 1{0} figs.\n"
 
 
@@ -58,6 +60,16 @@ def byte_tokenizer():
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>")
+
+
+def committed(folder: str) -> list[Path]:
+    """Return the files of the project below a folder; not what commands, caches or editors have left there."""
+    if not (ROOT / ".git").exists():
+        # An archive of the project: nobody has worked in it.
+        return sorted(path for path in (ROOT / folder).rglob("*") if path.is_file())
+    command = ["git", "-C", str(ROOT), "ls-files", "-z", "--", folder]
+    names = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).exists()]
 
 
 class Uniform(torch.nn.Module):
