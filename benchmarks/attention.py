@@ -14,9 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks import common
 from benchmarks.common import DEVICE, OURS, Figure, Work
-from hope_eval.encoding import Geometry, parse_encoding
-from hope_eval.model import attention as ours
-from hope_eval.model import kernels
+from hope_eval.encodings import Geometry, parse_encoding
+from hope_eval.model.kernels import attention as ours
+from hope_eval.model.kernels import fastest as kernels
 
 ENCODINGS = "rope,alibi,t5,kerple,fire"
 

@@ -9,8 +9,9 @@ import numpy as np
 from benchmarks import common
 from benchmarks.common import OURS, Work
 from benchmarks.nested_lengths import works
-from hope_eval import evaluate, load
-from hope_eval.corpora import load_corpus
+from hope_eval import load
+from hope_eval.data.corpora import load_corpus
+from hope_eval.evaluation import perplexity as evaluate
 
 
 @click.command()

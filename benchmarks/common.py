@@ -31,15 +31,16 @@ import numpy as np
 import torch
 from torch import nn
 
-from hope_eval import LanguageModel, evaluate
-from hope_eval.corpora import Corpus, Document
+from hope_eval import LanguageModel
+from hope_eval.analysis.perplexity import table
+from hope_eval.data.corpora import Corpus, Document
+from hope_eval.evaluation import perplexity as evaluate
 from hope_eval.lengths import parse_length, parse_lengths, resolved
 from hope_eval.model.scoring import OutOfMemory, PrefixPolicy
-from hope_eval.perplexity import table
 from hope_eval.protocols import protocol_named
-from hope_eval.provenance import installed, origin
-from hope_eval.results.tables import print_records
-from hope_eval.sharding import n_processes
+from hope_eval.runs.provenance import installed, origin
+from hope_eval.runs.shards import n_processes
+from hope_eval.show.tables import print_records
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import DEVICE, OURS
-from hope_eval import train
+from hope_eval.train import loop as train
 
 ENCODINGS = "rope,hope,nope,prope,xpos,alibi,kerple,fire,t5,sinusoidal,learned"
 

@@ -10,7 +10,7 @@ import click
 
 from benchmarks import common
 from benchmarks.common import Figure
-from hope_eval.results.runs import described, runs_in
+from hope_eval.runs.manage import described, runs_in
 
 
 @click.command(context_settings={"ignore_unknown_options": True})

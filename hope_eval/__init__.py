@@ -31,7 +31,7 @@ _NEEDED = (
 _PUBLIC = {
     "HopeEvalError": "hope_eval.errors",
     "LanguageModel": "hope_eval.model.scoring",
-    "PositionEncoding": "hope_eval.encoding",
+    "PositionEncoding": "hope_eval.encodings",
     "Sample": "hope_eval.task",
     "attach": "hope_eval.model.attach",
     "load": "hope_eval.model.checkpoint",
@@ -47,7 +47,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _register_rope_types(rope_module: Any) -> None:
-    from hope_eval.encoding import register_rope_types
+    from hope_eval.encodings import register_rope_types
 
     register_rope_types(rope_module)
 

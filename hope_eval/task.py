@@ -24,9 +24,9 @@ from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
+from hope_eval.data.vocabulary import PROSE, Examples, Haystack, Ids, Vocabulary, lay_out
 from hope_eval.errors import ContextTooShortError, TaskError, did_you_mean
 from hope_eval.plugins import classes_in, module_from_file
-from hope_eval.vocabulary import PROSE, Examples, Haystack, Ids, Vocabulary, lay_out
 
 __all__ = [
     "PROSE",

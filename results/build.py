@@ -20,9 +20,10 @@ from typing import Any
 import pandas
 from rich.console import Console
 
-from hope_eval import comparison
-from hope_eval.results import compared
-from hope_eval.results.tables import BY, draw
+from hope_eval.analysis import compare as comparison
+from hope_eval.analysis.rows import BY
+from hope_eval.show import comparison as compared
+from hope_eval.show.tables import draw
 
 HERE = Path(__file__).parent
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pandas
 
-from hope_eval.results.summary import Clusters
+from hope_eval.analysis.intervals import Clusters
 
 
 def clusters(numbers, counts=1.0, proportion=False, names=None) -> Clusters:

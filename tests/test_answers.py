@@ -12,13 +12,13 @@ import pytest
 from fakes import Oracle, Recency, fake
 from test_ask import prompts, run
 
-from hope_eval import answers
-from hope_eval.answers import error_kind
+from hope_eval.analysis import answers
+from hope_eval.analysis.answers import error_kind
+from hope_eval.analysis.intervals import proportion
+from hope_eval.analysis.rows import by_seed
 from hope_eval.errors import OptionError, StoreError
-from hope_eval.results import store as stores_on_disk
-from hope_eval.results.store import RunStore, run_id
-from hope_eval.results.summary import proportion
-from hope_eval.results.tables import by_seed
+from hope_eval.runs import store as stores_on_disk
+from hope_eval.runs.store import RunStore, run_id
 from hope_eval.task import parse_task
 
 IDENTITY = {

@@ -10,15 +10,17 @@ import pytest
 from conftest import story
 from fakes import Oracle, Parrot, Recency, Uniform, fake, zoo_tokenizer
 
-from hope_eval import answers, ask, evaluate
-from hope_eval.ask import Material
-from hope_eval.corpora import Corpus, Document
+from hope_eval.analysis import answers
+from hope_eval.data.corpora import Corpus, Document
+from hope_eval.data.vocabulary import Examples
 from hope_eval.errors import LengthError, OptionError, TaskError
+from hope_eval.evaluation import perplexity as evaluate
+from hope_eval.evaluation import questions as ask
+from hope_eval.evaluation.questions import Material
 from hope_eval.model.checkpoint import load
 from hope_eval.model.scoring import LanguageModel, OutOfMemory
-from hope_eval.results.store import RunStore
+from hope_eval.runs.store import RunStore
 from hope_eval.task import Prompt, Question, Task, generator, parse_task, task_class, task_names
-from hope_eval.vocabulary import Examples
 
 TEXTS = Corpus("stories", tuple(Document(str(n), story(600, 1000 * n)) for n in range(2)), "stories")
 FIXED = [name for name in task_names() if not task_class(name).n_new]

@@ -16,7 +16,7 @@ from test_cli import hope_eval
 
 from benchmarks import common, everything, peers, table, zoo_suite
 from benchmarks.__main__ import main
-from hope_eval.model.cost import Speed
+from hope_eval.evaluation.cost import Speed
 from hope_eval.model.scoring import OutOfMemory
 
 FIGURES = [path for path in committed("results/benchmarks") if path.suffix == ".json"]
@@ -113,7 +113,7 @@ def test_a_real_checkpoint_is_read_beside_the_peers(checkpoint, stories, tmp_pat
 
 
 def test_plans_stand_beside_the_truth(stories, tmp_path, monkeypatch):
-    monkeypatch.setattr("hope_eval.plan.benchmark", lambda *_: Speed.stated(1e9))
+    monkeypatch.setattr("hope_eval.evaluation.plan.benchmark", lambda *_: Speed.stated(1e9))
     words = f"plan-truth --model zoo:rope --measures ppl --lengths 64,128 --samples 2 --data {stories}"
     (figure,) = run(words, tmp_path / "x.json")["figures"]
     assert figure["tokens"] == 2 * 128

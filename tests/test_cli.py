@@ -16,7 +16,7 @@ from rich.console import Console
 from hope_eval.cli import main
 from hope_eval.model import checkpoint as checkpoints
 from hope_eval.model.scoring import LanguageModel
-from hope_eval.results.tables import render
+from hope_eval.show.tables import render
 
 
 def hope_eval(*arguments, code: int = 0):

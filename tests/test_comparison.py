@@ -11,7 +11,7 @@ import pandas
 import pytest
 from test_cli import hope_eval
 
-from hope_eval.comparison import compare, opened, tables_of
+from hope_eval.analysis.compare import compare, opened, tables_of
 from hope_eval.errors import ComparisonError, OptionError, StoreError
 
 MODELS = ("--model", "zoo:rope", "--model", "zoo:hope", "--model", "zoo:learned")

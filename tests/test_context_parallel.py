@@ -26,10 +26,12 @@ from together import perplexed, read
 from transformers.masking_utils import chunked_causal_mask_function
 
 from hope_eval.errors import CheckpointError, OptionError
-from hope_eval.model import attention, checkpoint, parts
+from hope_eval.model import checkpoint
 from hope_eval.model.attach import attach
-from hope_eval.results import runs
-from hope_eval.results.store import RunStore, shards_of
+from hope_eval.model.kernels import attention
+from hope_eval.model.parallel import sequence as parts
+from hope_eval.runs import manage as runs
+from hope_eval.runs.store import RunStore, shards_of
 
 # Fixtures.
 __all__ = ["model", "wanted"]

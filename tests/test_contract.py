@@ -10,7 +10,7 @@ import torch
 import transformers
 from conftest import VOCAB_SIZE
 
-from hope_eval.encoding import (
+from hope_eval.encodings import (
     Geometry,
     RopeExtension,
     encoding_class,
@@ -20,8 +20,8 @@ from hope_eval.encoding import (
     parse_encoding,
 )
 from hope_eval.errors import EncodingError
-from hope_eval.model import attention
 from hope_eval.model.decoder import HopeEvalConfig
+from hope_eval.model.kernels import attention
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Sample
 

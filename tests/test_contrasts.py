@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from frames import frame, row
 
-from hope_eval.results.contrasts import best, differences, verdict, wins
+from hope_eval.analysis.differences import best, differences, verdict, wins
 
 RNG = np.random.default_rng(0)
 LEVEL = RNG.normal(3, 1, 30)

@@ -6,8 +6,8 @@ import lzma
 import numpy as np
 import pytest
 
-from hope_eval import corpora
-from hope_eval.corpora import load_corpus
+from hope_eval.data import corpora
+from hope_eval.data.corpora import load_corpus
 from hope_eval.errors import CorpusError, MissingPackageError
 
 TEXTS = ["first text", "zweiter Text …", "third"]

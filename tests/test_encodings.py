@@ -9,13 +9,7 @@ from conftest import VOCAB_SIZE, tiny_config, tiny_module
 from references import hope_logit, nope_logit, rope_logit
 
 import hope_eval
-from hope_eval.encoding import (
-    Geometry,
-    encoding_class,
-    geometry_of,
-    parse_encoding,
-    training_length,
-)
+from hope_eval.encodings import Geometry, encoding_class, geometry_of, parse_encoding, training_length
 from hope_eval.errors import EncodingError
 from hope_eval.model.attach import attach, effective_inverse_frequencies, encoding_label, is_nested_safe
 

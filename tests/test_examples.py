@@ -10,8 +10,8 @@ import re
 
 import pytest
 
+from hope_eval.data.labelled import load_examples
 from hope_eval.errors import CorpusError
-from hope_eval.examples import load_examples
 
 LABELS = ("good", "bad", "so so")
 

@@ -9,11 +9,12 @@ import torch
 from conftest import VOCAB_SIZE, tiny_model, tiny_module
 from test_cli import hope_eval
 
-from hope_eval import train
-from hope_eval.encoding import Geometry, parse_encoding
-from hope_eval.model import attention, kernels, layers, nll
+from hope_eval.encodings import Geometry, parse_encoding
+from hope_eval.model.kernels import attention, layers, nll
+from hope_eval.model.kernels import fastest as kernels
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Sample
+from hope_eval.train import loop as train
 
 # Libraries of GPUs warn of what is the user's to choose.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]

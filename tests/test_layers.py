@@ -11,9 +11,11 @@ from conftest import VOCAB_SIZE, tiny_module
 from torch import nn
 
 from hope_eval import load
-from hope_eval.encoding import Geometry, PositionEncoding, encoding_class, encoding_names, parse_encoding
+from hope_eval.encodings import Geometry, PositionEncoding, encoding_class, encoding_names, parse_encoding
 from hope_eval.errors import OptionError
-from hope_eval.model import attach, attention, kernels, layers
+from hope_eval.model import attach
+from hope_eval.model.kernels import attention, layers
+from hope_eval.model.kernels import fastest as kernels
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Prompt, Question, Sample
 

@@ -15,13 +15,14 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hope_eval.corpora import Corpus, Document, load_corpus
+from hope_eval.analysis.perplexity import derived, opened, table
+from hope_eval.analysis.rows import by_seed
+from hope_eval.data.corpora import Corpus, Document, load_corpus
 from hope_eval.errors import CorpusError, LengthError, OptionError, StoreError
-from hope_eval.evaluate import _heads, choose, perplexity
+from hope_eval.evaluation.perplexity import _heads, choose, perplexity
 from hope_eval.model.scoring import LanguageModel
-from hope_eval.perplexity import derived, opened, table
 from hope_eval.protocols import PROTOCOLS, Window, merge, protocol_named
-from hope_eval.results.tables import by_seed, clean
+from hope_eval.show.tables import clean
 
 TEXTS = [story(8, 100 * number) for number in range(3)]
 CORPUS = Corpus("stories", tuple(Document(f"d{i}", text) for i, text in enumerate(TEXTS)), "f" * 16)

@@ -14,14 +14,15 @@ from fakes import zoo_tokenizer
 from test_cli import hope_eval
 from torch.utils.flop_counter import FlopCounterMode
 
-from hope_eval import evaluate
 from hope_eval.errors import LengthError, OptionError
-from hope_eval.measure import Models, Options, measure
-from hope_eval.model import cost, scoring
-from hope_eval.model.cost import Forward, Shape, Speed
+from hope_eval.evaluation import cost
+from hope_eval.evaluation import perplexity as evaluate
+from hope_eval.evaluation.cost import Forward, Shape, Speed
+from hope_eval.evaluation.plan import Choice, commands, planned
+from hope_eval.evaluation.run import Models, Options, measure
+from hope_eval.evaluation.suites import Entry, parse_measure
+from hope_eval.model import scoring
 from hope_eval.model.scoring import LanguageModel
-from hope_eval.plan import Choice, commands, planned
-from hope_eval.suites import Entry, parse_measure
 
 LENGTHS = (160, 256, 320)
 PLAIN = Options()
@@ -53,7 +54,7 @@ def plan_of(names, *models, samples=3, lengths=LENGTHS, options=PLAIN, **rest):
 @pytest.fixture(autouse=True)
 def _no_benchmark(monkeypatch, request):
     if "timed" not in request.keywords:
-        monkeypatch.setattr("hope_eval.plan.benchmark", lambda *_: Speed.stated(1e9))
+        monkeypatch.setattr("hope_eval.evaluation.plan.benchmark", lambda *_: Speed.stated(1e9))
 
 
 def counted(model, entries, root, options=PLAIN):

@@ -13,9 +13,9 @@ from rich.console import Console
 
 import hope_eval
 from hope_eval.errors import OptionError, StoreError
-from hope_eval.results import palette, plots
-from hope_eval.results.figures.sheet import spread, text_width, wrapped
-from hope_eval.results.sparklines import sparklines
+from hope_eval.show import palette, plots
+from hope_eval.show.figures.sheet import spread, text_width, wrapped
+from hope_eval.show.sparklines import sparklines
 
 ZOO = Path(__file__).parent.parent / "results" / "zoo"
 ENCODINGS = sorted(
@@ -310,7 +310,7 @@ def to_hex(patch):
 def test_the_scale_of_a_heat_map_gets_darker_only():
     from matplotlib.colors import to_hex
 
-    from hope_eval.results.figures.heatmap import _heat
+    from hope_eval.show.figures.heatmap import _heat
 
     shades = [palette.lightness(to_hex(_heat()(step / 20))) for step in range(21)]
     assert shades == sorted(shades, reverse=True)
@@ -338,7 +338,7 @@ def test_bars_of_copying_are_the_shares_of_errors_one_after_the_other():
 
 
 def test_kinds_of_errors_side_by_side_differ_in_a_grey_copy():
-    from hope_eval.results.figures.copying import _KINDS
+    from hope_eval.show.figures.copying import _KINDS
 
     shades = [palette.lightness(area["facecolor"]) for _, area in _KINDS.values()]
     assert all(abs(a - b) > 15 for a, b in itertools.pairwise(shades))

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from frames import frame, row
 
-from hope_eval.results.contrasts import differences
-from hope_eval.results.reach import reach, worded
+from hope_eval.analysis.differences import differences
+from hope_eval.analysis.reach import reach, worded
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 

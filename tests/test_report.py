@@ -13,10 +13,10 @@ import pytest
 from comparisons import RUNS, VERDICTS, difference, everything, frames, reached, score
 
 from hope_eval.errors import MissingPackageError, StoreError
-from hope_eval.results import report
-from hope_eval.results.palette import contrast
-from hope_eval.results.report import findings, looks, words
-from hope_eval.results.report.frames import Results, rows_of
+from hope_eval.show import report
+from hope_eval.show.palette import contrast
+from hope_eval.show.report import findings, looks, words
+from hope_eval.show.report.frames import Results, rows_of
 
 # Elements that have no end.
 _VOID = {"meta", "input", "br", "link", "img", "hr"}
@@ -173,7 +173,7 @@ def test_the_same_frames_give_the_same_bytes(html):
     assert report.render(**everything()) == html
     here = Path(__file__).parent
     script = (
-        "import hashlib, comparisons; from hope_eval.results import report; "
+        "import hashlib, comparisons; from hope_eval.show import report; "
         "print(hashlib.sha256(report.render(**comparisons.everything()).encode()).hexdigest())"
     )
     other = {"PYTHONHASHSEED": "7", "PATH": ""}
@@ -183,7 +183,7 @@ def test_the_same_frames_give_the_same_bytes(html):
 
 def test_importing_the_report_loads_nothing_heavy():
     heavy = ("altair", "itables", "vl_convert", "jinja2", "pandas", "torch")
-    script = f"import sys, hope_eval.results.report; print([m for m in {heavy} if m in sys.modules])"
+    script = f"import sys, hope_eval.show.report; print([m for m in {heavy} if m in sys.modules])"
     out = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert out.stdout.strip() == "[]"
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from comparisons import everything, frames, score
 
-from hope_eval.results import report
+from hope_eval.show import report
 
 pytestmark = pytest.mark.browser
 

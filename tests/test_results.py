@@ -10,11 +10,11 @@ from conftest import committed
 from frames import frame, row
 
 import hope_eval as package
-from hope_eval import perplexity
+from hope_eval.analysis import perplexity
+from hope_eval.analysis.differences import differences
+from hope_eval.analysis.reach import reach
+from hope_eval.evaluation.suites import parse_measure
 from hope_eval.protocols import PROTOCOLS
-from hope_eval.results.contrasts import differences
-from hope_eval.results.reach import reach
-from hope_eval.suites import parse_measure
 
 RESULTS = Path(package.__file__).parent.parent / "results"
 SUMMARIES = [

@@ -14,8 +14,9 @@ from rich.console import Console
 from test_cli import hope_eval
 
 from hope_eval.errors import StoreError
-from hope_eval.results import runs, tables
-from hope_eval.results.store import RunStore, run_id
+from hope_eval.runs import manage as runs
+from hope_eval.runs.store import RunStore, run_id
+from hope_eval.show import tables
 
 ANSWERS = {"task": "needle", "model": "m", "encoding": "rope"}
 PPL = {"task": "ppl", "model": "a model", "encoding": "hope", "prefix_token": 0, "lengths": [4, 4096]}

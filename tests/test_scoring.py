@@ -7,9 +7,10 @@ import transformers
 from conftest import VOCAB_SIZE, Uniform, byte_tokenizer, story, tiny_model, tiny_module
 
 from hope_eval.errors import LengthError, OptionError
-from hope_eval.evaluate import batch_size
-from hope_eval.model import nll, scoring
+from hope_eval.evaluation.perplexity import batch_size
+from hope_eval.model import scoring
 from hope_eval.model.checkpoint import load
+from hope_eval.model.kernels import nll
 from hope_eval.model.scoring import LanguageModel, OutOfMemory
 from hope_eval.task import Prompt, Question, Sample, Vocabulary, generator, parse_task
 

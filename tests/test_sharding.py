@@ -18,14 +18,16 @@ from conftest import story, tiny_module
 from fakes import Uniform, zoo_tokenizer
 from test_cli import hope_eval
 
-from hope_eval import ask, evaluate, sharding
-from hope_eval.corpora import Corpus, Document
+from hope_eval.data.corpora import Corpus, Document
 from hope_eval.errors import OptionError, StoreError
+from hope_eval.evaluation import perplexity as evaluate
+from hope_eval.evaluation import questions as ask
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import protocol_named
-from hope_eval.results import runs
-from hope_eval.results.store import RunStore, shards_of
-from hope_eval.sharding import ALONE, Ranks
+from hope_eval.runs import manage as runs
+from hope_eval.runs import shards as sharding
+from hope_eval.runs.shards import ALONE, Ranks
+from hope_eval.runs.store import RunStore, shards_of
 from hope_eval.task import parse_task
 
 TEXTS = Corpus("stories", tuple(Document(str(n), story(30, 1000 * n)) for n in range(4)), "stories")
@@ -366,7 +368,7 @@ import os, signal, sys
 sys.path.insert(0, {tests!r})
 from conftest import tiny_module
 from fakes import zoo_tokenizer
-from hope_eval.sharding import Shard
+from hope_eval.runs.shards import Shard
 
 left = int(os.environ.get("DIES_AT", 0))
 append = Shard.append

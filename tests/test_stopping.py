@@ -10,16 +10,19 @@ from conftest import story, tiny_module
 from fakes import Oracle, fake, zoo_tokenizer
 from test_cli import hope_eval
 
-from hope_eval import answers, ask, comparison, evaluate, perplexity
-from hope_eval.corpora import Corpus, Document
+from hope_eval.analysis import answers, perplexity
+from hope_eval.analysis import compare as comparison
+from hope_eval.analysis.differences import wins
+from hope_eval.analysis.intervals import Clusters
+from hope_eval.analysis.stopping import FIRST, Until, check, stages
+from hope_eval.data.corpora import Corpus, Document
 from hope_eval.errors import OptionError
+from hope_eval.evaluation import perplexity as evaluate
+from hope_eval.evaluation import questions as ask
 from hope_eval.model.scoring import LanguageModel, OutOfMemory
 from hope_eval.protocols import protocol_named
-from hope_eval.results import runs
-from hope_eval.results.contrasts import wins
-from hope_eval.results.stopping import FIRST, Until, check, stages
-from hope_eval.results.summary import Clusters
-from hope_eval.sharding import ALONE, Ranks
+from hope_eval.runs import manage as runs
+from hope_eval.runs.shards import ALONE, Ranks
 from hope_eval.task import generator, parse_task
 
 TASK = parse_task("associative_recall:n_questions=2")
@@ -525,7 +528,7 @@ def test_a_width_lies_between_0_and_1(width):
 
 def test_several_processes_refuse_it(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("hope_eval.sharding.watch", lambda: None)
+    monkeypatch.setattr("hope_eval.runs.shards.watch", lambda: None)
     found = hope_eval("copy", *RUN, code=1)
     assert "each of 2 processes has its own only" in found.stderr
     assert "leave torchrun and --jobs out" in found.stderr

@@ -13,9 +13,9 @@ from conftest import story
 from test_cli import hope_eval
 
 from hope_eval.errors import StoreError
-from hope_eval.results import columns
-from hope_eval.results.columns import Column
-from hope_eval.results.store import RunStore, run_id
+from hope_eval.runs import columns
+from hope_eval.runs.columns import Column
+from hope_eval.runs.store import RunStore, run_id
 
 IDENTITY = {"task": "ppl", "model": "a model/x", "encoding": "hope:multiplier=2(swap)", "lengths": [1, 2]}
 

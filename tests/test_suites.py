@@ -5,9 +5,9 @@ import re
 import pytest
 
 from hope_eval.errors import HopeEvalError, LengthError, OptionError, TaskError
+from hope_eval.evaluation.suites import parse_measure, suite_named, suites
 from hope_eval.lengths import DEFAULT, Times, parse_count, parse_length, parse_lengths, resolved, short_length
 from hope_eval.protocols import Protocol
-from hope_eval.suites import parse_measure, suite_named, suites
 from hope_eval.task import FAMILIES, Task, parse_task
 
 SUITE = """

@@ -4,7 +4,7 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
-from hope_eval.results.summary import Clusters, difference, holm, proportion, ratio, wilson
+from hope_eval.analysis.intervals import Clusters, difference, holm, proportion, ratio, wilson
 
 
 def test_the_value_is_the_ratio_of_the_sums():

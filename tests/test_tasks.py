@@ -18,10 +18,11 @@ import pytest
 from conftest import byte_tokenizer
 from transformers import AutoTokenizer
 
-from hope_eval import lines, zoo
+from hope_eval import zoo
+from hope_eval.data.vocabulary import PROSE
 from hope_eval.errors import ContextTooShortError, TaskError
 from hope_eval.task import FAMILIES, Vocabulary, generator, parse_task, task_class, task_names
-from hope_eval.vocabulary import PROSE
+from hope_eval.train import rows as lines
 
 LENGTHS = (256, 300, 1021)
 
@@ -844,7 +845,7 @@ def test_of_the_last_shots_there_is_one_of_each_class(vocabulary):
 
 
 def test_labelled_texts_of_ones_own_are_shown_and_asked_for(vocabulary):
-    from hope_eval.vocabulary import Examples
+    from hope_eval.data.vocabulary import Examples
 
     parts = [
         {label: [f"{word} number {n} of {label}" for n in range(9)] for label in ("good", "bad", "so so")}

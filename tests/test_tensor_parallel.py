@@ -24,10 +24,11 @@ from test_sharding import SUITE, dies_after, files, model, processes, wanted, wo
 from together import given, measured
 
 from hope_eval.errors import CheckpointError, OptionError, StoreError
-from hope_eval.model import checkpoint, parallel
-from hope_eval.results import runs
-from hope_eval.results.store import RunStore, shards_of
-from hope_eval.sharding import ALONE, Ranks
+from hope_eval.model import checkpoint
+from hope_eval.model.parallel import group as parallel
+from hope_eval.runs import manage as runs
+from hope_eval.runs.shards import ALONE, Ranks
+from hope_eval.runs.store import RunStore, shards_of
 
 # Fixtures.
 __all__ = ["model", "wanted"]
@@ -198,7 +199,7 @@ def failure(root: Path, rank: int) -> str:
 
 def test_a_process_that_waits_is_ended_when_another_of_its_group_has_died(tmp_path, monkeypatch, capfd):
     """Nothing else ends one that waits for a GPU."""
-    monkeypatch.setattr("hope_eval.sharding._GRACE", 0.1)
+    monkeypatch.setattr("hope_eval.runs.shards._GRACE", 0.1)
     left = threading.Event()
     codes = []
     monkeypatch.setattr("os._exit", lambda code: (codes.append(code), left.set()))

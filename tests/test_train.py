@@ -15,10 +15,11 @@ import torch
 from test_cli import hope_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from hope_eval import lines, train
-from hope_eval.corpora import load_corpus
+from hope_eval.data.corpora import load_corpus
 from hope_eval.errors import EncodingError, OptionError, TrainingError
 from hope_eval.task import Vocabulary
+from hope_eval.train import loop as train
+from hope_eval.train import rows as lines
 
 TEXTS = ("python:click,rich",)
 TINY = {"size": "64x2x2", "train_length": 96, "tokens": 96 * 16 * 12, "batch_tokens": 96 * 16, "texts": TEXTS}

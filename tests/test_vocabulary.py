@@ -11,9 +11,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hope_eval import zoo
+from hope_eval.data.vocabulary import PROSE, Examples, Haystack, Vocabulary, lay_out
 from hope_eval.errors import OptionError, TaskError
 from hope_eval.task import generator, task_class
-from hope_eval.vocabulary import PROSE, Examples, Haystack, Vocabulary, lay_out
 
 TURNS = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}[end]{% endfor %}"
 TEMPLATE = TURNS + "{% if add_generation_prompt %}[assistant]{% endif %}"

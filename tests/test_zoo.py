@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
+from hope_eval.train.rows import SHARES
 from test_cli import hope_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hope_eval import zoo
-from hope_eval.corpora import load_corpus
+from hope_eval.data.corpora import load_corpus
 from hope_eval.errors import CheckpointError, EncodingError, LengthError
-from hope_eval.lines import SHARES
 from hope_eval.model.checkpoint import load, load_checkpoint
 from hope_eval.task import Sample, Vocabulary, generator, task_class
 

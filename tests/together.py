@@ -23,12 +23,16 @@ import numpy as np
 import torch
 from transformers.distributed import tensor_parallel
 
-from hope_eval import ask, cli, evaluate, sharding
-from hope_eval.corpora import Corpus, Document
-from hope_eval.model import checkpoint, parallel
+from hope_eval import cli
+from hope_eval.data.corpora import Corpus, Document
+from hope_eval.evaluation import perplexity as evaluate
+from hope_eval.evaluation import questions as ask
+from hope_eval.model import checkpoint
 from hope_eval.model.decoder import LlamaForCausalLM
+from hope_eval.model.parallel import group as parallel
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import protocol_named
+from hope_eval.runs import shards as sharding
 from hope_eval.task import Prompt, Question, Sample, parse_task
 
 

@@ -51,7 +51,7 @@ def main(ctx: click.Context) -> None:
     hope-eval encodings hope --length 512 --head-dim 64
     """
     if ctx.invoked_subcommand in _SHARED_OUT and "WORLD_SIZE" in os.environ:
-        from hope_eval import sharding
+        from hope_eval.runs import shards as sharding
 
         sharding.watch()
 

@@ -59,10 +59,10 @@ def _command(family: str) -> click.Command:
         form: str,
         **rest: Any,
     ) -> None:
-        from hope_eval import answers
+        from hope_eval.analysis import answers
+        from hope_eval.analysis.rows import by_seed
         from hope_eval.errors import TaskError
-        from hope_eval.results.tables import by_seed
-        from hope_eval.suites import PPL, Entry, parse_measure
+        from hope_eval.evaluation.suites import PPL, Entry, parse_measure
         from hope_eval.task import Task
 
         if runs:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hope_eval.analysis.rows import FRAMES
 from hope_eval.cli import options
 from hope_eval.errors import OptionError
-from hope_eval.results.tables import FRAMES
 
 if TYPE_CHECKING:
-    from hope_eval.comparison import Comparison
+    from hope_eval.analysis.compare import Comparison
 
 FORMATS = ("table", "csv", "json", "markdown", "latex", "parquet")
 
@@ -44,7 +44,7 @@ def compare(
 
     A column holds what was measured alike: runs that differ in protocol, task version, texts or samples are refused.
     """
-    from hope_eval.results import compared
+    from hope_eval.show import comparison as compared
 
     if out is not None and form is None and out.suffix not in compared.SUFFIXES:
         raise OptionError(f"`{out}` has no ending that tells its format", f"one of {', '.join(compared.SUFFIXES)}")
@@ -64,8 +64,8 @@ def compare(
 
 
 def _content(comparison: "Comparison", form: str, show: tuple[str, ...], wide: bool, by_task: bool) -> str | bytes:
-    from hope_eval.results import compared
-    from hope_eval.results.tables import plain_console
+    from hope_eval.show import comparison as compared
+    from hope_eval.show.tables import plain_console
 
     if wide and form not in ("csv", "parquet"):
         raise OptionError(f"--wide is for csv and parquet; {form} has lengths side by side anyway", "leave it out")

@@ -21,8 +21,8 @@ def encodings(name: str | None, length: int, head_dim: int, heads: int, theta: f
     hope-eval encodings hope --length 512 --head-dim 64
     hope-eval encodings hope:multiplier=2 --length 8k --head-dim 128 --theta 500000
     """
-    from hope_eval.encoding import Geometry, describe_all, describe_bias, describe_pairs, parse_encoding
-    from hope_eval.results.tables import print_records
+    from hope_eval.encodings import Geometry, describe_all, describe_bias, describe_pairs, parse_encoding
+    from hope_eval.show.tables import print_records
 
     if name is None:
         print_records(describe_all())

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from hope_eval.analysis.rows import BY, COLUMNS
 from hope_eval.cli.progress import progress, speaks
 from hope_eval.errors import OptionError
 from hope_eval.lengths import Lengths, parse_length, parse_lengths, resolved
-from hope_eval.results.tables import BY, COLUMNS, FORMATS
+from hope_eval.show.tables import FORMATS
 
 if TYPE_CHECKING:
-    from hope_eval.comparison import Comparison
-    from hope_eval.measure import Models, Options
-    from hope_eval.results.tables import RunTable
-    from hope_eval.suites import Entry
+    from hope_eval.analysis.compare import Comparison
+    from hope_eval.analysis.rows import RunTable
+    from hope_eval.evaluation.run import Models, Options
+    from hope_eval.evaluation.suites import Entry
     from hope_eval.task import Task
 
 # Where runs are kept.
@@ -263,7 +264,7 @@ def compared(
 
     by_fact: a fact of the questions that tasks are broken down by too, where they have it.
     """
-    from hope_eval import comparison
+    from hope_eval.analysis import compare as comparison
 
     def warn(text: str) -> None:
         click.echo(text, err=True)
@@ -298,11 +299,11 @@ def measured(entries: Sequence["Entry"], out: Path, heading: str = "", **rest: A
 
     heading: is said before.
     """
-    from hope_eval import sharding
-    from hope_eval.measure import measure
-    from hope_eval.model.parallel import held_together
+    from hope_eval.analysis import stopping
+    from hope_eval.evaluation.run import measure
+    from hope_eval.model.parallel.group import held_together
     from hope_eval.protocols import Protocol
-    from hope_eval.results import stopping
+    from hope_eval.runs import shards as sharding
 
     groups = {kind: rest.pop(kind) for kind in ("tensor_parallel", "context_parallel")}
     asked = [entry.what.name for entry in entries if not isinstance(entry.what, Protocol)]
@@ -353,7 +354,7 @@ def models_and_options(
     **rest: Any,
 ) -> tuple["Models", "Options"]:
     """Return the models that the options of `checkpoint` name, and how to measure: `rest` are those of `asking`."""
-    from hope_eval.measure import Models, Options
+    from hope_eval.evaluation.run import Models, Options
 
     how = {
         "dtype": dtype,
@@ -380,7 +381,8 @@ def check_from(rest: Mapping[str, Any]) -> None:
 
 def show(tables: Sequence["RunTable"], form: str) -> None:
     """Print tables of runs as one, and exit with 1 if a number is none."""
-    from hope_eval.results.tables import joint_notes, render
+    from hope_eval.analysis.rows import joint_notes
+    from hope_eval.show.tables import render
 
     rows = [row for table in tables for row in table.rows]
     render(rows, form, joint_notes(tables))

@@ -93,8 +93,8 @@ def plan(
         raise OptionError("--tflops states a throughput, and a benchmark measures it", "add --no-benchmark")
     if budget and not benchmark and not tflops:
         raise OptionError("--budget with --no-benchmark needs a throughput", "state it with --tflops")
-    from hope_eval import plan as planning
-    from hope_eval.suites import Entry, parse_measure, suite_named
+    from hope_eval.evaluation import plan as planning
+    from hope_eval.evaluation.suites import Entry, parse_measure, suite_named
 
     if tasks:
         entries = tuple(Entry(parse_measure(name), lengths or DEFAULT, samples) for name in tasks)
@@ -120,8 +120,8 @@ def plan(
 
 def _show(chosen: Any, form: str) -> None:
     """Print a plan in that format."""
-    from hope_eval.plan import duration
-    from hope_eval.results.tables import csv_text, json_text, print_records
+    from hope_eval.evaluation.plan import duration
+    from hope_eval.show.tables import csv_text, json_text, print_records
 
     rows = chosen.rows()
     if form != "table":
@@ -156,7 +156,7 @@ def _show(chosen: Any, form: str) -> None:
 
 def _given(command: str, takes_texts: bool, samples: int | None = None) -> list[str]:
     """Return the options of this call that the planned command takes as well; with too few samples, none ends early."""
-    from hope_eval.results.stopping import FIRST
+    from hope_eval.analysis.stopping import FIRST
 
     left_out = (*(_OF_TASKS if command == "ppl" else ()), *(() if takes_texts else _OF_TEXTS))
     left_out += ("until_ci",) if samples is not None and samples <= FIRST else ()

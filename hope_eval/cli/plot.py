@@ -50,12 +50,12 @@ def plot(
     comparison = options.compared(**rest, by_fact="depth" if kind == "heatmap" else "")
     frame = _of_section(comparison.scores, section)
     if out is None:
-        from hope_eval.results.sparklines import sparklines
+        from hope_eval.show.sparklines import sparklines
 
         sparklines(frame)
         click.echo("--out figure.png draws it, or .svg or .pdf", err=True)
         return
-    from hope_eval.results import plots
+    from hope_eval.show import plots
 
     families = set(frame.family)
     if kind is None:

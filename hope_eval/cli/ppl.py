@@ -50,9 +50,9 @@ def ppl(
 
     Every number carries its protocol, and a 95 % interval from a bootstrap over documents.
     """
-    from hope_eval import perplexity
-    from hope_eval.results.tables import by_seed
-    from hope_eval.suites import Entry
+    from hope_eval.analysis import perplexity
+    from hope_eval.analysis.rows import by_seed
+    from hope_eval.evaluation.suites import Entry
 
     parameters = {"stride": stride, "k": k, "weighting": weighting, "tokens": tokens}
     if not runs:

@@ -24,7 +24,7 @@ def report(title: str | None, out: Path, **rest: Any) -> None:
 
     It needs no network to be read, and can be sent as it is.
     """
-    from hope_eval.results import report as page
+    from hope_eval.show import report as page
 
     if out.suffix not in (".html", ".htm"):
         raise OptionError(f"a report is a page, got `{out}`", f"--out {out.with_suffix('.html')}")

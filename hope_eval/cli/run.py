@@ -33,10 +33,10 @@ def run(
 
     --lengths and --samples replace those of the suite. What is printed is what `hope-eval compare` makes of the runs.
     """
-    from hope_eval import comparison
-    from hope_eval.results import compared
-    from hope_eval.results.tables import plain_console
-    from hope_eval.suites import suite_named
+    from hope_eval.analysis import compare as comparison
+    from hope_eval.evaluation.suites import suite_named
+    from hope_eval.show import comparison as compared
+    from hope_eval.show.tables import plain_console
 
     chosen = suite_named(suite)
     heading = f"{chosen.name}: {chosen.about}".removesuffix(": ")

@@ -14,7 +14,7 @@ from hope_eval.errors import StoreError
 from hope_eval.lengths import short_length
 
 if TYPE_CHECKING:
-    from hope_eval.results.runs import Outline
+    from hope_eval.runs.manage import Outline
 
 # Bytes of a run whose check takes long enough to tell how far it is.
 _LARGE = 64 << 20
@@ -70,8 +70,8 @@ def list_(out: Path, form: str) -> None:
     State: ok; cut, where the last record is half-written; split, where what several processes have measured waits to be
     merged; empty; bad, where `runs show` tells why.
     """
-    from hope_eval.results import runs as known
-    from hope_eval.results.tables import plain_console, print_records
+    from hope_eval.runs import manage as known
+    from hope_eval.show.tables import plain_console, print_records
 
     outlines = [known.outline(path) for path in known.runs_in(out)]
     if form == "json":
@@ -137,7 +137,7 @@ def show(run: str, out: Path, form: str) -> None:
     hope-eval runs show ppl-ckpt-rope-0123456789
     hope-eval runs show results/runs/ppl-ckpt-rope-0123456789 --format json
     """
-    from hope_eval.results import runs as known
+    from hope_eval.runs import manage as known
 
     found = known.described(known.find(run, out))
     if form == "json":
@@ -185,7 +185,7 @@ def verify(names: tuple[str, ...], out: Path) -> None:
     in the middle. A half-written last record is no fault: the run's own command writes it again. Nor are shards that
     wait to be merged: the same command, with any number of processes, goes on with them.
     """
-    from hope_eval.results import runs as known
+    from hope_eval.runs import manage as known
 
     paths = _named(names, out) if names else known.runs_in(out)
     bad: list[StoreError] = []
@@ -208,7 +208,7 @@ def verify(names: tuple[str, ...], out: Path) -> None:
 
 def _named(names: tuple[str, ...], out: Path) -> list[Path]:
     """Return the runs of these names, each once."""
-    from hope_eval.results import runs as known
+    from hope_eval.runs import manage as known
 
     found = [known.find(name, out) for name in names]
     return list({path.resolve(): path for path in found}.values())
@@ -234,7 +234,7 @@ def rm(names: tuple[str, ...], out: Path, yes: bool) -> None:
     hope-eval runs rm ppl-ckpt-rope-0123456789
     hope-eval runs rm ppl-ckpt copy-ckpt --out runs/mine --yes
     """
-    from hope_eval.results import runs as known
+    from hope_eval.runs import manage as known
 
     paths = _named(names, out)
     for path in paths:

@@ -23,8 +23,8 @@ def tasks(name: str | None, length: int, model: str, seed: int, index: int, **re
     hope-eval tasks needle --length 512
     hope-eval tasks label_map:n_classes=3 --data banking77/ --label category --length 1k --model ckpt
     """
-    from hope_eval import samples
-    from hope_eval.results.tables import print_records
+    from hope_eval.evaluation import preview as samples
+    from hope_eval.show.tables import print_records
 
     if name is None:
         print_records(samples.describe_all())

@@ -71,7 +71,7 @@ def train(
     All models of one seed start from the same weights and read the same tokens in the same order. The texts are mixed
     with prompts of the tasks. The same command goes on with an interrupted training.
     """
-    from hope_eval import train as training
+    from hope_eval.train import loop as training
 
     if texts:
         rest["texts"] = texts

@@ -14,6 +14,6 @@ def zoo() -> None:
     nll: of the second half of 256, 512 and 1,024 tokens of held-out text, at the end of training.
     """
     from hope_eval import zoo as models
-    from hope_eval.results.tables import print_records
+    from hope_eval.show.tables import print_records
 
     print_records(models.describe())

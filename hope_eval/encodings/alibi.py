@@ -13,7 +13,7 @@ Shape letters: H heads, N distances.
 import torch
 from torch import Tensor
 
-from hope_eval.encoding import PositionEncoding
+from hope_eval.encodings import PositionEncoding
 
 
 class Alibi(PositionEncoding):

@@ -7,7 +7,7 @@ Predictions change with the length of the input, so every length needs a forward
 Source: emozilla, 2023, and Peng et al., 2023, arXiv 2309.00071, appendix B.1.
 """
 
-from hope_eval.encoding import Geometry, RopeExtension
+from hope_eval.encodings import Geometry, RopeExtension
 
 
 class DynamicNtk(RopeExtension):

@@ -13,7 +13,7 @@ Shape letters: H heads, Q queries, K keys.
 import torch
 from torch import Tensor, nn
 
-from hope_eval.encoding import Curve, Geometry, PositionEncoding
+from hope_eval.encodings import Curve, Geometry, PositionEncoding
 
 # Of the curve that stands for f in a kernel.
 _STEPS = 1 << 15

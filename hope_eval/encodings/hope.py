@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from hope_eval.encoding import Geometry
+from hope_eval.encodings import Geometry
 from hope_eval.encodings.rope import Rope
 from hope_eval.errors import EncodingError
 

@@ -15,7 +15,7 @@ Shape letters: H heads, N distances.
 import torch
 from torch import Tensor, nn
 
-from hope_eval.encoding import Geometry, PositionEncoding
+from hope_eval.encodings import Geometry, PositionEncoding
 
 
 class Kerple(PositionEncoding):

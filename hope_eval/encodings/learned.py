@@ -9,7 +9,7 @@ Shape letters: B batch, L length, D model width.
 
 from torch import Tensor, nn
 
-from hope_eval.encoding import Geometry, PositionEncoding
+from hope_eval.encodings import Geometry, PositionEncoding
 
 
 class Learned(PositionEncoding):

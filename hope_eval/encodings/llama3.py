@@ -5,7 +5,7 @@
 Source: Grattafiori et al., 2024, arXiv 2407.21783 (constants: the authors' released code).
 """
 
-from hope_eval.encoding import Geometry, RopeExtension
+from hope_eval.encodings import Geometry, RopeExtension
 
 
 class Llama3(RopeExtension):

@@ -11,7 +11,7 @@ Source: Ding et al., 2024, arXiv 2402.13753.
 
 from typing import Any
 
-from hope_eval.encoding import Geometry, RopeExtension
+from hope_eval.encodings import Geometry, RopeExtension
 
 
 class LongRope(RopeExtension):

@@ -5,7 +5,7 @@
 Source: Kazemnejad et al., 2023, arXiv 2305.19466.
 """
 
-from hope_eval.encoding import PositionEncoding
+from hope_eval.encodings import PositionEncoding
 
 
 class Nope(PositionEncoding):

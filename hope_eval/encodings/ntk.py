@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from hope_eval.encoding import Geometry
+from hope_eval.encodings import Geometry
 from hope_eval.encodings.rope import Rope
 
 

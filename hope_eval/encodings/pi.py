@@ -5,7 +5,7 @@
 Source: Chen et al., 2023, arXiv 2306.15595.
 """
 
-from hope_eval.encoding import Geometry, RopeExtension
+from hope_eval.encodings import Geometry, RopeExtension
 
 
 class Pi(RopeExtension):

@@ -9,7 +9,7 @@ Source: Barbero et al., 2024, arXiv 2410.06205, section 6.
 
 from torch import Tensor
 
-from hope_eval.encoding import Geometry
+from hope_eval.encodings import Geometry
 from hope_eval.encodings.rope import Rope
 from hope_eval.errors import EncodingError
 

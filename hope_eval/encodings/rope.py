@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hope_eval.encoding import PositionEncoding
+from hope_eval.encodings import PositionEncoding
 
 
 class Rope(PositionEncoding):

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from hope_eval.encoding import PositionEncoding
+from hope_eval.encodings import PositionEncoding
 
 
 class Sinusoidal(PositionEncoding):

@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from hope_eval.encoding import Geometry, PositionEncoding
+from hope_eval.encodings import Geometry, PositionEncoding
 
 
 class T5(PositionEncoding):

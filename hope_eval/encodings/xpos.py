@@ -11,7 +11,7 @@ Source: Sun et al., 2022, arXiv 2212.10554, section 3.
 import torch
 from torch import Tensor
 
-from hope_eval.encoding import Geometry
+from hope_eval.encodings import Geometry
 from hope_eval.encodings.rope import Rope
 
 

@@ -6,7 +6,7 @@
 Source: Peng et al., 2023, arXiv 2309.00071, section 3.
 """
 
-from hope_eval.encoding import Geometry, RopeExtension
+from hope_eval.encodings import Geometry, RopeExtension
 
 
 class Yarn(RopeExtension):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hope_eval.encoding import (
+from hope_eval.encodings import (
     EncodingSpec,
     PositionEncoding,
     encoding_class,

@@ -31,9 +31,8 @@ import torch
 from torch import nn
 
 from hope_eval import zoo
-from hope_eval.encoding import parse_encoding, training_length
+from hope_eval.encodings import parse_encoding, training_length
 from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, require
-from hope_eval.model import parts
 from hope_eval.model.attach import (
     attach,
     effective_inverse_frequencies,
@@ -43,8 +42,9 @@ from hope_eval.model.attach import (
     set_rope_parameters,
     text_config,
 )
-from hope_eval.model.layers import Compile
-from hope_eval.model.parallel import INSTEAD, Group, check_shardable, sharded
+from hope_eval.model.kernels.layers import Compile
+from hope_eval.model.parallel import sequence as parts
+from hope_eval.model.parallel.group import INSTEAD, Group, check_shardable, sharded
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Sample
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
-from hope_eval.encoding import EncodingSpec, Geometry, PositionEncoding, encoding_class, is_rotary
+from hope_eval.encodings import EncodingSpec, Geometry, PositionEncoding, encoding_class, is_rotary
 from hope_eval.errors import EncodingError, LengthError
-from hope_eval.model import attention
+from hope_eval.model.kernels import attention
 
 
 class HopeEvalConfig(LlamaConfig):

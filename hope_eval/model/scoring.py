@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from hope_eval.errors import LengthError, OptionError
-from hope_eval.model import attention, checks, kernels, parts
+from hope_eval.model import checks
 from hope_eval.model.attach import (
     effective_inverse_frequencies,
     is_nested_safe,
@@ -34,9 +34,12 @@ from hope_eval.model.attach import (
     text_config,
 )
 from hope_eval.model.checks import SMALLEST_CHUNK
-from hope_eval.model.layers import Chunked, Compile
-from hope_eval.model.nll import choose
-from hope_eval.model.parallel import Group
+from hope_eval.model.kernels import attention
+from hope_eval.model.kernels import fastest as kernels
+from hope_eval.model.kernels.layers import Chunked, Compile
+from hope_eval.model.kernels.nll import choose
+from hope_eval.model.parallel import sequence as parts
+from hope_eval.model.parallel.group import Group
 from hope_eval.task import Ids, Prompt, Question, Sample
 
 PrefixPolicy = Literal["auto", "bos", "eos", "none"]

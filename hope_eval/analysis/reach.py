@@ -1,0 +1,373 @@
+"""How far a model reads: effective context length under named definitions, and what each length adds up to.
+
+    ppl       the last position bucket whose nll is within 0.05 nats of the best bucket in the training window
+    relative  the greatest length up to which the score stays at 85 % of that at the shortest length (above chance)
+    ci        the same by the lower limit of each score; its interval ends where the upper limit fails
+    half      where the score has fallen half way from ceiling to floor: isotonic fit, between lengths by log2; the
+              interval holds both of these lengths
+    area      mean score over log2(length / training length), over the lengths that all lines share
+    useful    the last context at which the same tokens are distinguishably likelier than with every shorter one
+    breaking  the first context at which they are distinguishably less likely than with a shorter one
+
+Intervals are over draws of the contexts, which are the same ones at all lengths. A length that passes counts only if
+all shorter ones do; but for `ppl`, whose buckets are different tokens, some of them harder. Where even the greatest
+length passes, the answer is at least that one (`censored` is `>=`); where the least one fails, it is less (`<`). A
+score that is not distinguishable from chance at the shortest length gives no scale: no value.
+
+`useful` and `breaking` compare with every shorter context rather than with the shortest one alone: against the
+shortest, a context that has long stopped helping still counts as useful, and one that harms as harmless.
+
+Source: RULER (2404.06654) for the largest length that passes with all shorter ones; the 85 % are its usual
+threshold of 85.6 made relative.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hope_eval.analysis.differences import LOWER_IS_BETTER, each
+from hope_eval.analysis.intervals import ALPHA, Clusters, difference, holm
+from hope_eval.lengths import parse_length, short_length
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+# Nats that a bucket may be worse than the best one of the training window.
+_SLACK = 0.05
+_SHARE = 0.85
+
+# Holes that are no lack of memory or time: the model cannot read that far.
+_CANNOT = ("-", "nan")
+
+_SIGNS = {">=": "≥", "<=": "≤"}
+
+DEFINITIONS = {
+    "ppl": "last position bucket within 0.05 nats of the best bucket of the training window",
+    "relative": "greatest length with at least 85 % of the score at the shortest (above chance), all shorter ones too",
+    "ci": "the same by the lower limit of the intervals; high: by the upper limit",
+    "half": "where the score has fallen half way from ceiling to floor (isotonic fit)",
+    "area": "mean over log2(length / training length), in the metric's unit, over the lengths that all lines share",
+    "useful": "last context at which the same tokens are distinguishably likelier than with every shorter one",
+    "breaking": "first context at which they are distinguishably less likely than with a shorter one",
+}
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """The scores of one line against length, less is worse: perplexities come with their sign changed.
+
+    lengths: ascending [L]; those that the model cannot read have -inf.
+    draws:   [D, L] resampled.
+    shared:  whether all lines were measured there [L].
+    """
+
+    lengths: list[int]
+    values: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    draws: np.ndarray
+    train_length: float
+    floor: float
+    ceiling: float
+    shared: np.ndarray
+
+    @property
+    def unclear(self) -> str:
+        """Why there is no scale to read a length from; empty if there is: the shortest length is above chance."""
+        above = self.low > self.floor
+        if above[0]:
+            return ""
+        return f"not above chance at {short_length(self.lengths[0])}" if above.any() else "not above chance"
+
+
+def reach(scores: "DataFrame", differences: "DataFrame") -> "DataFrame":
+    """Return how far each line reads, by task and definition, beside its difference from the baseline in the window."""
+    import pandas
+
+    found: list[dict[str, Any]] = []
+    whole = scores[(scores.slice == "")]
+    shared = _shared_lengths(whole)
+    for names, rows in whole.groupby(["section", "family", "task", "line"], sort=False):
+        section, family, task, line = map(str, names)
+        metrics = ["nll"] if family == "ppl" else list(dict.fromkeys(rows[rows.headline.astype(bool)].metric))
+        for metric in metrics:
+            curve = _curve(rows, metric, shared[section, task])
+            if curve is None:
+                continue
+            parity = _parity(differences, section, task, metric, line, curve.train_length)
+            for definition, extent in _extents(section, family, curve, rows):
+                ratio = extent["value"] / curve.train_length
+                found.append(
+                    {
+                        "line": line,
+                        "model": rows.model.iloc[0],
+                        "encoding": rows.encoding.iloc[0],
+                        "section": section,
+                        "family": family,
+                        "task": task,
+                        "metric": metric,
+                        "definition": definition,
+                        "train_length": curve.train_length,
+                        **extent,
+                        "ratio": math.nan if definition == "area" else ratio,
+                        **parity,
+                    }
+                )
+    columns = [
+        "line",
+        "model",
+        "encoding",
+        "section",
+        "family",
+        "task",
+        "metric",
+        "definition",
+        "train_length",
+        "value",
+    ]
+    columns += ["low", "high", "censored", "ratio", "in_window", "in_window_low", "in_window_high", "in_window_verdict"]
+    return pandas.DataFrame(found, columns=columns)
+
+
+def _shared_lengths(scores: "DataFrame") -> dict[tuple[str, str], set[int]]:
+    """Return the lengths at which all lines of a section and task were measured, or cannot be."""
+    shared: dict[tuple[str, str], set[int]] = {}
+    for names, rows in scores.groupby(["section", "task"], sort=False):
+        section, task = map(str, names)
+        known: dict[str, set[int]] = {}
+        for row in each(rows[rows.status.isin(["ok", *_CANNOT])]):
+            known.setdefault(row.line, set()).add(int(row.length))
+        shared[section, task] = set.intersection(*known.values()) if known else set()
+    return shared
+
+
+def _curve(rows: "DataFrame", metric: str, shared: set[int]) -> _Curve | None:
+    """Return the curve of a metric as far as it is known; None for less than two lengths.
+
+    shared: lengths at which other lines were measured too.
+    """
+    mine = rows[rows.metric == metric].sort_values("length", kind="stable")
+    known = []
+    for row in each(mine):
+        if not (row.status in _CANNOT or (row.status == "ok" and isinstance(row.clusters, Clusters))):
+            break
+        known.append(row)
+    while known and known[0].status != "ok":
+        known.pop(0)
+    if len(known) < 2:
+        return None
+    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    fine = [row for row in known if row.status == "ok"]
+    common = reduce(lambda a, b: a & b, (set(row.clusters.names) for row in fine))
+    names = [name for name in fine[0].clusters.names if name in common]
+    columns, ends = [], []
+    for row in known:
+        value = sign * row.value if row.status == "ok" else -np.inf
+        if row.status != "ok" or len(names) < 2:
+            columns.append(np.array([value]))
+        else:
+            columns.append(sign * row.clusters.on(names).draws)
+        ends.append(sorted((sign * row.low, sign * row.high)) if row.status == "ok" else (-np.inf, -np.inf))
+    draws = np.stack(np.broadcast_arrays(*columns), axis=1)
+    controls = {name: rows[rows.metric == name].value.dropna() for name in ("floor", "ceiling")}
+    chances = mine.chance.dropna().astype(float)
+    # A floor that was measured varies; chance is known. Of the two, what is harder to beat.
+    floor = max([*(float(one) for one in controls["floor"].head(1)), *chances.head(1), 0.0])
+    return _Curve(
+        [int(row.length) for row in known],
+        np.array([sign * row.value if row.status == "ok" else -np.inf for row in known]),
+        np.array([low for low, _ in ends]),
+        np.array([high for _, high in ends]),
+        draws,
+        float(mine.train_length.iloc[0] or math.nan),
+        floor if sign > 0 else -np.inf,
+        max([float(one) for one in controls["ceiling"].head(1)], default=-np.inf),
+        np.array([int(row.length) in shared for row in known]),
+    )
+
+
+def _extents(section: str, family: str, curve: _Curve, rows: "DataFrame") -> list[tuple[str, dict[str, Any]]]:
+    if section == "ppl@paired":
+        return _useful_and_breaking(rows)
+    area = ("area", _area(curve, -1.0 if family == "ppl" else 1.0))
+    if section == "ppl@bucket":
+        return [("ppl", _by_bucket(curve)), area]
+    if family == "ppl":
+        return [area]
+    if curve.unclear:
+        nothing = {"value": math.nan, "low": math.nan, "high": math.nan, "censored": curve.unclear}
+        return [(definition, dict(nothing)) for definition in ("relative", "ci", "half")] + [area]
+    return [("relative", _relative(curve)), ("ci", _by_limits(curve)), ("half", _half(curve)), area]
+
+
+def _leading(passes: np.ndarray) -> np.ndarray:
+    """Return how many lengths pass before the first that does not, [..., L] -> [...]."""
+    count: np.ndarray = np.cumprod(passes, axis=-1).sum(-1)
+    return count
+
+
+def _extent(curve: _Curve, value: int, draws: np.ndarray) -> dict[str, Any]:
+    """Return a number of lengths passed as a length, with the interval of its draws."""
+    low, high = (int(np.quantile(draws, level, method="inverted_cdf")) for level in (ALPHA / 2, 1 - ALPHA / 2))
+    return {
+        "value": float(_length(curve, value)),
+        # Below the least length is any.
+        "low": float(_length(curve, min(low, value))) if min(low, value) else 0.0,
+        "high": float(_length(curve, max(high, value))),
+        "censored": ">=" if value == len(curve.lengths) else "" if value else "<",
+    }
+
+
+def _length(curve: _Curve, n_passed: int) -> int:
+    return curve.lengths[max(0, n_passed - 1)]
+
+
+def _threshold(values: np.ndarray, floor: float) -> np.ndarray:
+    """Return what scores must reach, from that at the shortest length, [..., L] -> [..., 1]."""
+    threshold: np.ndarray = floor + _SHARE * (values[..., :1] - floor)
+    return threshold
+
+
+def _relative(curve: _Curve) -> dict[str, Any]:
+    def passed(values: np.ndarray) -> np.ndarray:
+        return _leading(values >= _threshold(values, curve.floor))
+
+    return _extent(curve, int(passed(curve.values)), passed(curve.draws))
+
+
+def _by_limits(curve: _Curve) -> dict[str, Any]:
+    threshold = _threshold(curve.values, curve.floor)
+    low, high = (int(_leading(limits >= threshold)) for limits in (curve.low, curve.high))
+    return _extent(curve, low, np.array([low, high]))
+
+
+def _by_bucket(curve: _Curve) -> dict[str, Any]:
+    inside = [number for number, length in enumerate(curve.lengths) if length <= curve.train_length]
+    if not inside:
+        return {"value": math.nan, "low": math.nan, "high": math.nan, "censored": "no bucket in the window"}
+
+    def passed(values: np.ndarray) -> np.ndarray:
+        """Return how many buckets there are up to the last that is fine."""
+        fine = values >= values[..., inside].max(-1, keepdims=True) - _SLACK
+        last: np.ndarray = values.shape[-1] - np.argmax(fine[..., ::-1], axis=-1)
+        return last
+
+    return _extent(curve, int(passed(curve.values)), passed(curve.draws))
+
+
+def _half(curve: _Curve) -> dict[str, Any]:
+    logs = np.log2(curve.lengths)
+
+    def crossing(values: np.ndarray) -> np.ndarray:
+        """Return log2 of the length where the fit crosses the middle, [D, L] -> [D]; its ends where it does not."""
+        fit = _falling(np.maximum(values, curve.floor))
+        middle = (np.maximum(fit[:, :1], curve.ceiling) + curve.floor) / 2
+        n = _leading(fit >= middle)
+        after = np.clip(n, 1, len(logs) - 1)
+        rows = np.arange(len(fit))
+        above, below = fit[rows, after - 1], fit[rows, after]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            share = np.clip((above - middle[:, 0]) / (above - below), 0, 1)
+        found = logs[after - 1] + share * (logs[after] - logs[after - 1])
+        whole: np.ndarray = np.where(n == 0, logs[0], np.where(n == len(logs), logs[-1], found))
+        return whole
+
+    value = float(crossing(curve.values[None])[0])
+    low, high = np.quantile(crossing(curve.draws), [ALPHA / 2, 1 - ALPHA / 2])
+    # Where between two lengths it crosses was not measured.
+    low, high = min(low, logs[logs <= value].max()), max(high, logs[logs >= value].min())
+    censored = ">=" if value == logs[-1] else "<" if value == logs[0] else ""
+    return {"value": 2**value, "low": float(2**low), "high": float(2**high), "censored": censored}
+
+
+def _falling(values: np.ndarray) -> np.ndarray:
+    """Return the closest curves that never rise, [D, L]: isotonic regression by its min-max formula."""
+    n = values.shape[1]
+    sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
+
+    def means(start: int, at: int) -> list[np.ndarray]:
+        """Return the means from `start` to every place from `at` on."""
+        return [(sums[:, stop] - sums[:, start]) / (stop - start) for stop in range(at + 1, n + 1)]
+
+    fit = [np.min([np.max(means(start, at), axis=0) for start in range(at + 1)], axis=0) for at in range(n)]
+    return np.stack(fit, axis=1)
+
+
+def _area(curve: _Curve, sign: float) -> dict[str, Any]:
+    if sign < 0 and not np.isfinite(curve.values).all():
+        return {"value": math.nan, "low": math.nan, "high": math.nan, "censored": "reads no further"}
+    if curve.shared.sum() < 2:
+        return {"value": math.nan, "low": math.nan, "high": math.nan, "censored": "no shared lengths"}
+    # What cannot be read is answered wrong; areas over other lengths could not be compared.
+    values, draws = (np.where(np.isfinite(one), one, 0.0)[..., curve.shared] for one in (curve.values, curve.draws))
+    logs = np.log2(np.array(curve.lengths)[curve.shared])
+
+    def mean(scores: np.ndarray) -> np.ndarray:
+        area: np.ndarray = sign * np.trapezoid(scores, logs, axis=-1) / (logs[-1] - logs[0])
+        return area
+
+    low, high = np.quantile(mean(draws), [ALPHA / 2, 1 - ALPHA / 2])
+    return {"value": float(mean(values)), "low": float(low), "high": float(high), "censored": ""}
+
+
+def _useful_and_breaking(rows: "DataFrame") -> list[tuple[str, dict[str, Any]]]:
+    cells = [row for row in each(rows[rows.metric == "nll"].sort_values("length")) if row.status == "ok"]
+    contexts = [parse_length(row.label.removeprefix("c=")) for row in cells]
+    gaps, least = [], 0
+    for number in range(1, len(cells)):
+        gaps.append(difference(cells[number].clusters, cells[least].clusters))
+        if cells[number].value < cells[least].value:
+            least = number
+    verdicts = [
+        0 if not p < ALPHA else (1 if gap.value < 0 else -1)
+        for gap, p in zip(gaps, holm([gap.p for gap in gaps]), strict=True)
+    ]
+    harm = next((number for number, found in enumerate(verdicts) if found < 0), len(verdicts))
+    helped = [number for number in range(harm) if verdicts[number] > 0]
+    nan = math.nan
+    useful = float(contexts[helped[-1] + 1]) if helped else nan
+    unseen = "no gain seen" if not helped else ">=" if helped[-1] == len(verdicts) - 1 else ""
+    breaking = {"value": float(contexts[min(harm + 1, len(contexts) - 1)]), "low": nan, "high": nan}
+    return [
+        ("useful", {"value": useful, "low": nan, "high": nan, "censored": unseen}),
+        ("breaking", {**breaking, "censored": "" if harm < len(verdicts) else ">"}),
+    ]
+
+
+def _parity(
+    differences: "DataFrame", section: str, task: str, metric: str, line: str, train_length: float
+) -> dict[str, Any]:
+    """Return how a line compares with the baseline at the greatest length within the training window."""
+    rows = differences[
+        (differences.section == section)
+        & (differences.task == task)
+        & (differences.metric == metric)
+        & (differences.line == line)
+        & (differences.length <= train_length)
+    ]
+    if rows.empty:
+        nan = math.nan
+        return {"in_window": nan, "in_window_low": nan, "in_window_high": nan, "in_window_verdict": ""}
+    row: Any = rows.iloc[int(rows.length.argmax())]
+    return {
+        "in_window": row.value,
+        "in_window_low": row.low,
+        "in_window_high": row.high,
+        "in_window_verdict": row.verdict,
+    }
+
+
+def worded(extent: Any) -> tuple[str, str]:
+    """Return an effective length as people write it, and its interval: `>= 2k`, `[1k, 2k]`; `at chance`."""
+    if math.isnan(extent.value):
+        return str(extent.censored), ""
+    if extent.definition == "area":
+        return f"{extent.value:.3f}", f"[{extent.low:.3f}, {extent.high:.3f}]"
+    mark = f"{_SIGNS.get(extent.censored, extent.censored)} " if extent.censored else ""
+    value = f"{mark}{short_length(round(extent.value))}"
+    if math.isnan(extent.low):
+        return value, ""
+    return value, f"[{short_length(round(extent.low))}, {short_length(round(extent.high))}]"

@@ -1,0 +1,78 @@
+"""Rows: one number each, with what it is of; and the table of a run, which is rows and notes."""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+if TYPE_CHECKING:
+    from hope_eval.runs.store import RunStore
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunTable:
+    """Rows of one run, and what a reader must know of them.
+
+    notes: one fact a line; lines of several tables that say the same come out the same.
+    model: how the run calls its model, with its encoding.
+    about: how that model was read.
+    run:   the id of the run.
+    facts: what columns can be broken down by.
+    stores: the run, or one for each training seed.
+    """
+
+    rows: list[Row]
+    notes: list[str]
+    model: str
+    about: str
+    run: str
+    facts: tuple[str, ...] = ()
+    stores: tuple["RunStore", ...] = ()
+
+
+def joint_notes(tables: Sequence[RunTable]) -> list[str]:
+    """Return the notes of several tables, each fact once, with the models that it holds for."""
+    notes = list(dict.fromkeys(note for table in tables for note in table.notes))
+    for about in dict.fromkeys(table.about for table in tables):
+        models = ", ".join(dict.fromkeys(table.model for table in tables if table.about == about))
+        notes.append(f"{models}: {about}")
+    runs = list(dict.fromkeys(table.run for table in tables))
+    return [*notes, f"run{'s' * (len(runs) > 1)} {', '.join(runs)}"]
+
+
+def without_seed(model: str) -> str:
+    """Return the name of a model without the training seed that ends it: hope-0 is hope."""
+    return re.sub(r"-\d+$", "", model)
+
+
+class _Run(Protocol):
+    @property
+    def header(self) -> dict[str, Any]: ...
+
+
+R = TypeVar("R", bound=_Run)
+
+
+def by_seed(runs: Iterable[R]) -> list[list[R]]:
+    """Return runs in groups that differ in nothing but the seed that ends their model's name: hope-0, hope-1…"""
+    groups: dict[str, list[R]] = {}
+    for run in runs:
+        identity = {**run.header["identity"], "fingerprint": ""}
+        identity["model"] = without_seed(identity["model"])
+        groups.setdefault(json.dumps(identity, sort_keys=True), []).append(run)
+    return list(groups.values())
+
+
+# What tables are made of, in this order.
+PILLARS = {"ppl": "Perplexity", "copy": "Copying", "retrieve": "Retrieval", "fewshot": "Few-shot following"}
+
+# What the lines and the columns of a comparison may be, and which frames it has.
+BY = ("model", "encoding", "task")
+COLUMNS = ("tokens", "multiples")
+FRAMES = ("scores", "differences", "reach", "wins")
+
+# Of use in memory only.
+INTERNAL = ("clusters", "conditions", "stated", "settings", "twin")

@@ -1,0 +1,1 @@
+"""Texts: long ones, labelled ones, and a tokenizer as tasks see it."""

@@ -1,0 +1,1 @@
+"""The loop, what it measures, and what that takes."""

@@ -1,0 +1,105 @@
+"""Samples of tasks, as text for people: what is read, what is asked, what is right."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from hope_eval.data.corpora import load_corpus
+from hope_eval.data.labelled import load_examples
+from hope_eval.errors import OptionError
+from hope_eval.evaluation.questions import Material, vocabulary_for
+from hope_eval.model.checkpoint import load_tokenizer
+from hope_eval.task import Task, generator, parse_task, task_class, task_names
+
+
+@dataclass(frozen=True)
+class ShownQuestion:
+    """A question as text."""
+
+    facts: str
+    query: str
+    target: str
+    choices: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ShownSample:
+    """A prompt as text."""
+
+    task: str
+    one_line: str
+    facts: str
+    context: str
+    questions: tuple[ShownQuestion, ...]
+
+
+def material_for(task: Task, data: str | None, text_field: str, label_field: str) -> tuple[Task, Material]:
+    """Return what a task needs of texts or examples, and the task as it uses them.
+
+    data: what a user gives; it is used where it can be. None: the sources of Python's standard library where a task
+          needs texts, and nothing where it makes its own.
+
+    Raises OptionError for data that the task cannot use, CorpusError for what cannot be read.
+    """
+    if task.uses == "examples":
+        return task, Material(examples=load_examples(data, text_field, label_field)) if data else Material()
+    if data is not None and not task.uses:
+        raise OptionError(f"`{task}` makes all it needs by itself, and takes no --data", "leave --data out")
+    if data is not None and "haystack" in {f.name for f in dataclasses.fields(task)}:
+        task = dataclasses.replace(task, haystack="text")  # type: ignore[call-arg]
+    needed = task.uses == "text" and getattr(task, "haystack", "text") == "text"
+    return task, Material(load_corpus(data or "python", text_field)) if needed else Material()
+
+
+def sample(
+    name: str,
+    model: str,
+    length: int,
+    seed: int = 0,
+    index: int = 0,
+    data: str | None = None,
+    text_field: str = "text",
+    label_field: str = "label",
+    chat: bool | None = None,
+) -> ShownSample:
+    """Return a sample of a task, in the tokens of a model, exactly as it is asked.
+
+    Raises TaskError, ContextTooShortError, CheckpointError, CorpusError or OptionError.
+    """
+    task, material = material_for(parse_task(name), data, text_field, label_field)
+    vocabulary = vocabulary_for(load_tokenizer(model), task, material, chat, seed=seed)
+    prompt = task.prompt(vocabulary, length, generator("test", str(task), seed, index))
+    questions = tuple(
+        ShownQuestion(
+            ", ".join(f"{key} {_short(value)}" for key, value in question.meta.items()),
+            vocabulary.text(question.query),
+            vocabulary.text(question.target),
+            tuple(vocabulary.text(choice) for choice in question.choices),
+        )
+        for question in prompt.questions
+    )
+    n = len(prompt.context) + max(map(len, prompt.questions)) + task.n_new
+    facts = f"{n} of {length} tokens, {len(questions)} question{'s' * (len(questions) > 1)} on one context"
+    return ShownSample(str(task), task.one_line, facts, vocabulary.text(prompt.context), questions)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def describe_all() -> list[dict[str, Any]]:
+    """Return one record for every task of this project."""
+    records = []
+    for name in task_names():
+        cls = task_class(name)
+        defaults = (f"{f.name}={f.default}" for f in dataclasses.fields(cls) if f.name != "control")
+        records.append(
+            {
+                "task": name,
+                "command": cls.family,
+                "asks to": cls.one_line,
+                "source": f"arXiv {cls.source}" if cls.source else "ours",
+                "parameters": ", ".join(defaults),
+            }
+        )
+    return sorted(records, key=lambda record: ("copy", "retrieve", "fewshot").index(record["command"]))

@@ -1,0 +1,237 @@
+"""What a decoder does token by token, over chunks of tokens: of a long input, little is in memory at once.
+
+    with Chunked(decoder).reading(n_tokens): decoder(ids)
+
+An MLP makes tensors many times as wide as the model, and a norm copies its input in float32. Both are the same for
+every token, whatever stands before it; so they are run over some thousand tokens at a time, and only what they return
+is whole. On a GPU, chunks of long inputs are compiled: element-wise work is fused, and since all chunks but the last
+have one shape, no length compiles anew.
+
+Shape letters: B batch, L length, N tokens of a chunk, D model width.
+"""
+
+import contextlib
+import math
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from types import MethodType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hope_eval.errors import OptionError
+from hope_eval.model.kernels.attention import PLAIN
+
+Compile = Literal["auto", "on", "off"]
+
+# Tokens of a chunk, at most and at least.
+LARGEST_CHUNK, SMALLEST_CHUNK = 4096, 256
+
+# On a GPU, where every chunk has to be launched, narrow models get more: as wide as a model of 8B, chunks take as much.
+_LARGEST_CHUNK_WIDTH = 14_336
+
+# `auto` compiles forwards of that many tokens: they take seconds, and what is fused is a tenth of them.
+COMPILED_FROM = 65_536
+
+
+class Chunked:
+    """The token-wise parts of a decoder: of its layers, what is no attention, and its norms.
+
+    chunk:           tokens that they are given at once; halved where memory does not suffice.
+    compile_seconds: what compiling took.
+    compile_refused: why nothing is compiled, where `auto` would, but there is no compiler for it.
+    n_run:           how many times a part went over chunks.
+    """
+
+    def __init__(self, decoder: nn.Module, compiling: Compile = "auto", n_layers: int | None = None) -> None:
+        self.parts, self.attentions = _parts(decoder, n_layers)
+        self.chunk = LARGEST_CHUNK
+        self.compiling: Compile = compiling
+        self.compile_seconds = 0.0
+        self.compile_refused = ""
+        self.n_run = 0
+        self._compiled: dict[int, Callable[..., Any]] = {}
+        self._warm: set[tuple[Any, ...]] = set()
+
+    def halve(self, n_tokens: int) -> bool:
+        """Make chunks smaller; return whether that helps with reading so many tokens."""
+        if n_tokens <= min(self.chunk, LARGEST_CHUNK) or self.chunk <= SMALLEST_CHUNK:
+            return False
+        self.chunk //= 2
+        while self.chunk >= n_tokens:
+            # Nothing of it is in chunks yet.
+            self.chunk //= 2
+        if self._compiled:
+            # Another shape is another kernel, and of one function the compiler makes only so many.
+            self._compiled.clear()
+            self._warm.clear()
+            torch._dynamo.reset()
+        return True
+
+    @contextlib.contextmanager
+    def reading(self, n_tokens: int, *, compiles: bool = True) -> Iterator[None]:
+        """Let the parts run over chunks while the decoder reads that many tokens, all inputs together.
+
+        compiles: whether that may be compiled.
+        """
+        if n_tokens <= self.chunk or torch.is_grad_enabled():
+            yield
+            return
+        compiled = compiles and self._compiles(n_tokens)
+        # What another library has put around a part is not for the compiler.
+        changed = [
+            (part, partial(self._in_chunks, part, part.forward, compiled and isinstance(part.forward, MethodType)))
+            for part in self.parts
+        ]
+        if compiled:
+            some = (part for part in self.attentions if _may_be_compiled(part))
+            changed += [(part, partial(self._whole, part, part.forward)) for part in some]
+        own = [(part, part.__dict__.get("forward")) for part, _ in changed]
+        for part, run in changed:
+            part.forward = run
+        try:
+            yield
+        finally:
+            for part, forward in own:
+                part.__dict__.pop("forward", None)
+                if forward is not None:
+                    part.forward = forward
+
+    def _compiles(self, n_tokens: int) -> bool:
+        if self.compiling == "auto":
+            device = next((p.device.type for part in self.parts for p in part.parameters()), "cpu")
+            return device == "cuda" and n_tokens >= COMPILED_FROM and not self.compile_refused
+        return self.compiling == "on"
+
+    def _in_chunks(
+        self, part: nn.Module, forward: Callable[..., Any], compiled: bool, *inputs: Any, **options: Any
+    ) -> Any:
+        """Return what a part makes of hidden states [B, L, D]."""
+        whole_BLD = inputs[0] if len(inputs) == 1 and not options else None
+        if not isinstance(whole_BLD, Tensor) or whole_BLD.ndim != 3 or whole_BLD[..., 0].numel() <= self.chunk:
+            return forward(*inputs, **options)
+        self.n_run += 1
+        flat_LD = whole_BLD.reshape(-1, whole_BLD.shape[-1])
+        n, size = len(flat_LD), self.chunk
+        # Of a model that is spread over devices, a part may be on another than what it is given.
+        device = next((p.device for p in part.parameters()), flat_LD.device)
+        out_LD = torch.empty_like(flat_LD, device=device)
+        step = self._step(part, forward) if compiled else partial(_step, forward)
+        for start in range(0, n, size):
+            # Taken from two dimensions, it has the strides of its own size: otherwise every length would compile anew.
+            chunk_1ND, out_1ND = flat_LD[start : start + size][None], out_LD[start : start + size][None]
+            # What is left at the end has a shape of its own, and is not worth compiling for.
+            run = step if chunk_1ND.shape[1] == size else partial(_step, forward)
+            if not run(chunk_1ND, out_1ND):
+                return forward(*inputs)
+        return out_LD.reshape(whole_BLD.shape)
+
+    def _whole(self, part: nn.Module, forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
+        """Return what an attention layer returns; what is around its kernel is compiled, for any length."""
+        if options.get("past_key_values") is not None:
+            return forward(*inputs, **options)
+        run = self._compiled.get(id(part))
+        if run is None:
+            run = self._compiled[id(part)] = torch.compile(forward, dynamic=True)
+        return self._tried((type(part),), run, forward, *inputs, **options)
+
+    def _step(self, part: nn.Module, forward: Callable[..., Any]) -> Callable[[Tensor, Tensor], bool]:
+        """Return a compiled step of a part; the first of its kind is compiled when it is called."""
+        run = self._compiled.get(id(part))
+        if run is None:
+            run = self._compiled[id(part)] = torch.compile(partial(_step, forward), dynamic=False)
+        return partial(self._tried, (type(part), self.chunk), run, partial(_step, forward))
+
+    def _tried(
+        self, kind: tuple[Any, ...], run: Callable[..., Any], plain: Callable[..., Any], *inputs: Any, **options: Any
+    ) -> Any:
+        """Return what a compiled call returns; the first of its kind counts as compiling.
+
+        Raises OptionError if compiling was asked for and cannot be done.
+        """
+        if kind in self._warm:
+            return run(*inputs, **options)
+        if self.compile_refused:
+            return plain(*inputs, **options)
+        start = time.perf_counter()
+        try:
+            with warnings.catch_warnings():
+                # What the compiler would like of settings that are the user's.
+                warnings.simplefilter("ignore")
+                out = run(*inputs, **options)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            # The compiler needs a C compiler, Triton, and a GPU that it knows; whatever it lacks, we can do without.
+            told = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:200]}"
+            if self.compiling == "on":
+                raise OptionError(f"torch.compile cannot be used here: {told}", "--compile off") from error
+            self.compile_refused = told
+            return plain(*inputs, **options)
+        self.compile_seconds += time.perf_counter() - start
+        self._warm.add(kind)
+        return out
+
+
+def _step(forward: Callable[[Tensor], Any], chunk_1ND: Tensor, out_1ND: Tensor) -> bool:
+    """Write what a part makes of a chunk; return whether it is of its shape, as it is of what works by tokens."""
+    found = forward(chunk_1ND)
+    if not isinstance(found, Tensor) or found.shape != out_1ND.shape or found.dtype != out_1ND.dtype:
+        return False
+    out_1ND.copy_(found)
+    return True
+
+
+def largest_chunk(device_type: str, width: int, compiling: Compile = "auto") -> int:
+    """Return how many tokens a chunk has at most.
+
+    width: of the widest tensors within a part.
+    """
+    if device_type != "cuda" or compiling == "on":
+        # What is to be compiled has to be in chunks.
+        return LARGEST_CHUNK
+    return min(LARGEST_CHUNK * _power_of_two(_LARGEST_CHUNK_WIDTH / width), COMPILED_FROM // 2)
+
+
+def chunk_for(free: float, width: int, number_bytes: int, device_type: str, compiling: Compile = "auto") -> int:
+    """Return how many tokens a chunk has where so many bytes are free: a power of two.
+
+    width: of the widest tensors within a part, of which there are three at once.
+    """
+    room = min(free / 8 / (3 * width * number_bytes), largest_chunk(device_type, width, compiling))
+    return max(SMALLEST_CHUNK, _power_of_two(room))
+
+
+def _power_of_two(number: float) -> int:
+    """Return the largest power of two that is no larger, and no smaller than 1."""
+    return int(2 ** math.floor(math.log2(max(1, number))))
+
+
+def _parts(decoder: nn.Module, n_layers: int | None) -> tuple[list[nn.Module], list[nn.Module]]:
+    """Return what in a decoder works by tokens, norms beside the layers included, and its attention layers.
+
+    n_layers: how many layers it has, since a model may have towers for images and sounds besides; None: unknown.
+    """
+    lists = [child for child in decoder.modules() if isinstance(child, nn.ModuleList) and len(child)]
+    layers = next((one for one in lists if len(one) == n_layers), next(iter(lists), ()))
+    token_wise: dict[int, nn.Module] = {}
+    attentions: dict[int, nn.Module] = {}
+    for layer in layers:
+        for name, child in layer.named_children():
+            attends = "attn" in name or "attention" in type(child).__name__.lower()
+            (attentions if attends else token_wise)[id(child)] = child
+    if layers:
+        norms = (child for child in decoder.children() if "norm" in type(child).__name__.lower())
+        token_wise |= {id(child): child for child in norms}
+    # What is kept elsewhere is fetched for each chunk anew.
+    here = [part for part in token_wise.values() if not any(p.device.type == "meta" for p in part.parameters())]
+    return here, list(attentions.values())
+
+
+def _may_be_compiled(part: nn.Module) -> bool:
+    """Return whether an attention layer is as it was made, and calls the kernel that compiling leaves alone."""
+    kind = getattr(getattr(part, "config", None), "_attn_implementation", None)
+    return kind == PLAIN and isinstance(part.forward, MethodType)

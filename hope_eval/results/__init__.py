@@ -1,1 +1,0 @@
-"""From records to answers: keep them, summarise them, print them. No torch in here."""

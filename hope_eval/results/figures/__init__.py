@@ -1,1 +1,0 @@
-"""Figures for a paper, one kind a file; `hope_eval/results/plots.py` lists and writes them."""

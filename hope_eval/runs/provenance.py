@@ -1,0 +1,101 @@
+"""How a run came to be: versions, machine, state of the code, seconds and memory."""
+
+import contextlib
+import functools
+import platform
+import subprocess
+import time
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import hope_eval
+
+if TYPE_CHECKING:
+    import torch
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
+
+# Those that are used where they are installed.
+_FURTHER = ("flash-attn-4",)
+
+
+def origin(device: "torch.device", command: str) -> dict[str, Any]:
+    """Return what was run, with which versions, on what."""
+    import torch
+
+    return {
+        "command": command,
+        "machine": torch.cuda.get_device_name(device) if device.type == "cuda" else platform.machine(),
+        "versions": _versions().copy(),
+        "commit": _commit(),
+    }
+
+
+@functools.cache
+def _versions() -> dict[str, str]:
+    return {
+        "hope_eval": hope_eval.__version__,
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+        **installed(*_FURTHER),
+    }
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """Return the versions of those packages that are there."""
+    found = {}
+    for package in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
+
+
+class Session:
+    """One stretch of work on a run: when it began, what it took."""
+
+    def __init__(self, device: "torch.device", command: str) -> None:
+        self.device = device
+        self.facts = {"started": datetime.now(UTC).isoformat(timespec="seconds"), **origin(device, command)}
+        self._start = time.perf_counter()
+        if device.type == "cuda":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(device)
+            self.facts["weights_gib"] = _gib(torch.cuda.memory_allocated(device))
+
+    def ended(self, n_read: int) -> dict[str, Any]:
+        """Return the facts, with seconds, tokens read and the peak of GPU memory, weights included."""
+        seconds = time.perf_counter() - self._start
+        facts = {**self.facts, "seconds": round(seconds, 3), "tokens_read": n_read}
+        if self.device.type == "cuda":
+            import torch
+
+            facts["peak_memory_gib"] = _gib(torch.cuda.max_memory_allocated(self.device))
+        return facts
+
+
+def _gib(n_bytes: int) -> float:
+    return round(n_bytes / 2**30, 2)
+
+
+@functools.cache
+def _commit() -> dict[str, Any] | None:
+    """Return commit and dirty flag of the checkout this code runs from; None if it is installed.
+
+    As they are when this is asked first: the code of this process does not change later.
+    """
+    root = Path(hope_eval.__file__).parent.parent
+    if not (root / ".git").exists():
+        return None
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip()
+
+    try:
+        head = git("rev-parse", "--quiet", "--verify", "HEAD")
+    except FileNotFoundError:
+        return None
+    return {"id": head, "dirty": bool(git("status", "--porcelain"))} if head else None

@@ -1,0 +1,151 @@
+"""The tokens of a run: the nll of every token that was scored, and the bytes of every token.
+
+A cell of a table asks for windows. Where the run holds them (or, for a nested-safe model, a longer read of the same
+tokens), it is filled without a model; `measure` asks the same question to know what is left to do.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hope_eval.protocols import Window
+from hope_eval.runs.store import Record, RunStore
+
+
+@dataclass(frozen=True)
+class TokenizedDocument:
+    """A document in a model's own tokens.
+
+    index:  its place in the sample.
+    ids:    int32 [T], no special tokens.
+    bytes:  UTF-8 bytes of each token, uint32 [T]; None if the tokenizer does not tell.
+    whole:  these are all its tokens, and not only the first; so are n_bytes and n_words.
+    """
+
+    id: str
+    index: int
+    ids: np.ndarray
+    bytes: np.ndarray | None
+    n_bytes: int
+    n_words: int
+    whole: bool = True
+
+    def record(self) -> Record:
+        """Return what a run keeps of it, the bytes aside."""
+        return {
+            "kind": "document",
+            "document": self.id,
+            "index": self.index,
+            "n_tokens": len(self.ids),
+            "n_bytes": self.n_bytes,
+            "n_words": self.n_words,
+            **({} if self.whole else {"whole": False}),
+        }
+
+
+def n_words(text: str) -> int:
+    """Return the number of words as lm-evaluation-harness counts them."""
+    return len(re.split(r"\s+", text))
+
+
+class TokenStore:
+    """The tokens of a run: which windows are there, and their nll."""
+
+    def __init__(self, store: RunStore) -> None:
+        self.store = store
+        self.nested_safe: bool = store.header["identity"]["nested_safe"]
+        self.documents: dict[str, Record] = {}
+        self.out_of_memory: list[Record] = []
+        # Where measuring up to a width has ended.
+        self.until: list[Record] = []
+        self._n_measured: int | None = None
+        # Every cell of a table asks for them.
+        self._bytes: dict[str, np.ndarray | None] = {}
+        # By document, start and prefix: all that `covers` can be true of.
+        self._windows: dict[tuple[str, int, bool], list[tuple[Window, Record]]] = defaultdict(list)
+        for record in store.records:
+            self._index(record)
+
+    @property
+    def header(self) -> dict[str, Any]:
+        """Identity and provenance of the run."""
+        return self.store.header
+
+    def _index(self, record: Record) -> None:
+        if record["kind"] == "document":
+            self.documents[record["document"]] = record
+        elif record["kind"] == "window":
+            window = Window(*record["window"])
+            self._windows[record["document"], window.start, window.prefixed].append((window, record))
+            document = self.documents.get(record["document"])
+            if document is None or document["index"] >= (self._n_measured or 0):
+                self._n_measured = None
+        elif record["kind"] == "oom":
+            self.out_of_memory.append(record)
+        elif record["kind"] == "until":
+            self.until.append(record)
+            self._n_measured = record["n"]
+
+    def add_document(self, document: TokenizedDocument) -> None:
+        """Keep a document, once."""
+        if document.id in self.documents:
+            return
+        arrays = {} if document.bytes is None else {"bytes": document.bytes}
+        self.store.append(document.record(), **arrays)
+        self._index(self.store.records[-1])
+
+    def add_window(self, document: str, window: Window, nll: np.ndarray) -> None:
+        """Keep the nll [window.n_scored] of a window, once."""
+        if self.covers(document, window):
+            return
+        values = [window.start, window.stop, window.scored_start, window.scored_stop, window.prefixed]
+        self.store.append({"kind": "window", "document": document, "window": values}, nll=nll.astype("<f4"))
+        self._index(self.store.records[-1])
+
+    def add_out_of_memory(self, document: str, n_read: int, figures: dict[str, float], message: str) -> None:
+        """Keep that a read did not fit. It is tried again whenever the run is resumed."""
+        self.store.append(
+            {"kind": "oom", "document": document, "n_read": n_read, "memory": figures, "message": message}
+        )
+        self._index(self.store.records[-1])
+
+    def add_until(self, ended: Record) -> None:
+        """Keep where measuring up to a width has ended."""
+        self.store.append(ended)
+        self._index(self.store.records[-1])
+
+    def _find(self, document: str, window: Window) -> tuple[Window, Record] | None:
+        held = self._windows.get((document, window.start, window.prefixed), [])
+        return next((pair for pair in held if pair[0].covers(window, self.nested_safe)), None)
+
+    def covers(self, document: str, window: Window) -> bool:
+        """Whether the nll of that window is here."""
+        return self._find(document, window) is not None
+
+    def n_begun(self, documents: Sequence[TokenizedDocument]) -> int:
+        """Return how many of these documents there are up to the last one of which any window is here."""
+        begun = {document for document, _, _ in self._windows}
+        return max((n for n, document in enumerate(documents, 1) if document.id in begun), default=0)
+
+    def nll(self, document: str, window: Window) -> np.ndarray:
+        """Return the nll [nats] of the scored tokens of a window that is here."""
+        held = self._find(document, window)
+        assert held is not None
+        first = window.scored_start - held[0].scored_start
+        return self.store.array(held[1], "nll")[first : first + window.n_scored]
+
+    def bytes(self, document: str) -> np.ndarray | None:
+        """Return the bytes of each token of a document."""
+        if document not in self._bytes:
+            record = self.documents[document]
+            self._bytes[document] = self.store.array(record, "bytes") if "arrays" in record else None
+        return self._bytes[document]
+
+    def sample(self, n_documents: int | None) -> list[str]:
+        """Return the first n documents of the sample, none of which lies past where measuring has ended."""
+        ordered = sorted(self.documents.values(), key=lambda record: int(record["index"]))
+        return [record["document"] for record in ordered[: self._n_measured][:n_documents]]

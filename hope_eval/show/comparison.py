@@ -1,0 +1,251 @@
+"""A comparison as tables: one a pillar, what differs from the baseline, how far each line reads, who wins.
+
+Each is a title, a grid to draw and what its marks mean; `wide` is a frame with lengths side by side, for programs.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from rich.console import Console
+from rich.text import Text
+
+from hope_eval.analysis.differences import BETTER, SAME, WORSE, each
+from hope_eval.analysis.reach import DEFINITIONS, worded
+from hope_eval.analysis.rows import PILLARS, Row
+from hope_eval.errors import OptionError, StoreError
+from hope_eval.lengths import short_length
+from hope_eval.show.tables import SHOWN, Cell, Grid, clean, draw, grid, legend, metric_name, number
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_UNADJUSTED = "intervals are those of each difference alone; verdicts allow for their number"
+
+_VERDICTS = {BETTER: "▲", WORSE: "▼", SAME: "≈"}
+
+# Suffixes of files, and what is written into them.
+SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".md": "markdown", ".tex": "latex", ".txt": "table"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """One table, with what stands above and below it."""
+
+    title: str
+    grid: Grid
+    notes: list[str]
+
+
+class Compared(Protocol):
+    """What is drawn: a comparison, with the frames that it is made of."""
+
+    @property
+    def baseline(self) -> str:
+        """The line that others are compared with."""
+
+    def frame(self, name: str) -> "DataFrame":
+        """Return its scores, differences, reach or wins."""
+
+
+def blocks(comparison: Compared, show: Sequence[str], by_task: bool = False) -> Iterator[Block]:
+    """Yield the tables of a comparison.
+
+    show:    which of scores, differences, reach and wins.
+    by_task: a table a line, with all tasks, rather than a table a pillar, with all lines.
+    """
+    baseline = comparison.baseline
+    if "scores" in show:
+        yield from _scores(comparison.frame("scores"), by_task)
+    if "differences" in show:
+        yield from _differences(comparison.frame("differences"), baseline)
+    if "reach" in show and not (reach := comparison.frame("reach")).empty:
+        used = [name for name in DEFINITIONS if name in set(reach.definition)]
+        notes = [f"{name}: {DEFINITIONS[name]}" for name in used]
+        if baseline:
+            notes.append(f"in window: minus {baseline} at the greatest length within the training window")
+        if "ppl" not in used and "ppl" in set(reach.family):
+            notes.append("how far by perplexity: `--protocol bucket`, also with --from and these runs")
+        yield Block("How far they read: tokens, but for area", _reach(reach, used, baseline), notes)
+    if "wins" in show and not (wins := comparison.frame("wins")).empty:
+        title = "How probably the line is better than the column"
+        # Where texts are cut alike, nll says all that bits per byte and context gain do.
+        told = wins[(wins.family != "ppl") | (wins.metric == "nll")]
+        shown = wins if told.empty else told
+        yield Block(title, _wins(shown), ["on the mean over the lengths that both have"])
+
+
+def draw_all(tables: Iterable[Block], notes: Sequence[str], form: str, console: Console) -> None:
+    """Print tables as `table`, `markdown` or `latex`, each below its title, and what holds for all of them last."""
+    for block in tables:
+        if form == "table":
+            console.print(Text(f"\n{block.title}", style="bold"))
+        else:
+            console.out(f"### {block.title}\n" if form == "markdown" else f"% {block.title}", highlight=False)
+        draw(block.grid, form, block.notes, console)
+        if form != "table":
+            console.out("")
+    if form == "table":
+        console.print()
+        for note in notes:
+            console.print(Text(note, style="dim"), soft_wrap=True)
+    else:
+        mark = "-" if form == "markdown" else "%"
+        console.out("".join(f"{mark} {note}\n" for note in notes), end="", highlight=False)
+
+
+def _scores(scores: "DataFrame", by_task: bool) -> Iterator[Block]:
+    if by_task:
+        # Perplexities have columns of their own; all other tasks share lengths.
+        parts = scores.section.where(scores.family == "ppl", "tasks")
+        order = scores.line.map({line: at for at, line in enumerate(dict.fromkeys(scores.line))})
+        for (_, line, part), rows in scores.groupby([order, "line", parts]):
+            content = grid(rows_of(rows), by_task)
+            yield Block(f"{line}: {section_title(str(part))}", content, legend(content))
+        return
+    for section, rows in scores.groupby("section", sort=False):
+        content = grid(rows_of(rows))
+        yield Block(section_title(str(section)), content, legend(content))
+
+
+def rows_of(frame: "DataFrame") -> list[Row]:
+    """Return a frame as rows."""
+    return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def section_title(section: str) -> str:
+    """Return what a table is called: `Perplexity, ppl@prefix`, `Copying`."""
+    family = section.split("@")[0]
+    return f"{PILLARS.get(family, family)}, {section}" if "@" in section else PILLARS.get(family, family)
+
+
+def _measure(row: Any) -> str:
+    """Return what a row of differences or of reach is about."""
+    if row.family == "ppl":
+        unit = " [nats]" if row.metric == "nll" else ""
+        return f"{row.section} {SHOWN.get(row.metric, row.metric)}{unit}"
+    return metric_name({"task": row.task, "metric": row.metric, "slice": ""})
+
+
+def _differences(frame: "DataFrame", baseline: str) -> Iterator[Block]:
+    marks = f"▲ better, ▼ worse than {baseline} at 5 % (Holm over the lengths of a line), ≈ not distinguishable"
+    for section, rows in frame.groupby("section", sort=False):
+        # Where texts are cut alike, nll says all that bits per byte and context gain do.
+        main = rows[rows.metric == "nll"] if "nll" in set(rows.metric) else rows
+        columns = list(dict.fromkeys(main.sort_values("length", kind="stable").column))
+        lines: dict[tuple[str, str], dict[str, Cell]] = {}
+        for row in each(main):
+            interval = "" if math.isnan(row.low) else f"[{_signed(row.low)}, {_signed(row.high)}]"
+            cell = Cell(f"{_signed(row.value)} {_VERDICTS[row.verdict]}", interval)
+            lines.setdefault((row.line, _measure(row)), {})[row.column] = cell
+        order = list(dict.fromkeys(measure for _, measure in lines))
+        together = sorted(lines.items(), key=lambda item: order.index(item[0][1]))
+        content = Grid(
+            ("line", "metric"),
+            columns,
+            [(names, [cells.get(column, Cell("")) for column in columns]) for names, cells in together],
+        )
+        how = "by the same contexts" if rows.paired.all() else "NOT by the same contexts: texts or samples differ"
+        yield Block(f"{section_title(str(section))}: minus {baseline}, {how}", content, [marks, _UNADJUSTED])
+
+
+def _signed(value: float) -> str:
+    return f"{'+' if value > 0 else '-' if value < 0 else ''}{number(abs(value))}"
+
+
+def _reach(frame: "DataFrame", used: Sequence[str], baseline: str) -> Grid:
+    columns = [*used, *(["in window"] if baseline else [])]
+    lines: dict[tuple[str, str, str], dict[str, Cell]] = {}
+    for row in each(frame):
+        trained = short_length(int(row.train_length)) if row.train_length == row.train_length else "?"
+        cells = lines.setdefault((row.line, trained, _measure(row)), {})
+        beyond = row.definition != "area" and row.value > row.train_length
+        cells[row.definition] = Cell(*worded(row), beyond)
+        if row.in_window_verdict:
+            interval = f"[{_signed(row.in_window_low)}, {_signed(row.in_window_high)}]"
+            cells["in window"] = Cell(f"{_signed(row.in_window)} {_VERDICTS[row.in_window_verdict]}", interval)
+    order = list(dict.fromkeys(measure for _, _, measure in lines))
+    together = sorted(lines.items(), key=lambda item: order.index(item[0][2]))
+    headings = ("line", "trained at", "metric")
+    return Grid(headings, columns, [(names, [c.get(x, Cell("")) for x in columns]) for names, c in together])
+
+
+def _wins(frame: "DataFrame") -> Grid:
+    columns = list(dict.fromkeys([*frame.line, *frame.other]))
+    lines: dict[tuple[str, str], dict[str, Cell]] = {}
+    for row in each(frame):
+        lines.setdefault((row.line, _measure(row)), {})[row.other] = Cell(f"{row.probability:.3f}")
+    return Grid(
+        ("line", "metric"), columns, [(names, [c.get(x, Cell("")) for x in columns]) for names, c in lines.items()]
+    )
+
+
+def wide(frame: "DataFrame") -> "DataFrame":
+    """Return a frame with lengths side by side: value, low and high of each, in columns such as `512`, `512 low`."""
+    if "column" not in frame:
+        raise OptionError("--wide is for scores and differences, which have lengths", "--show scores --wide")
+    parts = ["value", "low", "high", "status"] if "status" in frame else ["value", "low", "high", "verdict"]
+    names = [
+        "line",
+        "model",
+        "encoding",
+        "baseline",
+        "section",
+        "family",
+        "task",
+        "metric",
+        "slice",
+        "train_length",
+        "run",
+    ]
+    keys = [name for name in names if name in frame]
+    order = list(dict.fromkeys(frame.sort_values("length", kind="stable").column))
+    lines: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for row in each(frame):
+        key = tuple(getattr(row, name) for name in keys)
+        line = lines.setdefault(tuple(map(str, key)), dict(zip(keys, key, strict=True)))
+        line |= {f"{row.column} {part}".removesuffix(" value"): getattr(row, part) for part in parts}
+    columns = [f"{column} {part}".removesuffix(" value") for column in order for part in parts]
+    import pandas
+
+    return pandas.DataFrame(list(lines.values()), columns=[*keys, *columns])
+
+
+def as_json(frames: dict[str, "DataFrame"], notes: Sequence[str], runs: Sequence[dict[str, Any]], baseline: str) -> str:
+    """Return everything a comparison holds as JSON; a number that is none is null."""
+    content: dict[str, Any] = {"baseline": baseline, "notes": list(notes), "runs": list(runs)}
+    for name, frame in frames.items():
+        content[name] = [
+            {key: None if isinstance(one, float) and not math.isfinite(one) else one for key, one in row.items()}
+            for row in clean(rows_of(frame))
+        ]
+    return json.dumps(content, indent=1, ensure_ascii=False, default=_plain) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    """Return a number of numpy as one of Python."""
+    return value.item()
+
+
+def write(path: Path, content: str | bytes, what: str = "") -> None:
+    """Write a file whole or not at all: what was there stays until the new one is complete.
+
+    what: it is, for people: `the report`.
+
+    Raises StoreError if that cannot be.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(content.encode() if isinstance(content, str) else content)
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        named = " ".join(filter(None, ("cannot write", what, str(path))))
+        raise StoreError(f"{named}: {error.strerror or error}", "give another --out") from None

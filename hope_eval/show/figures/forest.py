@@ -1,0 +1,155 @@
+"""Every line minus the baseline as a forest: a panel a length, an interval a line, filled where distinguishable."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from hope_eval.analysis.differences import LOWER_IS_BETTER, SAME
+from hope_eval.lengths import short_length
+from hope_eval.show.figures.rows import Row, check_any, context_of, counted, named, records, sentence
+from hope_eval.show.figures.sheet import (
+    FAINT,
+    INK,
+    MARGIN,
+    MUTED,
+    PANEL_TITLE,
+    SMALL,
+    TEXT,
+    in_print,
+    in_rows,
+    line_options,
+    note,
+    page_width_of,
+    sheet,
+    shortened,
+    text_width,
+)
+from hope_eval.show.palette import Style, styles
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from pandas import DataFrame
+
+_ROW = 9.5
+
+# What differences of these are differences of.
+_UNITS = {"perplexity": "nats", "nll": "nats", "context_gain": "nats", "surprisal": "nats", "margin": "nats"}
+
+
+@in_print
+def difference(
+    differences: "DataFrame",
+    *,
+    encodings: Mapping[str, str] | None = None,
+    metric: str | None = None,
+    width: str = "double",
+) -> "Figure":
+    """Draw every line minus the baseline with its interval, by length; what is distinguishable from none is filled.
+
+    encodings: from a line to its encoding, for its colour; a line that is not in it is taken for its encoding's name.
+    metric:    None: of each task what tables show; of perplexity nll, and of the same block at other contexts its gain.
+    """
+    rows = [row for row in records(differences) if math.isfinite(row["value"])]
+    rows = [row for row in rows if row["metric"] == metric or (metric is None and _is_shown(row))]
+    check_any(rows, "no line has a difference from a baseline; at least two lines are needed")
+    groups = list(dict.fromkeys((row["section"], row["task"], row["metric"]) for row in rows))
+    names = list(dict.fromkeys(row["line"] for row in rows))
+    style_of = styles((name, (encodings or {}).get(name, name)) for name in names)
+    page_width = page_width_of(width)
+    indent = min(max(text_width(name, SMALL) for name in names) + 6, page_width * 0.3)
+    columns = {group: _columns([row for row in rows if _is_of(row, group)]) for group in groups}
+    n_columns = in_rows(max(map(len, columns.values())), int((page_width - MARGIN - indent) // 54))
+    places = [
+        (group, number % n_columns, columns[group][number] if number < len(columns[group]) else None)
+        for group in groups
+        for number in range(-(-len(columns[group]) // n_columns) * n_columns)
+    ]
+    baseline = ", ".join(dict.fromkeys(row["baseline"] for row in rows))
+    page = sheet(
+        len(places),
+        width=page_width,
+        title=f"Difference from {baseline}, by the same contexts",
+        caption=sentence(
+            "bars: 95 % interval, paired by context",
+            "filled: distinguishable at 5 % (Holm over the lengths of a line)",
+            f"shaded: better than {baseline}",
+        ),
+        n_columns=n_columns,
+        height=len(names) * _ROW,
+        head=PANEL_TITLE + 12,
+        left=4,
+        right=8,
+        foot=20,
+        indent=indent,
+    )
+    for axes, (group, column, place) in zip(page.panels, places, strict=True):
+        if place is None:
+            axes.remove()
+            continue
+        family = [row for row in rows if _is_of(row, group)]
+        mine = {row["line"]: row for row in family if _place(row) == place}
+        for line, row in mine.items():
+            _draw_interval(axes, names.index(line), row, style_of[line])
+        _axes(axes, family, len(names), (page_width - MARGIN - indent) / n_columns)
+        shown = [shortened(name, indent - 6, SMALL) for name in names] if column == 0 else []
+        axes.set_yticks(range(len(names)), shown or [""] * len(names))
+        note(axes, place[1], (0.5, 1), (0, 2), ha="center", size=TEXT)
+        if column == 0:
+            unit = _UNITS.get(group[2], "")
+            metric_name = named(group[2]).split(" [")[0] + f" [{unit}]" * bool(unit)
+            words = shortened(f"{_called(group)} · {metric_name} · {counted(family)}", page_width - 2 * MARGIN, TEXT)
+            note(axes, words, (0, 1), (MARGIN - 4 - indent, 12), size=TEXT)
+    return page.figure
+
+
+def _is_shown(row: Row) -> bool:
+    if row["family"] != "ppl":
+        return True
+    return str(row["metric"]) == ("nll" if context_of(row) is None else "context_gain")
+
+
+def _is_of(row: Row, group: tuple[str, str, str]) -> bool:
+    return (row["section"], row["task"], row["metric"]) == group
+
+
+def _called(group: tuple[str, str, str]) -> str:
+    section, task, _ = group
+    return section if task == "ppl" else task
+
+
+def _place(row: Row) -> tuple[float, str]:
+    return context_of(row) or row["length"], row["label"] or short_length(int(row["length"]))
+
+
+def _columns(rows: list[Row]) -> list[tuple[float, str]]:
+    return sorted({_place(row) for row in rows})
+
+
+def _draw_interval(axes: "Axes", y: int, row: Row, style: Style) -> None:
+    if math.isfinite(row["low"]):
+        axes.hlines(y, row["low"], row["high"], color=style.colour, lw=1.1, zorder=2)
+    options = line_options(replace(style, dash=(), filled=row["verdict"] != SAME)) | {"ls": "none"}
+    axes.plot([row["value"]], [y], label=row["line"], zorder=3, **options)
+
+
+def _axes(axes: "Axes", rows: list[Row], n_lines: int, width: float) -> None:
+    """Give all lengths of a task one scale, with zero in it; shade the side of what is better."""
+    from matplotlib.ticker import MaxNLocator
+
+    ends = [row[end] for row in rows for end in ("value", "low", "high") if math.isfinite(row[end])]
+    least, most = min(0.0, *ends), max(0.0, *ends)
+    margin = (most - least) * 0.06 or 0.05
+    axes.set(xlim=(least - margin, most + margin), ylim=(n_lines - 0.5, -0.5))
+    locator = MaxNLocator(max(2, min(5, int(width // 18))), steps=[1, 2, 5, 10])
+    ticks = [float(tick) for tick in locator.tick_values(least, most) if least - margin <= tick <= most + margin]
+    axes.set_xticks(ticks, [f"{tick:+.3g}".replace("-", "\u2212") if abs(tick) > 1e-9 else "0" for tick in ticks])
+    axes.axvline(0, color=MUTED, lw=0.8, zorder=1.5, label="zero")
+    axes.set_axisbelow(True)
+    axes.grid(axis="y", color=FAINT, lw=0.5)
+    axes.tick_params(axis="y", length=0, pad=3)
+    axes.spines.left.set_visible(False)
+    lower = rows[0]["metric"] in LOWER_IS_BETTER
+    side = (axes.get_xlim()[0], 0) if lower else (0, axes.get_xlim()[1])
+    axes.axvspan(*side, color=INK, alpha=0.04, lw=0, zorder=0)

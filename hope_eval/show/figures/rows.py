@@ -1,0 +1,224 @@
+"""What panels show: the rows of a task and metric, the points and holes of each line, and the words about them."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hope_eval.errors import OptionError
+from hope_eval.lengths import parse_length, short_length
+from hope_eval.show.palette import Style, styles
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Row = dict[str, Any]
+
+# Shares of something, from 0 to 1.
+PROPORTIONS = frozenset(
+    {"accuracy", "choice_accuracy", "token_accuracy", "strict", "loose", "floor", "ceiling", "permuted", "last"}
+)
+CONTROLS = ("floor", "ceiling", "permuted", "last")
+
+_NAMES = {
+    "nll": "nll [nats]",
+    "context_gain": "context gain [nats]",
+    "surprisal": "surprisal [nats]",
+    "margin": "margin [nats]",
+    "first_error": "first error [token]",
+}
+
+_REASONS = {
+    "oom": "out of memory",
+    "nan": "not a number",
+    "-": "past its table",
+    "missing": "not measured yet",
+    "inf": "infinite",
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What lengths are drawn as.
+
+    x, trained: from a row to its place, and to that of the training length; NaN where there is none.
+    words:      of a tick.
+    beyond:     what is past the place of the training length.
+    """
+
+    x: Callable[[Row], float]
+    trained: Callable[[Row], float]
+    words: Callable[[float], str]
+    title: str
+    label: str
+    beyond: str = "beyond the training length"
+
+
+TOKENS = Scale(
+    lambda row: float(row["length"]),
+    lambda row: row["train_length"],
+    lambda value: short_length(int(value)),
+    "length",
+    "length [tokens]",
+)
+MULTIPLES = Scale(
+    lambda row: row["length"] / row["train_length"],
+    lambda row: 1.0 if row["train_length"] > 0 else math.nan,
+    lambda value: f"{value:.3g}x",
+    "multiples of the training length",
+    "length / training length",
+)
+# A read ends where its training length does, so its context is shorter than that by the block it stands before.
+CONTEXTS = Scale(
+    lambda row: context_of(row) or math.nan,
+    lambda row: max(1.0, row["train_length"] - row["length"] + (context_of(row) or math.nan)),
+    lambda value: short_length(int(value)),
+    "context",
+    "context before the block [tokens]",
+    "context and block beyond the training length",
+)
+
+
+def context_of(row: Row) -> float | None:
+    """Return the context that a block of `paired` has, from its label `c=1k`; None for other protocols."""
+    return float(parse_length(row["label"][2:])) if row["label"].startswith("c=") else None
+
+
+@dataclass(frozen=True)
+class Point:
+    """A number at a length; NaN, and the reason why, where there is none."""
+
+    x: float
+    value: float
+    low: float
+    high: float
+    hole: str = ""
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What one panel shows: rows of one metric of a task, by line; and the holes of that task."""
+
+    name: str
+    metric: str
+    rows: list[Row]
+    controls: list[Row]
+
+    def lines(self) -> list[str]:
+        """Return the names of its lines, in the order of the rows."""
+        return list(dict.fromkeys(row["line"] for row in self.rows))
+
+    def points(self, line: str, scale: Scale) -> list[Point]:
+        """Return what a line has at each length, holes included, ascending."""
+        mine = sorted((row for row in self.rows if row["line"] == line), key=scale.x)
+        return [point_at(scale.x(row), row) for row in mine]
+
+
+def point_at(x: float, row: Row) -> Point:
+    """Return the number of a row at x, or the hole that it is."""
+    if row["status"] != "ok":
+        return Point(x, math.nan, math.nan, math.nan, reason(row["status"]))
+    if not math.isfinite(row["value"]):
+        return Point(x, math.nan, math.nan, math.nan, reason("inf" if row["value"] > 0 else "nan"))
+    return Point(x, row["value"], row["low"], row["high"])
+
+
+def reason(status: str) -> str:
+    """Return why there is no number, for people."""
+    needs = re.fullmatch(r"infeasible \((.*)\)", status)
+    return needs[1] if needs else _REASONS.get(status, status)
+
+
+def records(frame: "DataFrame") -> list[Row]:
+    """Return the rows of a frame: words that are missing are "", numbers NaN."""
+    found = []
+    for one in frame.to_dict("records"):
+        row: Row = {str(key): value for key, value in one.items()}
+        for word in ("slice", "label", "corpus", "status"):
+            row[word] = row[word] if isinstance(row.get(word), str) else "ok" if word == "status" else ""
+        for number in ("train_length", "n", "n_seeds", "chance"):
+            row[number] = float(row[number]) if isinstance(row.get(number), int | float) else math.nan
+        found.append(row)
+    return found
+
+
+def panels_of(rows: Sequence[Row], metric_of: Callable[[list[Row]], str | None]) -> list[Panel]:
+    """Return a panel of each task that has the metric, in the order of the rows."""
+    panels = []
+    for section, task in dict.fromkeys((row["section"], row["task"]) for row in rows):
+        mine = [row for row in rows if (row["section"], row["task"]) == (section, task)]
+        metric = metric_of(mine)
+        shown = [row for row in mine if row["metric"] == metric and row["status"] == "ok"]
+        if not shown:
+            continue
+        known = {(row["line"], row["length"], row["label"]) for row in shown}
+        holes = {(row["line"], row["length"], row["label"]): row for row in mine if row["status"] != "ok"}
+        shown += [hole for place, hole in holes.items() if place not in known]
+        controls = [row for row in mine if row["metric"] in CONTROLS and row["status"] == "ok"]
+        panels.append(Panel(_protocol(shown), str(metric), shown, controls))
+    return panels
+
+
+def _protocol(rows: Sequence[Row]) -> str:
+    """Return the protocol of rows that differ in length: what all of their ids have in common."""
+    ids = [row["protocol"] for row in rows]
+    parts = [re.split(r"(?<=:)|,", one) for one in dict.fromkeys(ids)]
+    shared = [part for part in parts[0] if all(part in other for other in parts)]
+    return (shared[0] + ",".join(shared[1:])).removesuffix(":") if shared else rows[0]["section"]
+
+
+def styles_of(rows: Iterable[Row]) -> dict[str, Style]:
+    """Return how the lines of these rows are drawn."""
+    return styles((row["line"], row["encoding"]) for row in rows)
+
+
+def check_any(found: Sequence[object], message: str) -> None:
+    """Raise OptionError if nothing was found to draw."""
+    if not found:
+        raise OptionError(f"nothing to draw: {message}", "`--show scores --format csv` lists what was measured")
+
+
+def named(metric: str) -> str:
+    """Return a metric as people write it, with its unit."""
+    return _NAMES.get(metric, metric.replace("_", " "))
+
+
+def heading(panels: Sequence[Panel], metric: str) -> str:
+    """Return what panels show, in a word or two: their metric, or the given one where they have several."""
+    metrics = {panel.metric for panel in panels}
+    name = named(metrics.pop() if len(metrics) == 1 else metric).split(" [")[0]
+    return name[0].upper() + name[1:] if name != "nll" else "NLL"
+
+
+def counted(rows: Sequence[Row], noun: bool = True) -> str:
+    """Return how much was read for each number: `n = 27 documents`, or `n = 27`."""
+    counts = [int(row["n"]) for row in rows if row["status"] == "ok" and row["n"] == row["n"]]
+    if not counts:
+        return "n unknown"
+    what = "document" if rows[0]["family"] == "ppl" else "context"
+    n = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+    return f"n = {n} {what}{'s' * (max(counts) > 1)}" if noun else f"n = {n}"
+
+
+def interval_of(rows: Sequence[Row], shape: str) -> str:
+    """Return what kind of interval the bands, or another shape, of these rows are."""
+    measured = [row for row in rows if row["status"] == "ok"]
+    what = "documents" if measured[0]["family"] == "ppl" else "contexts"
+    n_seeds = max(int(row["n_seeds"]) if row["n_seeds"] > 1 else 1 for row in measured)
+    seeds = f" and {n_seeds} training seeds" if n_seeds > 1 else ""
+    known = [row for row in measured if row["low"] == row["low"]]
+    ways = sorted({"Wilson" if row["metric"] in PROPORTIONS else "bootstrap" for row in known})
+    return f"{shape}: 95 % interval ({', '.join(ways)} over {what}{seeds})" if ways else "no intervals: too few to tell"
+
+
+def corpus_of(rows: Sequence[Row]) -> str:
+    """Return what was read."""
+    corpora = list(dict.fromkeys(row["corpus"] for row in rows if row["corpus"]))
+    return f"{'corpora' if len(corpora) > 1 else 'corpus'}:\u00a0{', '.join(corpora) or 'unknown'}"
+
+
+def sentence(*facts: str) -> str:
+    """Return facts as the caption of a figure; empty ones are left out."""
+    text = " · ".join(filter(None, facts))
+    return text[:1].upper() + text[1:] + "."

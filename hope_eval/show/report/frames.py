@@ -1,0 +1,168 @@
+"""The frames of a comparison as plain rows, and the orders in which a report shows them."""
+
+import math
+import re
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from hope_eval.analysis.rows import PILLARS, Row
+from hope_eval.lengths import short_length
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def rows_of(frame: "pandas.DataFrame") -> list[Row]:
+    """Return a frame as rows of plain values; NaN is None."""
+    return [{str(key): _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
+
+
+def _plain(value: Any) -> Any:
+    value = value.item() if hasattr(value, "item") else value
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def heading(row: Row) -> str:
+    """Return what the column of a row is called: 4k, 2k-4k, c=64, 2x."""
+    return str(row.get("column") or row.get("label") or short_length(int(row["length"])))
+
+
+def position(row: Row) -> float:
+    """Return where a row lies on the axis of lengths: at its length, or at its multiple of the training length."""
+    multiple = _MULTIPLE.fullmatch(heading(row))
+    return float(multiple[1]) if multiple else float(row["length"])
+
+
+# How columns are headed that are multiples of the training length.
+_MULTIPLE = re.compile(r"(\d[\d.e+-]*)x")
+
+
+@dataclass(frozen=True)
+class Topic:
+    """What is one set of tables: a task, or a protocol of perplexity."""
+
+    family: str
+    section: str
+    task: str
+
+    def has(self, row: Row) -> bool:
+        """Return whether a row of any frame is about this."""
+        return all(row.get(key) in (None, getattr(self, key)) for key in ("family", "section", "task"))
+
+
+@dataclass(frozen=True)
+class Results:
+    """All that a report is made of.
+
+    scores, differences, reach, wins: rows, in the order they came.
+    """
+
+    scores: list[Row]
+    differences: list[Row]
+    reach: list[Row]
+    wins: list[Row]
+
+    @cached_property
+    def lines(self) -> dict[str, str]:
+        """Encoding by line, in order."""
+        return {row["line"]: str(row.get("encoding") or "") for row in self.scores}
+
+    @cached_property
+    def baseline(self) -> str:
+        """The line that others are compared with; empty if nothing is compared."""
+        return str(self.differences[0]["baseline"]) if self.differences else ""
+
+    @cached_property
+    def topics(self) -> list[Topic]:
+        """Topics, pillar by pillar."""
+        found = dict.fromkeys(Topic(row["family"], row["section"], row["task"]) for row in self.scores)
+        order = list(PILLARS)
+        return sorted(found, key=lambda topic: order.index(topic.family) if topic.family in order else len(order))
+
+    def name(self, about: Topic | Row) -> str:
+        """Return how sentences call a topic, or that of a row: the task, or the protocol where there are several."""
+        task, section = (
+            (about.task, about.section) if isinstance(about, Topic) else (about["task"], about.get("section"))
+        )
+        if task != "ppl":
+            return str(task)
+        return str(section) if section and sum(topic.task == "ppl" for topic in self.topics) > 1 else "perplexity"
+
+    @cached_property
+    def families(self) -> list[str]:
+        """Pillars that there is something of."""
+        return list(dict.fromkeys(topic.family for topic in self.topics))
+
+    @cached_property
+    def train_lengths(self) -> dict[str, int | None]:
+        """Training length by line; None where nothing tells."""
+        known = {row["line"]: row.get("train_length") for row in self.scores}
+        return {line: int(length) if length else None for line, length in known.items()}
+
+    def about(self, topic: Topic, metric: str | None = None, part: str | None = "") -> list[Row]:
+        """Return scores of a topic; part: of which slice, None: of all."""
+        return [
+            row
+            for row in self.scores
+            if topic.has(row)
+            and (metric is None or row["metric"] == metric)
+            and (part is None or (row.get("slice") or "") == part)
+        ]
+
+    def metrics(self, topic: Topic) -> list[str]:
+        """Return the metrics that tables show, the first of which is the main one."""
+        rows = self.about(topic)
+        present = list(dict.fromkeys(row["metric"] for row in rows))
+        shown = list(dict.fromkeys(row["metric"] for row in rows if row.get("headline"))) or present[:1]
+        if topic.family != "ppl":
+            return shown
+        # Bits per byte stand beside a perplexity, in a table.
+        return [metric for metric in ("perplexity", "context_gain") if metric in present] or shown
+
+    @cached_property
+    def compared(self) -> list[Row]:
+        """Differences of each topic in one metric, the main one, with the name of their topic and their zone."""
+        found = []
+        for topic in self.topics:
+            rows = [row for row in self.differences if topic.has(row)]
+            # Of perplexities, nll is what all protocols share, and lower is better of it.
+            metrics = [*(["nll"] if topic.family == "ppl" else []), *self.metrics(topic), *(r["metric"] for r in rows)]
+            main = next((metric for metric in metrics if any(row["metric"] == metric for row in rows)), None)
+            found += [
+                {**row, "family": topic.family, "topic": self.name(topic), "zone": self.zone(row)}
+                for row in rows
+                if row["metric"] == main
+            ]
+        return found
+
+    def zone(self, row: Row) -> str:
+        """Return where the length of a row lies: `beyond` the training length of its line, `within` it, `unknown`."""
+        trained = self.train_lengths.get(row["line"])
+        return "unknown" if not trained else "beyond" if row["length"] > trained else "within"
+
+
+def columns(rows: Iterable[Row]) -> dict[str, float]:
+    """Return headings with their positions, in ascending order."""
+    found = {heading(row): position(row) for row in rows}
+    return dict(sorted(found.items(), key=lambda item: item[1]))
+
+
+def in_multiples(rows: Iterable[Row]) -> bool:
+    """Return whether columns are multiples of the training length."""
+    return any(_MULTIPLE.fullmatch(heading(row)) for row in rows)
+
+
+def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
+    """Return rows by key, in the order in which keys come."""
+    groups: dict[Any, list[Row]] = {}
+    for row in rows:
+        groups.setdefault(key(row), []).append(row)
+    return groups
+
+
+def same(rows: Sequence[Row], key: str) -> Any:
+    """Return what all rows have under a key; None if they differ."""
+    values = {row.get(key) for row in rows}
+    return values.pop() if len(values) == 1 else None

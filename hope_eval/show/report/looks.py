@@ -1,0 +1,61 @@
+"""How each line of a comparison looks, on a light and on a dark page."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from hope_eval.show.palette import SHAPES, contrast, mixed, styles
+
+# As in page.css.
+LIGHT, DARK = "#ffffff", "#14171b"
+
+# What thin lines need to be seen, by WCAG 2.
+_LEAST_CONTRAST = 3.0
+
+# Dashes are told in line widths.
+_WIDTH = 2.0
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a line is drawn.
+
+    number:      of the line; `colour` names its colour, which the page sets.
+    light, dark: its colour on either page.
+    dash:        lengths of strokes and gaps, in pixels.
+    marker:      an SVG path in a box from -1 to 1; filled or hollow.
+    """
+
+    line: str
+    number: int
+    light: str
+    dark: str
+    dash: list[float]
+    marker: str
+    filled: bool
+
+    @property
+    def colour(self) -> str:
+        """What style sheets call its colour."""
+        return f"var(--line-{self.number})"
+
+
+def all_looks(lines: Mapping[str, str]) -> list[Look]:
+    """Return how lines look that have these encodings."""
+    return [
+        Look(
+            line,
+            number,
+            _seen(style.colour, LIGHT, "#000000"),
+            _seen(style.colour, DARK, "#ffffff"),
+            [round(_WIDTH * length, 1) for length in style.dash],
+            SHAPES[style.marker],
+            style.filled,
+        )
+        for number, (line, style) in enumerate(styles(lines.items()).items())
+    ]
+
+
+def _seen(colour: str, page: str, towards: str) -> str:
+    """Return the colour, moved away from that of the page as far as it must be."""
+    shades = (mixed(colour, towards, step / 20) for step in range(21))
+    return next(shade for shade in shades if contrast(shade, page) >= _LEAST_CONTRAST)

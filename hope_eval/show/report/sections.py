@@ -1,0 +1,303 @@
+"""Which charts and tables a report has, in which order."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hope_eval.analysis.differences import LOWER_IS_BETTER
+from hope_eval.analysis.reach import DEFINITIONS
+from hope_eval.analysis.rows import Row
+from hope_eval.show.report import charts, tables
+from hope_eval.show.report.charts import Spec
+from hope_eval.show.report.findings import reach_text
+from hope_eval.show.report.frames import Results, Topic, grouped
+from hope_eval.show.report.looks import Look
+from hope_eval.show.report.tables import Provenance, Table
+from hope_eval.show.report.words import (
+    ERRORS,
+    HOLES,
+    METRICS,
+    REACHES,
+    listed,
+    metric_name,
+    pillar,
+    section_name,
+    titled,
+)
+
+VERDICTS = {
+    "95 % interval": (
+        "of perplexity and other means: a bootstrap over documents (contexts), and training seeds where there are "
+        "several; of shares: Wilson's at the number of independent questions that they are worth. Contexts are drawn "
+        "whole, since what stands on one is not independent."
+    ),
+    "difference": (
+        "a line minus the baseline, from the same contexts where both have read them; of perplexities in nats, as a "
+        "difference of nll: 0.1 nats are a factor of 1.1."
+    ),
+    "p (Holm)": "the p value of a difference, for all lengths of one line, task and metric together.",
+    "better, worse": "p (Holm) is below 0.05; everything else is not distinguishable, which does not mean equal.",
+    "★": "best of its column, and distinguishable from every other line.",
+    "training length": "the context length that a model was trained at; beyond it is extrapolation.",
+}
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its caption; full: as wide as the page."""
+
+    id: str
+    caption: str
+    full: bool = False
+
+
+@dataclass(frozen=True)
+class Part:
+    """Charts and tables of one thing.
+
+    about: what it is, in a sentence. facts: what holds for all its numbers. more: what is folded away, by name.
+    """
+
+    id: str
+    name: str
+    about: str = ""
+    facts: list[str] = field(default_factory=list)
+    charts: list[Chart] = field(default_factory=list)
+    tables: list[Table] = field(default_factory=list)
+    more: list["Part"] = field(default_factory=list)
+    parts: list["Part"] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Page:
+    """All of a report but its summary in words; charts: specifications by id."""
+
+    glance: Table | None
+    parts: list[Part]
+    provenance: Provenance
+    notes: list[str]
+    definitions: list[tuple[str, list[tuple[str, str]]]]
+    charts: dict[str, Spec]
+
+    @property
+    def contents(self) -> list[tuple[str, str]]:
+        """Ids and names of the sections."""
+        return [
+            ("summary", "Summary"),
+            *((part.id, part.name) for part in self.parts),
+            ("provenance", "Provenance"),
+            ("notes", "Notes and definitions"),
+        ]
+
+
+def page(results: Results, runs: Sequence[Mapping[str, Any]], notes: Sequence[str], looks: Sequence[Look]) -> Page:
+    """Return the report of some results."""
+    # Runs have a table of their own.
+    maker = _Maker(results, looks, [note for note in dict.fromkeys(notes) if not note.startswith(("run ", "runs "))])
+    parts = [maker.family(family) for family in results.families]
+    parts += [*maker.differences(), *maker.reach(), *maker.wins(), *maker.errors(), *maker.slices()]
+    glance = tables.glance(results)
+    provenance = tables.provenance([dict(run) for run in runs])
+    return Page(
+        replace(glance, id="glance") if glance else None,
+        parts,
+        replace(provenance, table=replace(provenance.table, id="runs")),
+        maker.notes,
+        _definitions(results),
+        maker.specs,
+    )
+
+
+class _Maker:
+    """Makes the parts of a report; gives ids to their charts and tables."""
+
+    def __init__(self, results: Results, looks: Sequence[Look], notes: list[str]) -> None:
+        self.results = results
+        self.looks = looks
+        self.notes = notes
+        self.specs: dict[str, Spec] = {}
+        self.n_tables = 0
+
+    def family(self, family: str) -> Part:
+        """Return a pillar: for each task values against length, and tables."""
+        topics = [topic for topic in self.results.topics if topic.family == family]
+        return Part(family, pillar(family), parts=[self.topic(topic) for topic in topics])
+
+    def topic(self, topic: Topic) -> Part:
+        """Return the charts and tables of one task."""
+        rows = self.results.about(topic)
+        shown = self.results.metrics(topic)
+        made, wide = [], []
+        for metric in shown:
+            mine = [row for row in rows if row["metric"] == metric]
+            name = titled(self.results.name(topic), metric)
+            if any(row["status"] == "ok" for row in mine):
+                spec = charts.curves(
+                    mine, self.looks, title=metric_name(metric), y=metric, description=self._told(name, mine)
+                )
+                made.append(self._chart(name, spec))
+            missing = "missing" if metric == shown[0] else ""
+            wide.append(self._table(tables.wide(mine, f"{name}, 95 % interval below", missing=missing)))
+        rest = [row for row in rows if row["metric"] not in shown]
+        more = (
+            [Part("", f"All other metrics of {self.results.name(topic)}", tables=[self._others(topic, rest)])]
+            if rest
+            else []
+        )
+        return Part(
+            "",
+            section_name(topic.section, topic.task),
+            self._described(topic, rows),
+            tables.facts([row for row in rows if row["metric"] in shown]),
+            made,
+            wide,
+            more,
+        )
+
+    def _others(self, topic: Topic, rows: Sequence[Row]) -> Table:
+        return self._table(
+            tables.wide(rows, f"{self.results.name(topic)}, other metrics and controls", ("line", "metric"))
+        )
+
+    def differences(self) -> list[Part]:
+        """Return the differences from the baseline."""
+        baseline = self.results.baseline
+        if not baseline:
+            return []
+        made = []
+        for name, mine in grouped(self.results.compared, lambda row: row["topic"]).items():
+            metric = mine[0]["metric"]
+            better = "below 0 is better" if metric in LOWER_IS_BETTER else "above 0 is better"
+            spec = charts.curves(
+                mine, self.looks, title=f"difference ({better})", y=metric, baseline=baseline,
+                description=self._told(f"{name}, {tables.difference_name(metric)} minus that of {baseline}", mine),
+            )  # fmt: skip
+            made.append(self._chart(f"{name}: {tables.difference_name(metric)}", spec))
+        about = f"Each line minus {baseline}. An interval that touches 0 is no difference."
+        table = self._table(tables.differences(self.results))
+        return [Part("differences", "Differences", about, charts=made, tables=[table])]
+
+    def reach(self) -> list[Part]:
+        """Return how far each line reaches."""
+        rows = self.results.reach
+        if not rows:
+            return []
+        lengths = [
+            {**row, "name": self._measure(row), "text": reach_text(row), "parity": self._parity(row)}
+            for row in rows
+            if row["definition"] != "area" and row.get("value") is not None
+        ]
+        made = []
+        if lengths:
+            spec = charts.reach(
+                lengths, self.looks, list(dict.fromkeys(row["name"] for row in lengths)),
+                description=f"How far {listed(list(self.results.lines))} reach, in tokens, by task and definition",
+            )  # fmt: skip
+            made.append(self._chart("Effective context length", spec, full=True))
+        table = self._table(tables.reach(self.results))
+        about = "Triangles: the end lies beyond the greatest length that was measured, or before the least."
+        return [Part("reach", "How far", about, charts=made, tables=[table])]
+
+    def _measure(self, row: Row) -> str:
+        return f"{titled(self.results.name(row), row['metric'])}: {REACHES.get(row['definition'], row['definition'])}"
+
+    def _parity(self, row: Row) -> str:
+        return " ".join(filter(None, (row.get("in_window_verdict"), tables.in_window(row))))
+
+    def wins(self) -> list[Part]:
+        """Return who is better than whom, how surely."""
+        rows = [{**row, "name": f"{self.results.name(row)}: {metric_name(row['metric'])}"} for row in self.results.wins]
+        if not rows:
+            return []
+        by_name = grouped(rows, lambda row: row["name"])
+        spec = charts.wins(
+            rows, self.looks, list(by_name), description="How likely each line is better than each other one, by task"
+        )
+        made = [
+            self._table(
+                tables.wins(
+                    mine, f"{name}: probability that a line is better than that of a column", self.results.lines
+                )
+            )
+            for name, mine in by_name.items()
+        ]
+        about = "The probability that one line is better than another, averaged over lengths; 0.5 says nothing."
+        chart = self._chart("Who wins", spec, full=True)
+        more = [Part("", "These numbers as tables", tables=made)]
+        return [Part("wins", "Line against line", about, charts=[chart], more=more)]
+
+    def errors(self) -> list[Part]:
+        """Return what kinds of errors copies begin with."""
+        names = [f"error_{kind}" for kind in ERRORS]
+        made = []
+        for topic in self.results.topics:
+            rows = [row for row in self.results.about(topic) if row["metric"] in names and row["status"] == "ok"]
+            if rows:
+                spec = charts.errors(
+                    rows,
+                    self.looks,
+                    description=f"Kinds of first errors in {self.results.name(topic)}, as shares of all answers",
+                )
+                made.append(self._chart(self.results.name(topic), spec))
+        about = "Of all answers, how many begin to fail in which way; the rest is right. The numbers are under Copying."
+        return [Part("errors", "How copies fail", about, charts=made)] if made else []
+
+    def slices(self) -> list[Part]:
+        """Return values by depth, or by another fact of the questions."""
+        made, wide = [], []
+        for topic in self.results.topics:
+            metric, name = self.results.metrics(topic)[0], self.results.name(topic)
+            rows = [row for row in self.results.about(topic, part=None) if row.get("slice")]
+            if not rows:
+                continue
+            main = [row for row in rows if row["metric"] == metric and row["status"] == "ok"]
+            fact = str(rows[0]["slice"]).split()[0]
+            if main:
+                parts = list(dict.fromkeys(row["slice"] for row in main))
+                spec = charts.heat(
+                    main, self.looks, title=metric_name(metric),
+                    description=f"{name}, {metric_name(metric)} by length and {fact}, for each line",
+                )  # fmt: skip
+                order = listed(parts) if len(parts) < 3 else f"{parts[0]} to {parts[-1]}"
+                made.append(self._chart(f"{name}; in each line, from the top: {order}", spec))
+            wide.append(self._table(tables.wide(rows, f"{name} by {fact}", ("line", "slice", "metric"))))
+        about = "Where in the context the answer stands, or what else tells questions apart."
+        more = [Part("", "These numbers as tables", tables=wide)]
+        return [Part("parts", "By depth and other facts", about, charts=made, more=more)] if wide else []
+
+    def _described(self, topic: Topic, rows: Sequence[Row]) -> str:
+        """Return the note that says what a topic is, if there is one."""
+        protocol = str(rows[0].get("protocol") or "")
+        starts = (f"{protocol}:", f"protocol {topic.section} ", f"protocol {topic.section}:")
+        return next((note for note in self.notes if note.startswith(starts)), "")
+
+    def _told(self, name: str, rows: Sequence[Row]) -> str:
+        """Return what a chart shows, for those who do not see it."""
+        lines = list(dict.fromkeys(row["line"] for row in rows))
+        return f"{name}, against context length, for {listed(lines)}. The numbers are in the table below."
+
+    def _chart(self, caption: str, spec: Spec, full: bool = False) -> Chart:
+        made = Chart(f"chart-{len(self.specs) + 1}", caption, full)
+        self.specs[made.id] = spec
+        return made
+
+    def _table(self, table: Table) -> Table:
+        self.n_tables += 1
+        return replace(table, id=f"table-{self.n_tables}")
+
+
+def _definitions(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return what each word means of those that occur."""
+    metrics = {row["metric"] for row in [*results.scores, *results.differences]}
+    statuses = {row["status"] for row in results.scores} - {"ok"}
+    reaches = {row["definition"] for row in results.reach}
+    holes = [HOLES[status] for status in HOLES if status in statuses]
+    if any(status.startswith("infeasible") for status in statuses):
+        holes.append(("needs … tokens", "the task does not fit into so short a context."))
+    groups = [
+        ("Metrics", [METRICS[metric] for metric in METRICS if metric in metrics]),
+        ("Effective context length", [(REACHES[name], f"{DEFINITIONS[name]}.") for name in REACHES if name in reaches]),
+        ("What is missing", holes),
+        ("Intervals and verdicts", list(VERDICTS.items())),
+    ]
+    return [(name, pairs) for name, pairs in groups if pairs]

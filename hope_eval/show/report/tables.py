@@ -1,0 +1,340 @@
+"""Tables of the report, before they are HTML: lengths as columns, the best marked, holes with their reason."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hope_eval.analysis.rows import Row
+from hope_eval.lengths import short_length
+from hope_eval.show.report.findings import reach_text
+from hope_eval.show.report.frames import Results, columns, grouped, heading, in_multiples, same
+from hope_eval.show.report.words import (
+    REACHES,
+    UNKNOWN,
+    hole_name,
+    interval,
+    metric_name,
+    number,
+    p_value,
+    signed,
+    times,
+    tokens,
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One field of a table.
+
+    text:  what it says; note: what stands below, smaller.
+    order: what it is sorted by; None: its text.
+    kind:  how it looks: `best`, `hole`, `better`, `worse`.
+    hint:  what it is, in words, where the text is but a sign.
+    """
+
+    text: str
+    note: str = ""
+    order: float | str | None = None
+    kind: str = ""
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Column:
+    """A heading; note: what stands below it, smaller; beyond: whether its length lies beyond the training length."""
+
+    text: str
+    note: str = ""
+    beyond: bool = False
+    number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table with a caption; the first `n_names` cells of a line say what it is of.
+
+    groups: headings above those of the columns, with how many they span; none: there are no such.
+    tall:   whether it scrolls in its box.
+    """
+
+    caption: str
+    columns: list[Column]
+    lines: list[list[Cell]]
+    n_names: int = 1
+    groups: list[tuple[str, int]] = field(default_factory=list)
+    id: str = ""
+
+    @property
+    def tall(self) -> bool:
+        """Whether it has so many lines that it scrolls in a box of its own."""
+        return len(self.lines) > _TALL
+
+
+_TALL = 30
+
+# Signs of what a difference came to; the words stand beside them for those who do not see them.
+SIGNS = {"better": "▲", "worse": "▼", "not distinguishable": "·"}
+
+
+def wide(rows: Sequence[Row], caption: str, names: Sequence[str] = ("line",), missing: str = "") -> Table:
+    """Return scores with lengths as columns.
+
+    names:   what says which line it is: `line`, `metric`, `slice`.
+    missing: the status of what has no row: controls need not be there at every length.
+    """
+    at = columns(rows)
+    lines = []
+    for key, mine in grouped(rows, lambda row: tuple(row.get(name) or "" for name in names)).items():
+        by_heading = {heading(row): row for row in mine}
+        first = [
+            Cell(metric_name(value) if name == "metric" else value) for name, value in zip(names, key, strict=True)
+        ]
+        lines.append([*first, *(_score(by_heading.get(one), missing) for one in at)])
+    titles = {"line": "line", "metric": "metric", "slice": "part"}
+    return Table(caption, [*(Column(titles[name]) for name in names), *_lengths(rows, at)], lines, len(names))
+
+
+def _lengths(rows: Sequence[Row], at: Iterable[str]) -> list[Column]:
+    """Return the headings of lengths, with how many training lengths they are if that is the same for all lines."""
+    found = []
+    for name in at:
+        factors = {row.get("extrapolation") for row in rows if heading(row) == name}
+        factor = factors.pop() if len(factors) == 1 else None
+        # DataTables would spell a no-break space out, in what it tells screen readers.
+        note = times(factor).replace("\u00a0", " ") if factor and not in_multiples(rows) else ""
+        found.append(Column(name, note, bool(factor) and (factor or 0) > 1, number=True))
+    return found
+
+
+def _score(row: Row | None, missing: str) -> Cell:
+    status = row["status"] if row else missing
+    if not row or status != "ok":
+        return Cell(hole_name(status), order="", kind="hole" if status else "", hint=str(status))
+    return Cell(number(row["value"]), interval(row), _order(row["value"]), "best" if row.get("best") else "")
+
+
+def _order(value: Any) -> float | str:
+    """Return what a number is sorted by: all its digits."""
+    return "" if value is None else value if math.isfinite(value) else math.copysign(1e308, value)
+
+
+def glance(results: Results) -> Table | None:
+    """Return signs of all differences in main metrics: a line each, topics and lengths side by side."""
+    topics = grouped(results.compared, lambda row: row["topic"])
+    if not topics:
+        return None
+    headings: list[Column] = []
+    groups: list[tuple[str, int]] = [("", 1)]
+    keys: list[tuple[str, str]] = []
+    for topic, rows in topics.items():
+        at = columns(rows)
+        groups.append((topic, len(at)))
+        keys += [(topic, name) for name in at]
+        zones = {name: {row["zone"] for row in rows if heading(row) == name} for name in at}
+        # Headings of positions, 32-64, are too wide for a sign: their end stands for them.
+        # A bucket is called by its upper end; a context of `paired` keeps its name, which is less than what is read.
+        own = in_multiples(rows) or any(name.startswith("c=") for name in at)
+        short = {name: name.removeprefix("c=") if own else short_length(int(length)) for name, length in at.items()}
+        headings += [Column(short[name], "", zones[name] == {"beyond"}) for name in at]
+    lines = []
+    for line, rows in grouped(results.compared, lambda row: row["line"]).items():
+        found = {(row["topic"], heading(row)): row for row in rows}
+        lines.append([Cell(line), *(_sign(found.get(key), results.baseline) for key in keys)])
+    order = list(results.lines)
+    lines.sort(key=lambda cells: order.index(cells[0].text))
+    return Table(
+        f"Every line against {results.baseline}: ▲ better, ▼ worse, · not distinguishable, blank: nothing to compare. "
+        "Shaded headings: beyond the training length.",
+        [Column("line"), *headings],
+        lines,
+        groups=groups,
+    )
+
+
+def _sign(row: Row | None, baseline: str) -> Cell:
+    if row is None:
+        return Cell("", hint="nothing to compare")
+    verdict = row["verdict"]
+    told = f"{verdict}: {signed(row['value'])} {interval(row, signed)}".strip()
+    return Cell(SIGNS.get(verdict, "·"), kind=_kind(verdict), hint=told)
+
+
+def _kind(verdict: str) -> str:
+    return verdict if verdict in ("better", "worse") else ""
+
+
+def differences(results: Results) -> Table:
+    """Return all differences, a line each."""
+    rows = results.differences
+    titles = ["line", "task", "metric", "length", "difference", "95 % interval", "p", "p (Holm)", "verdict", "n"]
+    numeric = {"difference", "95 % interval", "p", "p (Holm)", "n"}
+    lines = []
+    for row in rows:
+        verdict = row["verdict"]
+        lines.append(
+            [
+                Cell(row["line"]),
+                Cell(results.name(row)),
+                Cell(difference_name(row["metric"])),
+                Cell(heading(row), order=row["length"]),
+                Cell(signed(row["value"]), order=_order(row["value"])),
+                Cell(interval(row, signed), order=_order(row.get("low"))),
+                Cell(p_value(row.get("p")), order=_order(row.get("p"))),
+                Cell(p_value(row.get("p_holm")), order=_order(row.get("p_holm"))),
+                Cell(verdict, kind=_kind(verdict)),
+                Cell("" if row.get("n") is None else f"{row['n']:g}", order=_order(row.get("n"))),
+            ]
+        )
+    return Table(
+        f"Differences, each line minus {results.baseline}",
+        [Column(title, number=title in numeric) for title in titles],
+        lines,
+    )
+
+
+def difference_name(metric: str) -> str:
+    """Return what a difference is of, with its unit."""
+    return f"{metric} [nats]" if metric in ("perplexity", "nll") else metric_name(metric)
+
+
+def reach(results: Results) -> Table:
+    """Return how far each line reaches, by every definition."""
+    titles = ["line", "task", "metric", "definition", "reaches", "95 % interval", "training lengths"]
+    parity = f"in the window, against {results.baseline or 'a baseline'}"
+    lines = []
+    for row in results.reach:
+        shown = number if row["definition"] == "area" else tokens
+        verdict = str(row.get("in_window_verdict") or "")
+        lines.append(
+            [
+                Cell(row["line"]),
+                Cell(results.name(row)),
+                Cell(metric_name(row["metric"])),
+                Cell(str(REACHES.get(row["definition"], row["definition"]))),
+                Cell(reach_text(row), order=_order(row.get("value"))),
+                Cell(interval(row, shown), order=_order(row.get("low"))),
+                Cell(times(row["ratio"]) if row.get("ratio") is not None else UNKNOWN, order=_order(row.get("ratio"))),
+                Cell(verdict or UNKNOWN, in_window(row), _order(row.get("in_window")), _kind(verdict)),
+            ]
+        )
+    numeric = {"reaches", "95 % interval", "training lengths"}
+    return Table(
+        "Effective context lengths [tokens], and parity within the training length",
+        [Column(title, number=title in numeric) for title in [*titles, parity]],
+        lines,
+    )
+
+
+def in_window(row: Row) -> str:
+    """Return the difference to the baseline within the training length, with its interval."""
+    if row.get("in_window") is None:
+        return ""
+    bounds = {"low": row.get("in_window_low"), "high": row.get("in_window_high")}
+    return f"{signed(row['in_window'])} {interval(bounds, signed)}".strip()
+
+
+def wins(rows: Sequence[Row], caption: str, order: Iterable[str]) -> Table:
+    """Return the probabilities that the line of a row is better than that of a column."""
+    others = {row["other"] for row in rows} | {row["line"] for row in rows}
+    names = [name for name in order if name in others]
+    found = {(row["line"], row["other"]): row.get("probability") for row in rows}
+    lines = []
+    for line in names:
+        cells = [Cell(line)]
+        for other in names:
+            value = found.get((line, other))
+            cells.append(Cell("", order="") if value is None else Cell(number(value), order=_order(value)))
+        lines.append(cells)
+    return Table(caption, [Column("line"), *(Column(name, number=True) for name in names)], lines)
+
+
+# What is known about a run, in this order, and what it is called; what is not named here comes after it.
+_RUN = {
+    "id": "run", "line": "line", "model": "model", "encoding": "encoding", "task": "task", "protocol": "protocol",
+    "command": "command", "fingerprint": "model fingerprint", "train_length": "training length", "corpus": "texts",
+    "corpus_fingerprint": "fingerprint of texts", "prefix": "prefix", "prefix_token": "prefix token", "dtype": "dtype",
+    "kernel": "attention", "head": "head", "device": "device", "machine": "machine", "seconds": "seconds",
+    "peak_memory_gib": "peak memory [GiB]", "started": "started", "versions": "versions", "commit": "commit",
+    "task_fingerprint": "fingerprint of the task", "version": "version of the task",
+}  # fmt: skip
+
+# These are told for each run, even if they are alike.
+_PER_RUN = ("id", "line", "protocol", "fingerprint", "seconds")
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """What all runs share, commands with the runs that they made, and a table of the runs."""
+
+    shared: list[tuple[str, str]]
+    commands: list[tuple[str, str]]
+    table: Table
+
+
+def provenance(runs: Sequence[Row]) -> Provenance:
+    """Return where the numbers come from."""
+    commands = grouped((run for run in runs if run.get("command")), lambda run: run["command"])
+    # The commands themselves stand above the table.
+    which = {command: f"command {number}" for number, command in enumerate(commands, 1)}
+    facts = [{**run, "command": which.get(run.get("command"), "")} for run in runs]
+    known = [key for key in dict.fromkeys([*_RUN, *(key for run in facts for key in run)]) if _known(facts, key)]
+    shared = [key for key in known if key not in _PER_RUN and len({_fact(key, run.get(key)) for run in facts}) == 1]
+    told = [key for key in known if key not in shared]
+    lines = [[Cell(_fact(key, run.get(key)), order=_numeric(run.get(key))) for key in told] for run in facts]
+    return Provenance(
+        [(_called(key), _fact(key, facts[0].get(key))) for key in shared if key != "command"],
+        [(command, _made(mine)) for command, mine in commands.items()],
+        Table("Runs", [Column(_called(key), number=_numeric(facts[0].get(key)) is not None) for key in told], lines),
+    )
+
+
+def _known(runs: Sequence[Row], key: str) -> bool:
+    return any(run.get(key) not in (None, "", {}, []) for run in runs)
+
+
+def _called(key: str) -> str:
+    return _RUN.get(key, key.replace("_", " "))
+
+
+def _numeric(value: Any) -> float | str | None:
+    return _order(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _made(runs: Sequence[Row]) -> str:
+    n = len({run.get("id") for run in runs})
+    seconds = [run["seconds"] for run in runs if isinstance(run.get("seconds"), int | float)]
+    return f"{n} run{'s' * (n != 1)}" + (f", {number(sum(seconds))} s" if seconds else "")
+
+
+def _fact(key: str, value: Any) -> str:
+    if value is None:
+        return ""
+    if key == "versions" and isinstance(value, dict):
+        return ", ".join(f"{name} {version}" for name, version in value.items())
+    if key == "commit" and isinstance(value, dict):
+        return str(value.get("id", ""))[:12] + (" with changes" if value.get("dirty") else "")
+    if key == "train_length":
+        return tokens(value)
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def facts(rows: Sequence[Row]) -> list[str]:
+    """Return what holds for all numbers of a topic: protocol, contexts, questions, seeds, texts, precision."""
+    told = []
+    protocol = same(rows, "protocol")
+    if protocol:
+        told.append(str(protocol))
+    context = "document" if rows[0]["family"] == "ppl" else "context"
+    for key, noun in (("n", context), ("n_questions", "question"), ("n_seeds", "training seed")):
+        counts = sorted({int(row[key]) for row in rows if row.get(key)})
+        if counts and not (key == "n_seeds" and counts == [1]):
+            many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+            told.append(f"{many} {noun}{'s' * (counts != [1])}" + (" a length" if key != "n_seeds" else ""))
+    corpus = same(rows, "corpus")
+    if corpus:
+        told.append(f"texts: {corpus}")
+    dtype = same([row for row in rows if row.get("dtype")], "dtype")
+    if dtype:
+        told.append(str(dtype))
+    return told

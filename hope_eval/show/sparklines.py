@@ -1,0 +1,89 @@
+"""Scores as sparklines for a terminal: one line a model and metric, a bar a length.
+
+    ppl@bucket perplexity
+      rope                  ▂▂▁│▂▃▃▃▃   53.40 at 32-64   206.4 at 4k-8k
+      learned               ▂▂▁│        66.80 at 32-64   25.02 at 128-256
+
+The lines of one task share a scale; `│` stands where the training length ends, a gap where nothing could be measured.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from hope_eval.lengths import short_length
+from hope_eval.show.figures.rows import CONTROLS, PROPORTIONS, Row, context_of, named, records
+from hope_eval.show.palette import styles
+from hope_eval.show.tables import number
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_BARS = "▁▂▃▄▅▆▇█"
+_GAP = " "
+_TRAINED = "│"
+
+
+def sparklines(scores: "DataFrame", console: Console | None = None) -> None:
+    """Print what tables show as sparklines; without colours where the console, or NO_COLOR, wants none."""
+    console = console or Console(highlight=False)
+    rows = [row for row in records(scores) if not row["slice"] and _is_shown(row)]
+    style_of = styles((row["line"], row["encoding"]) for row in rows)
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    table.add_column("line", overflow="fold")
+    for heading in ("by length", "first", "last"):
+        table.add_column(heading, no_wrap=True)
+    for section, task, metric in dict.fromkeys((row["section"], row["task"], row["metric"]) for row in rows):
+        mine = [row for row in rows if (row["section"], row["task"], row["metric"]) == (section, task, metric)]
+        places = sorted({_place(row) for row in mine})
+        lines = list(dict.fromkeys(row["line"] for row in mine))
+        table.add_row(Text(f"{section if task == 'ppl' else task} {named(metric)}", style="bold"))
+        for line in lines:
+            own = sorted((row for row in mine if row["line"] == line), key=_place)
+            drawn = Text(_spark(own, places, mine), style=style_of[line].colour)
+            measured = [f"{number(row['value'])} at {_called(row)}" for row in own if _is_number(row)]
+            ends = (measured[0], measured[-1]) if measured else (own[0]["status"], "")
+            table.add_row(Text(f"  {line}"), drawn, *ends, end_section=line == lines[-1])
+    console.print(table)
+    told = f"{_TRAINED} end of the training length; a gap: no number; perplexity on a logarithmic scale"
+    console.print(Text(told, style="dim"), soft_wrap=True)
+
+
+def _is_shown(row: Row) -> bool:
+    if row["family"] == "ppl":
+        return str(row["metric"]) == ("perplexity" if context_of(row) is None else "context_gain")
+    return bool(row.get("headline", True)) and row["metric"] not in CONTROLS
+
+
+def _is_number(row: Row) -> bool:
+    return row["status"] == "ok" and math.isfinite(row["value"])
+
+
+def _place(row: Row) -> float:
+    return context_of(row) or float(row["length"])
+
+
+def _called(row: Row) -> str:
+    return str(row["label"]) or short_length(int(row["length"]))
+
+
+def _spark(own: list[Row], places: list[float], rows: list[Row]) -> str:
+    """Return a bar for each place, on the scale of all rows, with the end of the training length among them."""
+    scaled = math.log if rows[0]["metric"].endswith("perplexity") else float
+    values = [scaled(row["value"]) for row in rows if _is_number(row)] or [0.0]
+    least, most = (0.0, 1.0) if rows[0]["metric"] in PROPORTIONS else (min(values), max(values))
+    bars = {}
+    for row in own:
+        if _is_number(row):
+            share = (scaled(row["value"]) - least) / ((most - least) or 1.0)
+            bars[_place(row)] = _BARS[min(int(share * len(_BARS)), len(_BARS) - 1)]
+    # What a block of `paired` reads is longer than its context.
+    trained = own[0]["train_length"] - (own[0]["length"] - _place(own[0]))
+    drawn = ["".join(bars.get(place, _GAP) for place in part) for part in (
+        [place for place in places if not place > trained], [place for place in places if place > trained]
+    )]  # fmt: skip
+    return (_TRAINED if trained == trained else _GAP).join(drawn)

@@ -1,0 +1,327 @@
+"""Rows as tables: for a terminal, for a paper, for a program.
+
+A row is one number: `{model, encoding, task, protocol, length, label, metric, value, low, high, n, …}`. csv and json
+give all rows as they are; table, markdown and latex put lengths side by side, one line per model and metric:
+
+    model     encoding   trained at   metric               1k              2k              4k
+    tiny      rope               2k   perplexity        12.34           11.90          19.60*   * beyond the training
+                                                 [11.91, 12.80]  [11.50, 12.31]  [18.75, 20.49]    length
+"""
+
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+from rich.text import Text
+
+from hope_eval.analysis.rows import INTERNAL, Row
+from hope_eval.lengths import short_length
+
+FORMATS = ("table", "csv", "json", "markdown", "latex")
+
+# What tables show beside csv and json, which have everything.
+SHOWN = {
+    "perplexity": "perplexity",
+    "bits_per_byte": "bits per byte",
+    "word_perplexity": "word perplexity",
+    "byte_perplexity": "byte perplexity",
+    "context_gain": "context gain [nats]",
+    "accuracy": "accuracy",
+    "choice_accuracy": "choice accuracy",
+    "token_accuracy": "token accuracy",
+    "strict": "strict",
+    "loose": "loose",
+    "permuted": "permuted labels",
+}
+
+_SIGNS = {"<": "<", ">": ">", "≤": r"\leq", "≥": r"\geq", "≈": r"\approx", "▲": r"\uparrow", "▼": r"\downarrow"}
+_SIGNS = {"<": "<", ">": ">", "≤": r"\leq", "≥": r"\geq", "≈": r"\approx", "▲": r"\uparrow", "▼": r"\downarrow"}
+_LATEX = str.maketrans(
+    {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
+    | {c: rf"\{c}" for c in "&%$#_{}"}
+    | {c: f"${word}$" for c, word in _SIGNS.items()}
+)
+
+_HEADINGS = ("model", "encoding", "trained at", "metric")
+
+# Marks a number that was measured beyond the training length of its model.
+BEYOND = "*"
+
+
+# Marks the best number of a column, if it is distinguishable from every other.
+BEST = "†"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One number as it is printed: `12.34`, `[11.9, 12.8]`, and what marks it.
+
+    beyond: it lies beyond the training length.
+    best:   it is the best of its column.
+    """
+
+    value: str
+    interval: str = ""
+    beyond: bool = False
+    best: bool = False
+
+    @property
+    def marked(self) -> str:
+        """The value with its marks."""
+        return self.value + BEYOND * self.beyond + BEST * self.best
+
+    def __str__(self) -> str:
+        return " ".join(filter(None, (self.marked, self.interval)))
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table before it is drawn: a cell for every column, in lines that begin with a name for each of the headings.
+
+    The last name groups lines: a rule is drawn where it changes.
+    """
+
+    headings: tuple[str, ...]
+    columns: list[str]
+    lines: list[tuple[tuple[str, ...], list[Cell]]]
+
+    @property
+    def any_beyond(self) -> bool:
+        """Whether a number lies beyond the training length of its model."""
+        return any(cell.beyond for _, cells in self.lines for cell in cells)
+
+    @property
+    def any_best(self) -> bool:
+        """Whether a number is marked as the best of its column."""
+        return any(cell.best for _, cells in self.lines for cell in cells)
+
+
+def render(rows: Sequence[Row], form: str, notes: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print rows in one of FORMATS; `notes` below the table, on standard error where they would spoil the data."""
+    if form == "csv":
+        sys.stdout.write(csv_text(rows))
+    elif form == "json":
+        sys.stdout.write(json_text(rows))
+    if form in ("csv", "json"):
+        errors = Console(stderr=True, soft_wrap=True, highlight=False)
+        for note in notes:
+            errors.print(note, markup=False)
+        return
+    content = grid(rows)
+    draw(content, form, [*legend(content), *notes], console)
+
+
+def draw(content: Grid, form: str, notes: Sequence[str] = (), console: Console | None = None) -> None:
+    """Print a table as `table`, `markdown` or `latex`, with notes below it."""
+    console = console or plain_console()
+    if form == "table":
+        table = _wide_table(content)
+        fits = Measurement.get(console, console.options.update(width=1000), table).minimum <= console.width
+        console.print(table if fits else _long_table(content))
+        for note in notes:
+            console.print(Text(note, style="dim"), soft_wrap=True)
+        return
+    console.out(_markdown(content, notes) if form == "markdown" else _latex(content, notes), end="", highlight=False)
+
+
+def print_records(records: Sequence[Row]) -> None:
+    """Print records with the same keys as a plain table."""
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for key in records[0]:
+        table.add_column(Text(key), justify="right" if isinstance(records[0][key], int | float) else "left")
+    for record in records:
+        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in record.values()))
+    plain_console().print(table)
+
+
+def plain_console() -> Console:
+    """Return a console on standard output, as wide as it takes where that is no terminal."""
+    console = Console(highlight=False)
+    # A pipe has no width; do not fold a table for it.
+    return console if console.is_terminal else Console(highlight=False, width=1000)
+
+
+def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
+    """Return the rows with lengths as columns, in ascending order; what a model lacks is left empty.
+
+    Rows of tasks that are no `headline` are left out.
+
+    by_task: lines of one model stand together, rather than those of one metric.
+    """
+    columns: dict[str, int] = {}
+    lines: dict[tuple[str, ...], dict[str, Cell]] = {}
+    for row in rows:
+        if row["metric"] not in SHOWN or not row.get("headline", True):
+            continue
+        heading = row.get("column") or row["label"] or short_length(row["length"])
+        columns[heading] = row["length"]
+        trained = short_length(int(row["train_length"])) if _is_known(row["train_length"]) else "?"
+        name = f"{row['model']} ({row['twin']})" if row.get("twin") else row["model"]
+        line = lines.setdefault(
+            (name, row["encoding"], trained, metric_name(row), str(row.get("line", row.get("run")))), {}
+        )
+        line[heading] = _cell(row)
+    ordered = sorted(columns, key=lambda heading: columns[heading])
+    # All perplexities first, then the other metrics: what is compared stands one below the other.
+    metrics = list(dict.fromkeys(key[3] for key in lines))
+    together = list(lines.items()) if by_task else sorted(lines.items(), key=lambda item: metrics.index(item[0][3]))
+    return Grid(
+        _HEADINGS,
+        ordered,
+        [
+            ((model, encoding, trained, metric), [line.get(column, Cell("")) for column in ordered])
+            for (model, encoding, trained, metric, _), line in together
+        ],
+    )
+
+
+def _is_known(length: float | None) -> bool:
+    """Whether a training length is one: None in a row, NaN in a frame."""
+    return length is not None and not math.isnan(length)
+
+
+def metric_name(row: Mapping[str, Any]) -> str:
+    """Return the name of a metric: of a task, with its name before it, and after it what part of it this is."""
+    if row["task"] == "ppl":
+        return SHOWN[row["metric"]]
+    return f"{row['task']} {SHOWN[row['metric']]}" + (f", {row['slice']}" if row["slice"] else "")
+
+
+def _cell(row: Row) -> Cell:
+    beyond = _is_known(row["train_length"]) and row["length"] > row["train_length"]
+    if row["status"] != "ok":
+        return Cell(row["status"], beyond=beyond and row["status"] in ("oom", "nan"))
+    known = not math.isnan(row["low"])
+    interval = f"[{number(row['low'])}, {number(row['high'])}]" if known else ""
+    return Cell(number(row["value"]), interval, beyond, bool(row.get("best")))
+
+
+def number(value: float) -> str:
+    """Return four significant digits: 1.234, 12.34, 123.4, 1,234, 1.2e+06."""
+    if not math.isfinite(value):
+        return "inf" if value > 0 else str(value)
+    size = abs(value)
+    if size >= 1e6:
+        return f"{value:.1e}"
+    digits = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
+    return f"{value:,.{digits}f}"
+
+
+def legend(content: Grid) -> list[str]:
+    """Return what the marks of a table mean, one fact a line."""
+    lines = [f"{BEYOND} beyond the training length"] if content.any_beyond else []
+    return lines + ([f"{BEST} best of its column, distinguishable from every other (Holm)"] if content.any_best else [])
+
+
+def _table(*headings: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
+    for heading in headings:
+        right = heading in ("trained at", "length", "value")
+        table.add_column(heading, overflow="fold", no_wrap=heading != "model", justify="right" if right else "left")
+    # A long name may be folded, a number may not.
+    table.columns[0].min_width = 12
+    return table
+
+
+def _wide_table(content: Grid) -> Table:
+    """Return the table with lengths side by side, intervals below their values."""
+    table = _table(*content.headings)
+    for column in content.columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    before: tuple[str, ...] = ("",) * len(content.headings)
+    for number, (names, cells) in enumerate(content.lines):
+        # What the line above says is not said again, but for the last name, which is what the line is about.
+        same = next((at for at, pair in enumerate(zip(names, before, strict=True)) if pair[0] != pair[1]), len(names))
+        table.add_row(
+            *("" if at < same and at < len(names) - 1 else name for at, name in enumerate(names)),
+            *(_rich_cell(cell) for cell in cells),
+            end_section=number + 1 < len(content.lines) and content.lines[number + 1][0][-1] != names[-1],
+        )
+        before = names
+    return table
+
+
+def _long_table(content: Grid) -> Table:
+    """Return the table with lengths one below the other, for terminals that are too narrow for the wide one."""
+    shown = [at for at, heading in enumerate(content.headings) if heading != "trained at"]
+    table = _table(*(content.headings[at] for at in shown), "length", "value", "interval")
+    for names, cells in content.lines:
+        for number, (column, cell) in enumerate(zip(content.columns, cells, strict=True)):
+            if cell.value:
+                words = [names[at] if number == 0 else "" for at in shown]
+                table.add_row(*words, column, _rich_value(cell), cell.interval, end_section=number + 1 == len(cells))
+    return table
+
+
+def _rich_value(cell: Cell) -> Text:
+    return Text(cell.marked, style=" ".join(["bold"] * cell.best + ["yellow"] * cell.beyond))
+
+
+def _rich_cell(cell: Cell) -> Text:
+    text = _rich_value(cell)
+    if cell.interval:
+        text.append(f"\n{cell.interval}", style="dim not bold")
+    return text
+
+
+def clean(rows: Iterable[Row]) -> list[Row]:
+    """Return rows without what is of use in memory only."""
+    return [{key: value for key, value in row.items() if key not in INTERNAL} for row in rows]
+
+
+def csv_text(rows: Sequence[Row]) -> str:
+    """Return rows as csv."""
+    import pandas
+
+    return pandas.DataFrame(clean(rows)).to_csv(index=False)
+
+
+def json_text(rows: Sequence[Row]) -> str:
+    """Return rows as a JSON list; a number that is none (NaN, infinity) is null: JSON has no other word for it."""
+    known = [
+        {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
+        for row in clean(rows)
+    ]
+    return json.dumps(known, indent=1, ensure_ascii=False) + "\n"
+
+
+def _markdown(content: Grid, notes: Sequence[str]) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", r"\|").replace("*", r"\*") for cell in cells) + " |\n"
+
+    text = line([*content.headings, *content.columns])
+    text += "|" + "".join("---:|" if heading == "trained at" else "---|" for heading in content.headings)
+    text += "---:|" * len(content.columns) + "\n"
+    text += "".join(line([*names, *map(str, cells)]) for names, cells in content.lines)
+    return text + "".join(f"\n{note.replace('*', chr(92) + '*')}\n" for note in notes)
+
+
+def _latex(content: Grid, notes: Sequence[str]) -> str:
+    r"""Return a booktabs tabular (\usepackage{booktabs})."""
+
+    def escaped(text: str) -> str:
+        return text.translate(_LATEX)
+
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(cells) + r" \\" + "\n"
+
+    def drawn(cell: Cell) -> str:
+        mark = "$^{*}$" if cell.beyond else ""
+        value = rf"\textbf{{{escaped(cell.value)}}}" if cell.best else escaped(cell.value)
+        # Brackets after a line break would be read as its argument.
+        interval = rf" {{\scriptsize {escaped(cell.interval)}}}" if cell.interval else ""
+        return f"{value}{mark}{interval}"
+
+    text = "".join(f"% {note}\n" for note in notes)
+    aligned = "".join("r" if heading == "trained at" else "l" for heading in content.headings)
+    text += rf"\begin{{tabular}}{{{aligned}{'r' * len(content.columns)}}}" + "\n\\toprule\n"
+    text += line(map(escaped, [*content.headings, *content.columns])) + "\\midrule\n"
+    text += "".join(line([*map(escaped, names), *map(drawn, cells)]) for names, cells in content.lines)
+    return text + "\\bottomrule\n\\end{tabular}\n"

@@ -1,0 +1,1 @@
+"""Train small models that differ in nothing but their encoding."""
