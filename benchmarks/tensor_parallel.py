@@ -25,12 +25,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import transformers
-from hope_eval.model.parallel.group import Group, held_together
 
 from benchmarks import common
 from hope_eval import LanguageModel, Sample, zoo
 from hope_eval.lengths import short_length
 from hope_eval.model import checkpoint
+from hope_eval.model.parallel.group import Group, held_together
 from hope_eval.runs import shards as sharding
 
 

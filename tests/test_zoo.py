@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hope_eval.train.rows import SHARES
 from test_cli import hope_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -16,6 +15,7 @@ from hope_eval.data.corpora import load_corpus
 from hope_eval.errors import CheckpointError, EncodingError, LengthError
 from hope_eval.model.checkpoint import load, load_checkpoint
 from hope_eval.task import Sample, Vocabulary, generator, task_class
+from hope_eval.train.rows import SHARES
 
 
 @pytest.fixture(scope="module")
