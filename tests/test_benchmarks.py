@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from commands import hope_eval
 from conftest import committed, tiny_model
-from test_cli import hope_eval
 
 from benchmarks import common, everything, peers, table, zoo_suite
 from benchmarks.__main__ import main

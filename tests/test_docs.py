@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from commands import hope_eval
 from conftest import committed, story, tiny_module
-from test_cli import hope_eval
 from transformers import AutoTokenizer
 
 import hope_eval as package

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from commands import hope_eval
 from conftest import VOCAB_SIZE, tiny_model, tiny_module
-from test_cli import hope_eval
 
 from hope_eval.encodings import Geometry, parse_encoding
 from hope_eval.model.kernels import attention, layers, nll

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from test_cli import hope_eval
+from commands import hope_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hope_eval import zoo

@@ -13,7 +13,8 @@ What ends is a function of the numbers in their order: looks are at the same pla
 
 What looking costs, by simulation, in % of intervals that hold the truth, at a stop and with as many samples fixed
 beforehand: the mean over half widths of 0.02 to 0.15 (of nll: over how far documents differ), and the worst of them.
-`pytest -m slow -s tests/test_stopping.py` does the first column again, to within a point, but for the bundled models.
+`pytest -m slow -s tests/analysis/test_stopping.py` does the first column again, to within a point, but for the
+bundled models.
 
                                                                                   at a stop        fixed
     accuracies of 0.3 to 0.95: one question a context                             95.6 (94.1)      95.5

@@ -12,7 +12,7 @@ from collections import namedtuple
 import numpy as np
 import pytest
 import torch
-from test_cli import hope_eval
+from commands import hope_eval
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hope_eval.data.corpora import load_corpus

@@ -9,23 +9,13 @@ import weakref
 
 import pytest
 import torch
-from click.testing import CliRunner
+from commands import hope_eval
 from conftest import tiny_module
 from rich.console import Console
 
-from hope_eval.cli import main
 from hope_eval.model import checkpoint as checkpoints
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.show.tables import render
-
-
-def hope_eval(*arguments, code: int = 0):
-    """Run the command line in this process and return its result; a traceback fails the test."""
-    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from asking import prompts, run
 from fakes import Oracle, Recency, fake
-from test_ask import prompts, run
 
 from hope_eval.analysis import answers
 from hope_eval.analysis.answers import error_kind

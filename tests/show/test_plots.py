@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from rich.console import Console
 
 import hope_eval
@@ -17,7 +18,7 @@ from hope_eval.show import palette, plots
 from hope_eval.show.figures.sheet import spread, text_width, wrapped
 from hope_eval.show.sparklines import sparklines
 
-ZOO = Path(__file__).parent.parent / "results" / "zoo"
+ZOO = ROOT / "results" / "zoo"
 ENCODINGS = sorted(
     path.stem for path in (Path(hope_eval.__file__).parent / "encodings").glob("*.py") if path.stem != "__init__"
 )

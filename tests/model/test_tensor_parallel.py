@@ -1,13 +1,9 @@
 """Processes that hold a model together give what one does that holds all of it, and nobody waits for the dead."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import threading
 import time
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -17,10 +13,11 @@ import pytest
 import together
 import torch
 import transformers
+from commands import hope_eval
 from conftest import byte_tokenizer, tiny_module
 from fakes import zoo_tokenizer
-from test_cli import hope_eval
-from test_sharding import SUITE, dies_after, files, model, processes, wanted, work
+from groups import TOLERANCE, check_records, failure, group_of, results, saved, together_in_threads, torchrun
+from sharing import SUITE, dies_after, files, model, processes, wanted, work
 from together import given, measured
 
 from hope_eval.errors import CheckpointError, OptionError, StoreError
@@ -32,29 +29,6 @@ from hope_eval.runs.store import RunStore, shards_of
 
 # Fixtures.
 __all__ = ["model", "wanted"]
-
-TOGETHER = str(Path(__file__).parent / "together.py")
-
-# Largest difference in nll that sums in another order make, in float32.
-TOLERANCE = 2e-4
-
-
-def torchrun(n: int, *arguments, code: int = 0, **environment) -> subprocess.CompletedProcess:
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(n), TOGETHER]
-    done = subprocess.run(
-        [*launch, *map(str, arguments)],
-        env={**os.environ, **environment, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True, text=True, check=False, timeout=150,
-    )  # fmt: skip
-    assert done.returncode == code, done.stderr
-    return done
-
-
-def saved(folder: Path, tokenizer, kind: str = "llama", **changes) -> Path:
-    options = {"vocab_size": len(tokenizer) + len(tokenizer) % 2, "num_key_value_heads": 2, **changes}
-    tiny_module(kind, **options).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
@@ -76,32 +50,6 @@ def check_given(found: dict, name: str) -> None:
                        for part in (whole.module, whole.module.get_input_embeddings()))  # fmt: skip
     kept = n_embeddings if UNEVEN not in KINDS else 0
     assert found["parameters"] < kept + 0.6 * (n - kept), "each holds about half of it"
-
-
-def results(root: Path, n: int) -> list[dict]:
-    found = [json.loads((root / f"{rank}.json").read_text()) for rank in range(n)]
-    assert all(one.keys() == found[0].keys() for one in found)
-    return found
-
-
-def check_records(root: Path, wanted: Path) -> None:
-    """Compare the records of runs, but for the last bits of scores."""
-    assert [run.name for run in runs.runs_in(root)] == [run.name for run in runs.runs_in(wanted)] != []
-    for run in runs.runs_in(root):
-        assert runs.state(runs.check(run)) == "ok"
-        assert not (run / "shards").exists()
-        ours, theirs = RunStore.reading(run), RunStore.reading(wanted / run.name)
-        assert [plain(record) for record in ours.records] == [plain(record) for record in theirs.records]
-        for one, other in zip(ours.records, theirs.records, strict=True):
-            numbers = [key for key, value in other.items() if isinstance(value, float)]
-            assert [one[key] for key in numbers] == pytest.approx([other[key] for key in numbers], abs=TOLERANCE)
-            for name in other.get("arrays", {}):
-                arrays = ours.array(one, name), theirs.array(other, name)
-                np.testing.assert_allclose(*arrays, rtol=0, atol=TOLERANCE)
-
-
-def plain(record: dict) -> dict:
-    return {key: value for key, value in record.items() if key != "arrays" and not isinstance(value, float)}
 
 
 def test_two_processes_that_hold_a_model_together_measure_what_one_does(forked, words, tmp_path):
@@ -191,12 +139,6 @@ def test_nobody_waits_for_ever_for_what_hangs(forked, words, tmp_path):
     assert "have lost each other" in failure(tmp_path, 0)
 
 
-def failure(root: Path, rank: int) -> str:
-    """Return what a process told of its end, on standard error or where the others look."""
-    told = [file.read_text() for file in (root / "runs").glob(f".sessions/*/{rank}.failed")]
-    return "\n".join([*told, (root / f"{rank}.err").read_text()])
-
-
 def test_a_process_that_waits_is_ended_when_another_of_its_group_has_died(tmp_path, monkeypatch, capfd):
     """Nothing else ends one that waits for a GPU."""
     monkeypatch.setattr("hope_eval.runs.shards._GRACE", 0.1)
@@ -218,33 +160,6 @@ def test_a_process_that_waits_is_ended_when_another_of_its_group_has_died(tmp_pa
     lost = "process 1 of 4, which holds a part of the same model, ended early: no space left"
     assert (tmp_path / "0.failed").read_text() == lost
     assert f"Error: {lost}\nhint: the same command goes on" in capfd.readouterr().err
-
-
-def group_of(size: int, monkeypatch, places=None, context_parallel: int = 1) -> list[parallel.Group]:
-    """Return the members of a group that talk over a store in memory, at these places of their programs."""
-    monkeypatch.setattr(parallel, "_SOON", timedelta(seconds=1))
-    monkeypatch.setattr(parallel, "_place", lambda: str((places or {}).get(threading.current_thread().name, 7)))
-    store = torch.distributed.HashStore()
-    sizes = {"tensor_parallel": size // context_parallel, "context_parallel": context_parallel, "store": store}
-    return [parallel.Group(Ranks(rank, size, "s", **sizes)) for rank in range(size)]
-
-
-def together_in_threads(members, function) -> list:
-    """Call a function with each member at the same time; return what it returned or raised."""
-    found = [None] * len(members)
-
-    def work(number):
-        try:
-            found[number] = function(members[number])
-        except Exception as error:
-            found[number] = error
-
-    threads = [threading.Thread(target=work, args=(n,), name=str(n)) for n in range(len(members))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return found
 
 
 def test_all_go_on_with_less_only_if_all_are_at_the_same_place(monkeypatch):

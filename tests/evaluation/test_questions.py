@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import story
+from asking import material, prompts, run
 from fakes import Oracle, Parrot, Recency, Uniform, fake, zoo_tokenizer
 
 from hope_eval.analysis import answers
-from hope_eval.data.corpora import Corpus, Document
 from hope_eval.data.vocabulary import Examples
 from hope_eval.errors import LengthError, OptionError, TaskError
 from hope_eval.evaluation import perplexity as evaluate
@@ -20,35 +19,12 @@ from hope_eval.evaluation.questions import Material
 from hope_eval.model.checkpoint import load
 from hope_eval.model.scoring import LanguageModel, OutOfMemory
 from hope_eval.runs.store import RunStore
-from hope_eval.task import Prompt, Question, Task, generator, parse_task, task_class, task_names
+from hope_eval.task import Prompt, Question, Task, parse_task, task_class, task_names
 
-TEXTS = Corpus("stories", tuple(Document(str(n), story(600, 1000 * n)) for n in range(2)), "stories")
 FIXED = [name for name in task_names() if not task_class(name).n_new]
 
 # Tasks that ask for the context again from its beginning: those that a parrot can do.
 COPIES = {"copy", "copy_text", "copy_shuffled", "copy_distance"}
-
-
-def material(task: Task) -> Material:
-    return Material(TEXTS) if getattr(task, "haystack", "text") == "text" and task.uses == "text" else Material()
-
-
-def prompts(task: Task, lengths, n: int, seed: int = 0) -> list[Prompt]:
-    """Return the prompts that `run` asks: what a fake is told."""
-    vocabulary = ask.vocabulary_for(zoo_tokenizer(), task, material(task))
-    return [
-        task.prompt(vocabulary, length, generator("test", str(task), seed, index))
-        for length in lengths
-        for index in range(n)
-    ]
-
-
-def run(model: LanguageModel, task: Task, lengths, root: Path, n: int | None = 2, *, vocabulary=None, **options):
-    """Ask a model, without controls unless they are asked for, and return the run."""
-    options = {"material": material(task), "controls": False, **options}
-    vocabulary = vocabulary or ask.vocabulary_for(model.tokenizer, task, options["material"])
-    store, _ = ask.ask(model, task, lengths, root, vocabulary, n_contexts=n, **options)
-    return store
 
 
 def metrics(store: RunStore, *lengths: int) -> dict[str, float]:

@@ -8,8 +8,8 @@ import shutil
 
 import numpy as np
 import pytest
+from commands import hope_eval
 from conftest import tiny_module
-from test_cli import hope_eval
 
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import task_class, task_names

@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from commands import hope_eval
 from conftest import story, tiny_module
 from fakes import Oracle, fake, zoo_tokenizer
-from test_cli import hope_eval
 
 from hope_eval.analysis import answers, perplexity
 from hope_eval.analysis import compare as comparison

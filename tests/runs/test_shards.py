@@ -14,11 +14,11 @@ from pathlib import Path
 import filelock
 import pytest
 import torch
-from conftest import story, tiny_module
+from commands import hope_eval
+from conftest import ROOT, story
 from fakes import Uniform, zoo_tokenizer
-from test_cli import hope_eval
+from sharing import PPL, SUITE, TASK, TEXTS, Killed, files, model, processes, wanted, work
 
-from hope_eval.data.corpora import Corpus, Document
 from hope_eval.errors import OptionError, StoreError
 from hope_eval.evaluation import perplexity as evaluate
 from hope_eval.evaluation import questions as ask
@@ -30,53 +30,8 @@ from hope_eval.runs.shards import ALONE, Ranks
 from hope_eval.runs.store import RunStore, shards_of
 from hope_eval.task import parse_task
 
-TEXTS = Corpus("stories", tuple(Document(str(n), story(30, 1000 * n)) for n in range(4)), "stories")
-PPL = protocol_named("windows")
-TASK = parse_task("associative_recall")
-
-
-class Killed(BaseException):
-    """What no except clause of the program catches."""
-
-
-@pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    module = tiny_module(vocab_size=len(zoo_tokenizer()), max_position_embeddings=64)
-    return LanguageModel("tiny", module, zoo_tokenizer(), 64, "a test")
-
-
-def dies_after(n: int | None):
-    """Return a report that kills after n batches."""
-    left = [-1 if n is None else n]
-
-    def report(done, total):
-        if left[0] == 0:
-            raise Killed
-        left[0] -= 1
-
-    return report
-
-
-def work(ranks: Ranks, model, root: Path, task: bool, dies: int | None = None, report=None) -> Path:
-    """Do what one process does, as far as it comes."""
-    report = report or dies_after(dies)
-    try:
-        if task:
-            vocabulary = ask.vocabulary_for(model.tokenizer, TASK)
-            store, _ = ask.ask(model, TASK, (200, 256), root, vocabulary, n_contexts=4, report=report, ranks=ranks)
-            return store.path
-        tokens, _ = evaluate.perplexity(model, TEXTS, PPL, (32, 64), root, report=report, ranks=ranks)
-        return tokens.store.path
-    except Killed:
-        return root
-
-
-def processes(root: Path, n: int, tensor_parallel: int = 1, context_parallel: int = 1) -> list[Ranks]:
-    folder = root / ".sessions" / sharding._new_session()
-    folder.mkdir(parents=True)
-    sizes = {"tensor_parallel": tensor_parallel, "context_parallel": context_parallel}
-    return [Ranks(rank, n, folder.name, folder, **sizes) for rank in range(n)]
+# Fixtures.
+__all__ = ["model", "wanted"]
 
 
 def session(model, root: Path, task: bool, n: int, deaths=None) -> None:
@@ -94,25 +49,6 @@ def session(model, root: Path, task: bool, n: int, deaths=None) -> None:
     finally:
         for ranks in group:
             ranks.close()
-
-
-def files(root: Path) -> tuple[bytes, bytes]:
-    """Return records and arrays of the only run, of which nothing may be left to merge."""
-    (run,) = runs.runs_in(root)
-    assert not (run / "shards").exists()
-    assert runs.state(runs.check(run)) == "ok"
-    return (run / "records.jsonl").read_bytes(), (run / "arrays.bin").read_bytes()
-
-
-@pytest.fixture(scope="module")
-def wanted(model, tmp_path_factory):
-    """What one process writes, by whether it is a task."""
-    found = {}
-    for task in (False, True):
-        root = tmp_path_factory.mktemp("alone")
-        work(ALONE, model, root, task)
-        found[task] = files(root)
-    return found
 
 
 @pytest.mark.parametrize("task", [False, True])
@@ -385,14 +321,12 @@ def load(name):
     return tiny_module(vocab_size=len(zoo_tokenizer()), max_position_embeddings=64), zoo_tokenizer()
 """
 
-SUITE = '[both]\ntasks = [{ task = "ppl", samples = 5 }, { task = "passkey", samples = 4 }]\nlengths = "200,256"\n'
-
 
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """Arguments of a run of perplexity and a task."""
     folder = tmp_path_factory.mktemp("command")
-    (folder / "loader.py").write_text(LOADER.format(tests=str(Path(__file__).parent)))
+    (folder / "loader.py").write_text(LOADER.format(tests=str(ROOT / "tests")))
     (folder / "suite.toml").write_text(SUITE)
     texts = [{"text": story(40, 100 * n)} for n in range(5)]
     (folder / "stories.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))

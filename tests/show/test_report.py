@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas
 import pytest
 from comparisons import RUNS, VERDICTS, difference, everything, frames, reached, score
+from conftest import ROOT
 
 from hope_eval.errors import MissingPackageError, StoreError
 from hope_eval.show import report
@@ -171,13 +172,12 @@ def test_lines_stand_out_from_both_pages():
 
 def test_the_same_frames_give_the_same_bytes(html):
     assert report.render(**everything()) == html
-    here = Path(__file__).parent
     script = (
         "import hashlib, comparisons; from hope_eval.show import report; "
         "print(hashlib.sha256(report.render(**comparisons.everything()).encode()).hexdigest())"
     )
     other = {"PYTHONHASHSEED": "7", "PATH": ""}
-    out = subprocess.run([sys.executable, "-c", script], cwd=here, env=other, capture_output=True, text=True)
+    out = subprocess.run([sys.executable, "-c", script], cwd=ROOT / "tests", env=other, capture_output=True, text=True)
     assert out.stdout.strip() == hashlib.sha256(html.encode()).hexdigest(), out.stderr
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from commands import hope_eval
 from conftest import tiny_module
 from fakes import zoo_tokenizer
-from test_cli import hope_eval
 from torch.utils.flop_counter import FlopCounterMode
 
 from hope_eval.errors import LengthError, OptionError

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from test_cli import hope_eval
+from commands import hope_eval
 
 from hope_eval.analysis.compare import compare, opened, tables_of
 from hope_eval.errors import ComparisonError, OptionError, StoreError

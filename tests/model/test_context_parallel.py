@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 import together
 import torch
+from commands import hope_eval
 from conftest import byte_tokenizer, tiny_model, tiny_module
-from test_cli import hope_eval
-from test_sharding import files, model, processes, wanted, work
-from test_tensor_parallel import (
+from groups import (
     TOLERANCE,
     check_records,
     failure,
@@ -22,6 +21,7 @@ from test_tensor_parallel import (
     together_in_threads,
     torchrun,
 )
+from sharing import files, model, processes, wanted, work
 from together import perplexed, read
 from transformers.masking_utils import chunked_causal_mask_function
 

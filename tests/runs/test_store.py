@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from commands import hope_eval
 from conftest import story
-from test_cli import hope_eval
 
 from hope_eval.errors import StoreError
 from hope_eval.runs import columns
