@@ -1,6 +1,6 @@
 """Training speed and memory of every encoding, alone on the device, one after the other; and of transformers' Trainer.
 
-The Trainer is given the same model, lines, optimiser and precision.
+The Trainer is given the same model, rows, optimiser and precision.
 """
 
 import tempfile
@@ -13,7 +13,9 @@ import torch
 
 from benchmarks import common
 from benchmarks.common import DEVICE, OURS
-from hope_eval.train import loop as train
+from hope_eval.train.loop import Loop, Processes
+from hope_eval.train.prepare import Prepared, prepare
+from hope_eval.train.recipe import Recipe
 
 ENCODINGS = "rope,hope,nope,prope,xpos,alibi,kerple,fire,t5,sinusoidal,learned"
 
@@ -49,12 +51,10 @@ def training_speed(
     figures = []
     with tempfile.TemporaryDirectory() as folder:
 
-        def recipe_of(encoding: str) -> train.Recipe:
-            return train.Recipe(
-                encoding, size, train_length, batch_tokens * steps, texts=(data,), batch_tokens=batch_tokens
-            )
+        def recipe_of(encoding: str) -> Recipe:
+            return Recipe(encoding, size, train_length, batch_tokens * steps, texts=(data,), batch_tokens=batch_tokens)
 
-        prepared = train.prepare(recipe_of("rope"), Path(folder) / "work")
+        prepared = prepare(recipe_of("rope"), Path(folder) / "work")
         runs = [("ours", name, compiled) for name in encodings.split(",")]
         runs += [(way, name, how) for name in filter(None, peers.split(",")) for way, how in PEERS]
         for way, name, how in runs:
@@ -81,11 +81,11 @@ def _wait() -> float:
     return time.perf_counter()
 
 
-def _loop(recipe: train.Recipe, prepared: train.Prepared, compiled: bool) -> train.Loop:
-    return train.Loop(recipe, prepared, train.Processes(DEVICE), compiled)
+def _loop(recipe: Recipe, prepared: Prepared, compiled: bool) -> Loop:
+    return Loop(recipe, prepared, Processes(DEVICE), compiled)
 
 
-def _ours(recipe: train.Recipe, prepared: train.Prepared, compiled: bool, out: Path) -> float:
+def _ours(recipe: Recipe, prepared: Prepared, compiled: bool, out: Path) -> float:
     """Return the seconds of a step."""
     loop = _loop(recipe, prepared, compiled)
     start = 0.0
@@ -96,22 +96,22 @@ def _ours(recipe: train.Recipe, prepared: train.Prepared, compiled: bool, out: P
     return (_wait() - start) / (recipe.n_steps - WARM_UP)
 
 
-class _Lines(torch.utils.data.Dataset[Any]):
-    """The same lines as a dataset that hands out a batch at a time."""
+class _Batches(torch.utils.data.Dataset[Any]):
+    """The same rows as a dataset that hands out a batch at a time."""
 
-    def __init__(self, loop: train.Loop) -> None:
+    def __init__(self, loop: Loop) -> None:
         self.loop = loop
 
     def __len__(self) -> int:
-        return len(self.loop.prepared.lines)
+        return len(self.loop.prepared.rows)
 
-    def __getitems__(self, rows: list[int]) -> dict[str, torch.Tensor]:
-        ids_BL, labels_BL, _ = self.loop.batch(rows[0] // self.loop.recipe.batch_lines)
+    def __getitems__(self, indices: list[int]) -> dict[str, torch.Tensor]:
+        ids_BL, labels_BL, _ = self.loop.batch(indices[0] // self.loop.recipe.batch_rows)
         return {"input_ids": ids_BL, "labels": labels_BL}
 
 
-def _trainer(recipe: train.Recipe, prepared: train.Prepared, compiled: bool, out: Path) -> float:
-    """Return the seconds of a step of transformers' Trainer on the same model, lines and optimiser."""
+def _trainer(recipe: Recipe, prepared: Prepared, compiled: bool, out: Path) -> float:
+    """Return the seconds of a step of transformers' Trainer on the same model, rows and optimiser."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     times: dict[int, float] = {}
@@ -129,7 +129,7 @@ def _trainer(recipe: train.Recipe, prepared: train.Prepared, compiled: bool, out
     arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=recipe.n_steps,
-        per_device_train_batch_size=recipe.batch_lines,
+        per_device_train_batch_size=recipe.batch_rows,
         learning_rate=loop.learning_rate,
         lr_scheduler_type="cosine",
         weight_decay=0.1,
@@ -147,7 +147,7 @@ def _trainer(recipe: train.Recipe, prepared: train.Prepared, compiled: bool, out
     trainer = InOrder(
         model=loop.model,
         args=arguments,
-        train_dataset=_Lines(loop),
+        train_dataset=_Batches(loop),
         data_collator=lambda batch: batch,
         callbacks=[Watch()],
     )

@@ -125,7 +125,7 @@ class Prompt:
         """Return a sample for each question; all share the context."""
         return [Sample(self.context, q.target, q.query, meta=q.meta) for q in self.questions]
 
-    def line(self) -> tuple[np.ndarray, np.ndarray]:
+    def row(self) -> tuple[np.ndarray, np.ndarray]:
         """Return the ids of the context and of all questions after it [L], and which of them are targets, bool [L]."""
         parts: list[tuple[Ids, bool]] = [(self.context, False)]
         for question in self.questions:

@@ -14,7 +14,8 @@ from hope_eval.model.kernels import attention, layers, nll
 from hope_eval.model.kernels import fastest as kernels
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Sample
-from hope_eval.train import loop as train
+from hope_eval.train.loop import train
+from hope_eval.train.recipe import Recipe
 
 # Libraries of GPUs warn of what is the user's to choose.
 pytestmark = [pytest.mark.gpu, pytest.mark.filterwarnings("ignore::UserWarning", "ignore::DeprecationWarning")]
@@ -233,10 +234,10 @@ def test_compiled_chunks_score_as_whole_layers_do(monkeypatch):
 
 
 def test_a_compiled_training_on_the_gpu_learns(tmp_path):
-    recipe = train.Recipe(
+    recipe = Recipe(
         "hope", "64x2x2", 128, 128 * 64 * 60, texts=("python:click,rich",), batch_tokens=128 * 64, learning_rate=5e-3
     )
-    folder = train.train(recipe, tmp_path / "out", compile_model=True)
+    folder = train(recipe, tmp_path / "out", compile_model=True)
     losses = [json.loads(line).get("loss") for line in (folder / "training.jsonl").read_text().splitlines()]
     losses = [loss for loss in losses if loss is not None]
     assert losses[-1] < losses[0] - 2

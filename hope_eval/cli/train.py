@@ -19,35 +19,37 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
     try:
         return tuple(int(part) for part in value.split(","))
     except ValueError:
-        raise OptionError(f"`--seed {value}` is no list of whole numbers", "--seed 0,1,2") from None
+        raise OptionError(f"`--seed {value}` is not a list of whole numbers", "--seed 0,1,2") from None
 
 
 @click.command()
 @click.argument("encodings", nargs=-1, required=True, metavar="ENCODING...")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True,
-              help="Folder of the checkpoint; of several trainings: OUT/ENCODING-SEED.")  # fmt: skip
+              help="Folder of the checkpoint. Several models go to OUT/ENCODING-SEED.")  # fmt: skip
 @click.option("--size", default="3m", show_default=True, metavar="SIZE",
               help="1m, 3m, 12m, 35m, 125m, 350m, 1b, 3b, or width x layers x heads: 192x6x3.")  # fmt: skip
-@click.option("--train-length", callback=options.read_length, default="256", show_default=True, metavar="LENGTH")
+@click.option("--train-length", callback=options.read_length, default="256", show_default=True, metavar="LENGTH",
+              help="Tokens of a training row: the length the model is trained at.")  # fmt: skip
 @click.option("--tokens", callback=_count, default="100M", show_default=True, metavar="N",
               help="Tokens to train on in all.")  # fmt: skip
 @click.option("--seed", "seeds", callback=_seeds, default="0", show_default=True, metavar="N[,N...]",
-              help="Of initial weights and data; several train a model each.")  # fmt: skip
+              help="Seed of the initial weights and the data. Several seeds train one model each.")  # fmt: skip
 @click.option("--data", "texts", multiple=True, metavar="TEXTS",
-              help="Texts to train on, as for `ppl`; repeatable.  [default: installed packages]")  # fmt: skip
+              help="Texts to train on, as for `ppl`. Repeatable.  [default: installed packages]")  # fmt: skip
 @click.option("--tokenizer", default="new", show_default=True, metavar="CHECKPOINT",
               help="Folder to take the tokenizer from; new: train one of 4,096 tokens on the texts.")  # fmt: skip
 @click.option("--batch-tokens", callback=_count, default="32768", show_default=True, metavar="N",
               help="Tokens of one step, over all GPUs.")  # fmt: skip
-@click.option("--learning-rate", type=float, default=0.0, metavar="X", help="[default: what suits the size]")
+@click.option("--learning-rate", type=float, default=0.0, metavar="X",
+              help="Highest learning rate.  [default: the one that suits the size]")  # fmt: skip
 @click.option("--device", default="auto", show_default=True, help="cuda, cpu; auto: cuda if there is one.")
 @click.option("--compile/--no-compile", "compile_model", default=None,
-              help="torch.compile.  [default: on a GPU, from 1,000 steps on]")  # fmt: skip
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True,
-              help="Trainings side by side on one GPU, where there are several.")  # fmt: skip
+              help="Use torch.compile.  [default: on a GPU, from 1,000 steps on]")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N",
+              help="Number of models trained at the same time, side by side on one GPU.")  # fmt: skip
 @click.option("--save-steps", type=click.IntRange(0), default=0, metavar="N",
               help="Steps between checkpoints.  [default: a tenth of the training]")  # fmt: skip
-@click.option("--force", is_flag=True, help="Throw away another training that is in the folder.")
+@click.option("--force", is_flag=True, help="Delete another training that is in the folder.")
 def train(
     encodings: tuple[str, ...],
     out: Path,
@@ -58,9 +60,9 @@ def train(
     jobs: int,
     save_steps: int,
     force: bool,
-    **rest: Any,
+    **recipe_options: Any,
 ) -> None:
-    """Train a small model with a position encoding; several, to compare them with all else equal.
+    """Train a small model with a position encoding, or several that differ in nothing else.
 
     \b
     hope-eval train hope --out runs/hope
@@ -68,22 +70,22 @@ def train(
     hope-eval train hope:multiplier=2 --size 12m --train-length 512 --tokens 500M --data books.jsonl --out runs/books
     torchrun --nproc-per-node 8 -m hope_eval train hope --size 125m --train-length 1k --tokens 2.5B --out runs/125m
 
-    All models of one seed start from the same weights and read the same tokens in the same order. The texts are mixed
-    with prompts of the tasks. The same command goes on with an interrupted training.
+    All models of one seed start from the same weights and read the same tokens in the same order: text, mixed with
+    prompts of the tasks. If a training was interrupted, rerun the command to resume.
     """
-    from hope_eval.train import loop as training
+    from hope_eval.train.jobs import prepare_all, train_all
+    from hope_eval.train.loop import train as train_one
+    from hope_eval.train.recipe import Recipe
 
     if texts:
-        rest["texts"] = texts
+        recipe_options["texts"] = texts
+    models = [(encoding, seed) for seed in seeds for encoding in encodings]
+    alone = len(set(models)) == 1
     recipes = {
-        (encoding, seed): training.Recipe(encoding=encoding, seed=seed, **rest)
-        for seed in seeds
-        for encoding in encodings
-    }
-    one = len(recipes) == 1
-    folders = {
-        out if one else out / f"{encoding.replace(':', ',')}-{seed}": recipe
-        for (encoding, seed), recipe in recipes.items()
+        out if alone else out / f"{encoding.replace(':', ',')}-{seed}": Recipe(
+            encoding=encoding, seed=seed, **recipe_options
+        )
+        for encoding, seed in models
     }
     how: dict[str, Any] = {
         "device": device,
@@ -91,12 +93,12 @@ def train(
         "save_steps": save_steps,
         "command": options.command_line(),
     }
-    training.prepare_all(folders, out / ".work", force, progress)
-    with progress(f"training {encodings[0]}" if one else f"training {len(recipes)} models") as report:
-        if one:
-            training.train(folders[out], out, report=report, **how)
+    prepare_all(recipes, out / ".work", force, progress)
+    with progress(f"training {encodings[0]}" if alone else f"training {len(recipes)} models") as bar:
+        if alone:
+            train_one(recipes[out], out, progress=bar, **how)
         else:
-            training.train_all(folders, out / ".work", jobs, report=report, **how)
+            train_all(recipes, out / ".work", jobs, progress=bar, **how)
     if speaks():
-        for folder in folders:
+        for folder in recipes:
             click.echo(folder)

@@ -22,7 +22,7 @@ from hope_eval import zoo
 from hope_eval.data.vocabulary import PROSE
 from hope_eval.errors import ContextTooShortError, TaskError
 from hope_eval.task import FAMILIES, Vocabulary, generator, parse_task, task_class, task_names
-from hope_eval.train import rows as lines
+from hope_eval.train.rows import _KEYS, SHARES
 
 LENGTHS = (256, 300, 1021)
 
@@ -261,13 +261,13 @@ def test_a_value_that_cannot_be_is_an_error_with_a_hint(task, vocabulary):
 # Training lines
 
 
-@pytest.mark.parametrize("name", lines.SHARES)
+@pytest.mark.parametrize("name", SHARES)
 def test_a_line_to_train_on_is_as_long_as_asked_for_and_only_targets_are_scored(name, vocabulary):
     for length in LENGTHS:
         for index in range(5):
             rng = generator("test", name, 0, length, index)
             prompt = task_class(name)().varied(rng, length).prompt(vocabulary, length, rng, joined=True)
-            ids, scored = prompt.line()
+            ids, scored = prompt.row()
             # A rule's answers differ in length; `lines` is handed a row of exactly that length.
             assert len(ids) == length
             targets = np.concatenate([np.asarray(question.target) for question in prompt.questions])
@@ -286,11 +286,11 @@ def test_a_line_to_train_on_is_as_long_as_asked_for_and_only_targets_are_scored(
 )
 def test_training_lines_are_those_that_the_zoo_was_trained_on(kind, digest, vocabulary):
     """A change here means that the zoo has to be trained again: its command would no longer make its models."""
-    assert kind in lines.SHARES
+    assert kind in SHARES
     found = hashlib.sha256()
     for row in range(200):
-        rng = generator("train", lines._KEYS.get(kind, kind), 0, 256, row)
-        ids, scored = task_class(kind)().varied(rng, 256).prompt(vocabulary, 256, rng, joined=True).line()
+        rng = generator("train", _KEYS.get(kind, kind), 0, 256, row)
+        ids, scored = task_class(kind)().varied(rng, 256).prompt(vocabulary, 256, rng, joined=True).row()
         found.update(ids.astype("<i8").tobytes())
         found.update(scored.tobytes())
     assert found.hexdigest()[:16] == digest

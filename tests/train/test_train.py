@@ -18,8 +18,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hope_eval.data.corpora import load_corpus
 from hope_eval.errors import EncodingError, OptionError, TrainingError
 from hope_eval.task import Vocabulary
-from hope_eval.train import loop as train
-from hope_eval.train import rows as lines
+from hope_eval.train import rows
+from hope_eval.train.loop import Loop, Processes, new_model, train
+from hope_eval.train.prepare import prepare
+from hope_eval.train.recipe import HELD_OUT, PACKAGES, Recipe, parse_size
 
 TEXTS = ("python:click,rich",)
 TINY = {"size": "64x2x2", "train_length": 96, "tokens": 96 * 16 * 12, "batch_tokens": 96 * 16, "texts": TEXTS}
@@ -31,7 +33,7 @@ ARGUMENTS = [
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory):
-    """Where the lines of these tests are made, once."""
+    """Where the rows of these tests are made, once."""
     return tmp_path_factory.mktemp("work")
 
 
@@ -39,10 +41,7 @@ def work(tmp_path_factory):
 def trained(work, tmp_path_factory):
     """Tiny models with RoPE and ALiBi, trained alike."""
     folder = tmp_path_factory.mktemp("trained")
-    return {
-        name: train.train(train.Recipe(name, **TINY), folder / name, work=work, device="cpu")
-        for name in ("rope", "alibi")
-    }
+    return {name: train(Recipe(name, **TINY), folder / name, work=work, device="cpu") for name in ("rope", "alibi")}
 
 
 def curve(folder):
@@ -73,15 +72,15 @@ def test_the_loss_falls_and_is_logged(trained):
 
 
 def test_encodings_of_one_seed_differ_in_nothing_else(work):
-    prepared = train.prepare(train.Recipe("rope", **TINY), work)
+    prepared = prepare(Recipe("rope", **TINY), work)
     loops = {
-        name: train.Loop(train.Recipe(name, **TINY), prepared, train.Processes(torch.device("cpu")), False)
+        name: Loop(Recipe(name, **TINY), prepared, Processes(torch.device("cpu")), False)
         for name in ("rope", "hope", "t5", "fire", "learned")
     }
-    own = dict(loops["rope"].model.named_parameters())
+    reference = dict(loops["rope"].model.named_parameters())
     for loop in loops.values():
         for name, parameter in loop.model.named_parameters():
-            assert "encoding" in name or torch.equal(parameter, own[name]), name
+            assert "encoding" in name or torch.equal(parameter, reference[name]), name
         assert torch.equal(loop.batch(5)[0], loops["rope"].batch(5)[0])
         assert [loop.rate(step) for step in range(12)] == [loops["rope"].rate(step) for step in range(12)]
         decays = {id(p) for group in loop.optimizer.param_groups if group["weight_decay"] for p in group["params"]}
@@ -89,16 +88,16 @@ def test_encodings_of_one_seed_differ_in_nothing_else(work):
             assert (id(parameter) in decays) == (parameter.ndim > 1 and "encoding." not in name), name
 
 
-def test_another_seed_starts_from_other_weights_and_lines(work):
-    first, second = (train.prepare(train.Recipe("rope", seed=seed, **TINY), work) for seed in (0, 1))
-    assert not np.array_equal(first.lines.ids[:16], second.lines.ids[:16])
-    weights = [train.new_model(train.Recipe("rope", seed=seed), 4096).lm_head.weight for seed in (0, 1)]
+def test_another_seed_starts_from_other_weights_and_rows(work):
+    first, second = (prepare(Recipe("rope", seed=seed, **TINY), work) for seed in (0, 1))
+    assert not np.array_equal(first.rows.ids[:16], second.rows.ids[:16])
+    weights = [new_model(Recipe("rope", seed=seed), 4096).lm_head.weight for seed in (0, 1)]
     assert not torch.equal(*weights)
 
 
 def test_the_learning_rate_warms_up_and_ends_at_nothing(work):
-    recipe = train.Recipe("rope", **{**TINY, "tokens": 96 * 16 * 300})
-    loop = train.Loop.__new__(train.Loop)
+    recipe = Recipe("rope", **{**TINY, "tokens": 96 * 16 * 300})
+    loop = Loop.__new__(Loop)
     loop.recipe, loop.learning_rate = recipe, 2e-3
     rates = [loop.rate(step) for step in range(300)]
     assert rates[0] == pytest.approx(2e-4)
@@ -108,7 +107,7 @@ def test_the_learning_rate_warms_up_and_ends_at_nothing(work):
 
 
 @pytest.mark.slow
-def test_a_training_killed_goes_on_to_the_same_losses(trained, work, tmp_path):
+def test_a_killed_training_resumes_to_the_same_losses(trained, work, tmp_path):
     out = tmp_path / "killed"
     command = [sys.executable, "-m", "hope_eval", "train", "rope", "--out", str(out), "--save-steps", "1", *ARGUMENTS]
     (out / ".work").mkdir(parents=True)
@@ -148,7 +147,7 @@ def test_several_trainings_side_by_side_are_those_of_each_alone(trained, tmp_pat
 @pytest.mark.slow
 def test_trainings_side_by_side_end_with_the_command_that_started_them(tmp_path):
     arguments = [word if word != str(96 * 16 * 12) else "10M" for word in ARGUMENTS]
-    code = "from hope_eval import lines\nlines.MOST_EPOCHS = 1e9\nfrom hope_eval.cli import main\nmain()"
+    code = "from hope_eval.train import rows\nrows.MOST_EPOCHS = 1e9\nfrom hope_eval.cli import main\nmain()"
     command = [sys.executable, "-c", code, "train", "rope", "alibi", *arguments, "--jobs", "2", "--out", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         logs = [tmp_path / f"{name}-0" / "training.jsonl" for name in ("rope", "alibi")]
@@ -172,13 +171,13 @@ def test_two_processes_train_what_one_does(trained, tmp_path):
         assert mine.get("grad_norm", 0) == pytest.approx(its.get("grad_norm", 0), rel=1e-3)
 
 
-def test_lines_are_text_and_prompts_in_their_shares(work):
-    prepared = train.prepare(train.Recipe("rope", **{**TINY, "tokens": 96 * 16 * 100}), work)
-    ids, scored = prepared.lines.ids, prepared.lines.scored
+def test_rows_are_text_and_prompts_in_their_shares(work):
+    prepared = prepare(Recipe("rope", **{**TINY, "tokens": 96 * 16 * 100}), work)
+    ids, scored = prepared.rows.ids, prepared.rows.scored
     assert (ids[:, 0] == 0).all()
     assert not scored[:, 0].any()
     text = scored[:, 1:].all(axis=1)
-    assert text.mean() == pytest.approx(1 - sum(lines.SHARES.values()), abs=0.04)
+    assert text.mean() == pytest.approx(1 - sum(rows.SHARES.values()), abs=0.04)
     assert 0.01 < scored[~text].mean() < 0.5
     whole = text & (ids[:, 1:] != 0).all(axis=1)
     stretches = [prepared.tokenizer.decode(ids[row, 1:].tolist()) for row in np.flatnonzero(whole)[:10]]
@@ -187,24 +186,24 @@ def test_lines_are_text_and_prompts_in_their_shares(work):
     assert sum(found) >= 7
 
 
-def test_line_i_does_not_depend_on_how_many_there_are(work):
-    few = train.prepare(train.Recipe("rope", **TINY), work)
-    ids = np.array(few.lines.ids)
-    many = train.prepare(train.Recipe("rope", **{**TINY, "tokens": 2 * TINY["tokens"]}), work)
-    assert len(many.lines) == 2 * len(ids)
-    assert np.array_equal(many.lines.ids[: len(ids)], ids)
+def test_row_i_does_not_depend_on_how_many_there_are(work):
+    few = prepare(Recipe("rope", **TINY), work)
+    ids = np.array(few.rows.ids)
+    many = prepare(Recipe("rope", **{**TINY, "tokens": 2 * TINY["tokens"]}), work)
+    assert len(many.rows) == 2 * len(ids)
+    assert np.array_equal(many.rows.ids[: len(ids)], ids)
 
 
-def test_lines_made_by_many_processes_are_the_same(tmp_path, work, monkeypatch):
-    tokenizer = train.prepare(train.Recipe("rope", **TINY), work).tokenizer
+def test_rows_made_by_many_processes_are_the_same(tmp_path, work, monkeypatch):
+    tokenizer = prepare(Recipe("rope", **TINY), work).tokenizer
     vocabulary = Vocabulary(tokenizer, 0)
 
     def made(folder):
         stream = np.arange(5000) % 4000
-        return lines.make_lines(tmp_path / folder, {}, vocabulary, stream, 300, 96, 0)
+        return rows.make_rows(tmp_path / folder, {}, vocabulary, stream, 300, 96, 0)
 
     alone = made("alone")
-    monkeypatch.setattr(lines, "_CHUNK", 64)
+    monkeypatch.setattr(rows, "_CHUNK", 64)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     together = made("together")
     assert np.array_equal(alone.ids, together.ids)
@@ -220,7 +219,7 @@ def test_lines_made_by_many_processes_are_the_same(tmp_path, work, monkeypatch):
         (["roep"], "no position encoding is called `roep`", "`rope`"),
         (["rope", "--data", "nowhere.txt"], "no text at `nowhere.txt`", "--data"),
         (["rope", "--tokens", "many"], "`many` is no number of tokens", "100M"),
-        (["rope", "--seed", "one"], "no list of whole numbers", "0,1,2"),
+        (["rope", "--seed", "one"], "not a list of whole numbers", "0,1,2"),
         (["rope", "--tokens", "100B"], "take 279.4 GiB", "--out"),
         (["rope", "--device", "abacus"], "the device `abacus` cannot be used", "--device auto"),
         (["rope", "--tokenizer", "nowhere"], "no checkpoint folder at `nowhere`", "--tokenizer new"),
@@ -232,7 +231,7 @@ def test_what_cannot_work_is_one_error_and_one_hint(arguments, message, hint, tm
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage(1 << 38, 0, 1 << 38))
     given = [*arguments[:1], "--out", tmp_path / "out", *ARGUMENTS, *arguments[1:]]
     if "--tokenizer" not in arguments and "nowhere.txt" not in arguments and "32" not in arguments:
-        monkeypatch.setattr(lines, "MOST_EPOCHS", 10**9)
+        monkeypatch.setattr(rows, "MOST_EPOCHS", 10**9)
     result = hope_eval("train", *given, code=1)
     assert message in result.stderr
     assert hint in result.stderr.partition("hint: ")[2]
@@ -242,45 +241,45 @@ def test_what_cannot_work_is_one_error_and_one_hint(arguments, message, hint, tm
 def test_a_text_that_is_too_small_is_an_error(tmp_path):
     (tmp_path / "small.txt").write_text("so little to read. " * 50)
     texts = (str(tmp_path / "small.txt"), *TEXTS)
-    prepared = train.prepare(train.Recipe("rope", **{**TINY, "texts": texts}), tmp_path / "work")
+    prepared = prepare(Recipe("rope", **{**TINY, "texts": texts}), tmp_path / "work")
     vocabulary = Vocabulary(prepared.tokenizer, 0)
-    with pytest.raises(TrainingError, match="more than 100 times the same"):
-        lines.make_lines(tmp_path, {}, vocabulary, np.arange(500), 2000, 96, 0)
+    with pytest.raises(TrainingError, match="may be read 100 times at most"):
+        rows.make_rows(tmp_path, {}, vocabulary, np.arange(500), 2000, 96, 0)
 
 
 def test_another_training_in_the_folder_is_left_alone(trained):
-    with pytest.raises(TrainingError, match="a training with other seed"):
-        train.train(train.Recipe("rope", **TINY, seed=3), trained["rope"], device="cpu")
+    with pytest.raises(TrainingError, match="a training with a different recipe: seed"):
+        train(Recipe("rope", **TINY, seed=3), trained["rope"], device="cpu")
     assert (trained["rope"] / "model.safetensors").is_file()
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(TrainingError, match="is not empty"):
-        train.train(train.Recipe("rope", **TINY), tmp_path, device="cpu", force=True)
+        train(Recipe("rope", **TINY), tmp_path, device="cpu", force=True)
     assert (tmp_path / "thesis.tex").is_file()
 
 
 def test_a_loss_that_is_no_number_stops_the_training(work, tmp_path):
     with pytest.raises(TrainingError, match=r"loss of `rope` is (nan|inf)") as caught:
-        train.train(train.Recipe("rope", **TINY, learning_rate=1e30), tmp_path / "out", work=work, device="cpu")
+        train(Recipe("rope", **TINY, learning_rate=1e30), tmp_path / "out", work=work, device="cpu")
     assert "--learning-rate" in caught.value.hint
 
 
 def test_sizes():
-    assert str(train.parse_size("3m")) == "192x6x3"
-    model = train.new_model(train.Recipe("rope"), 4096)
+    assert str(parse_size("3m")) == "192x6x3"
+    model = new_model(Recipe("rope"), 4096)
     assert sum(p.numel() for p in model.parameters()) == 3_443_136
     with pytest.raises(OptionError):
-        train.parse_size("0x2x2")
+        parse_size("0x2x2")
     with pytest.raises(EncodingError):
-        train.Recipe("hope:multiplier=100").check()
+        Recipe("hope:multiplier=100").check()
 
 
 def test_what_is_held_out_is_not_trained_on():
     """Neither by name, nor by file: no module of the training texts is one of the held-out texts."""
-    assert not {"sympy", "networkx", "python"} & set(train.PACKAGES)
-    for name in train.PACKAGES:
+    assert not {"sympy", "networkx", "python"} & set(PACKAGES)
+    for name in PACKAGES:
         assert name not in sys.stdlib_module_names
 
     def modules(names):
@@ -289,8 +288,8 @@ def test_what_is_held_out_is_not_trained_on():
                 parts = document.text.split("\n# ")
                 yield from (part.partition("\n\n")[2].strip() for part in parts)
 
-    held_out = {text for text in modules(train.HELD_OUT) if len(text) > 200}
+    held_out = {text for text in modules(HELD_OUT) if len(text) > 200}
     assert len(held_out) > 1000
-    for package in train.PACKAGES:
+    for package in PACKAGES:
         for text in modules([f"python:{package}"]):
             assert len(text) <= 200 or text not in held_out, text[:300]

@@ -1,0 +1,98 @@
+"""Several trainings side by side on one machine, each in a process of its own.
+
+One small model leaves a GPU idle most of the time: six of them side by side take little longer than one.
+"""
+
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hope_eval.train.loop import train
+from hope_eval.train.prepare import ProgressBar, no_bar, prepare
+from hope_eval.train.recipe import Recipe, claim
+from hope_eval.train.rows import Progress
+
+
+def prepare_all(
+    recipes: Mapping[Path, Recipe], work: Path, force: bool = False, bar: ProgressBar = no_bar
+) -> dict[Path, Recipe]:
+    """Make the rows and the folders of all recipes; those that are not trained yet, by folder.
+
+    force: delete other trainings in these folders.
+    """
+    for recipe in recipes.values():
+        recipe.check()
+    untrained = {out: recipe for out, recipe in recipes.items() if not claim(recipe, out, force)}
+    for recipe in {(each.train_length, each.seed, each.n_steps): each for each in untrained.values()}.values():
+        prepare(recipe, work, bar)
+    return untrained
+
+
+def train_all(
+    recipes: Mapping[Path, Recipe],
+    work: Path,
+    jobs: int,
+    *,
+    progress: Progress = lambda done, total: None,
+    **options: Any,
+) -> None:
+    """Train several recipes, each into its folder, `jobs` of them at a time.
+
+    work:     where the rows that they share are kept until all are done.
+    progress: called with the tokens of all trainings together.
+    options:  as for `train`.
+
+    If one fails, the others go on, and its error is raised at the end.
+    """
+    untrained = prepare_all(recipes, work, force=options.pop("force", False))
+    total = {out: recipe.n_tokens for out, recipe in recipes.items()}
+    done = {out: 0 if out in untrained else total[out] for out in recipes}
+    context = multiprocessing.get_context("spawn")
+    n_threads = max(1, (os.cpu_count() or 1) // jobs)
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(n_threads))
+    errors: list[BaseException] = []
+    with context.Manager() as manager, ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
+        queue: Any = manager.Queue()
+        shared = (work, queue, n_threads, options)
+        running = {pool.submit(_train_here, recipe, out, *shared) for out, recipe in untrained.items()}
+        n_messages = 0
+        while running:
+            finished, running = wait(running, timeout=0.5)
+            errors += [error for future in finished if (error := future.exception())]
+            while not queue.empty():
+                out, tokens = queue.get()
+                done[out] = tokens
+                n_messages += 1
+            # The speed is measured from the first call on: when all have told where they begin.
+            if n_messages >= min(jobs, len(untrained)):
+                progress(sum(done.values()), sum(total.values()))
+    if errors:
+        raise errors[0]
+    progress(sum(total.values()), sum(total.values()))
+    shutil.rmtree(work, ignore_errors=True)
+
+
+def _train_here(recipe: Recipe, out: Path, work: Path, queue: Any, n_threads: int, options: dict[str, Any]) -> None:
+    """Train one recipe in this process, and tell the parent about once a second how far it is."""
+    # With more threads than cores, processes wait for each other.
+    torch.set_num_threads(n_threads)
+    parent = multiprocessing.parent_process()
+    last_message = 0.0
+
+    def tell_parent(done: int, total: int) -> None:
+        nonlocal last_message
+        if time.monotonic() - last_message > 1:
+            last_message = time.monotonic()
+            if parent is not None and not parent.is_alive():
+                # The command was killed; when it is rerun, it trains this model itself.
+                os._exit(1)
+            queue.put((out, done))
+
+    train(recipe, out, work=work, progress=tell_parent, **options)

@@ -1,0 +1,172 @@
+"""Recipe: everything a trained model follows from, and the folder that it is trained into.
+
+    OUT/recipe.json   the recipe, written first: the folder then belongs to this training
+
+Two trainings with recipes that differ only in `encoding` start from the same weights and read the same rows in the same
+order.
+"""
+
+import json
+import os
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from hope_eval.encodings import Geometry, parse_encoding
+from hope_eval.errors import OptionError, TrainingError, did_you_mean
+
+# Installed packages to train on. Three texts are held out for evaluation and never stand here: the standard library
+# (the default of `--data`), sympy and networkx.
+PACKAGES = (
+    "accelerate",
+    "click",
+    "datasets",
+    "fsspec",
+    "huggingface_hub",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "rich",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+HELD_OUT = ("python", "python:networkx,sympy")
+TEXTS = "python:" + ",".join(PACKAGES)
+
+# The value of `tokenizer` that trains one on the texts.
+NEW = "new"
+
+
+@dataclass(frozen=True)
+class Size:
+    """The shape of a model, and the learning rate that suits it."""
+
+    d_model: int
+    n_layers: int
+    n_heads: int
+    d_ff: int
+    learning_rate: float
+
+    def __str__(self) -> str:
+        return f"{self.d_model}x{self.n_layers}x{self.n_heads}"
+
+
+# Named by the number of parameters with a vocabulary of 4,096 tokens; 125m and 3b are the shapes of the HoPE paper.
+SIZES = {
+    "1m": Size(128, 4, 2, 344, 3e-3),
+    "3m": Size(192, 6, 3, 512, 2e-3),
+    "12m": Size(384, 6, 6, 1024, 1.5e-3),
+    "35m": Size(512, 10, 8, 1376, 1e-3),
+    "125m": Size(768, 12, 12, 3072, 6e-4),
+    "350m": Size(1024, 24, 16, 2816, 3e-4),
+    "1b": Size(2048, 20, 16, 5632, 2e-4),
+    "3b": Size(2560, 32, 20, 8960, 1.6e-4),
+}
+
+
+def parse_size(text: str) -> Size:
+    """Read `3m`, or `192x6x3`: width, layers and heads.
+
+    Raises OptionError for an unknown size, and for heads that do not divide the width.
+    """
+    if text in SIZES:
+        return SIZES[text]
+    match = re.fullmatch(r"(\d+)x(\d+)x(\d+)", text)
+    if not match:
+        raise OptionError(
+            f"no size is called `{text}`",
+            did_you_mean(text, SIZES, f"one of {', '.join(SIZES)}, or width x layers x heads: 192x6x3"),
+        )
+    d_model, n_layers, n_heads = map(int, match.groups())
+    if not d_model or not n_layers or not n_heads or d_model % (2 * n_heads):
+        raise OptionError(
+            f"a width of {d_model} does not divide into {n_heads} heads of an even number of dimensions",
+            f"--size {max(1, n_heads) * 64}x{max(1, n_layers)}x{max(1, n_heads)}",
+        )
+    return Size(d_model, n_layers, n_heads, 8 * round(d_model / 3), 2e-3 * min(1.0, (192 / d_model) ** 0.5))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything a trained model follows from.
+
+    encoding:      its name and parameters, as on the command line.
+    size:          a name of SIZES, or width x layers x heads.
+    train_length:  tokens of a row.
+    tokens:        to train on in all; rounded down to whole batches.
+    seed:          of the initial weights and the rows.
+    texts:         corpora, as for `--data` of `hope-eval ppl`.
+    tokenizer:     a checkpoint folder to take it from, or `new`.
+    batch_tokens:  of one step of the optimiser, over all GPUs.
+    learning_rate: the highest of the schedule; 0: the one that suits the size.
+    """
+
+    encoding: str
+    size: str = "3m"
+    train_length: int = 256
+    tokens: int = 100_000_000
+    seed: int = 0
+    texts: tuple[str, ...] = (TEXTS,)
+    tokenizer: str = NEW
+    batch_tokens: int = 32_768
+    learning_rate: float = 0.0
+
+    @property
+    def batch_rows(self) -> int:
+        """Rows of one step."""
+        return max(1, self.batch_tokens // self.train_length)
+
+    @property
+    def n_steps(self) -> int:
+        """Steps of the optimiser."""
+        return max(1, self.tokens // (self.batch_rows * self.train_length))
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of all steps: `tokens`, in whole batches."""
+        return self.n_steps * self.batch_rows * self.train_length
+
+    def check(self) -> None:
+        """Raise OptionError or EncodingError for what is wrong, before any work is done."""
+        size = parse_size(self.size)
+        geometry = Geometry(size.d_model // size.n_heads, size.n_heads, self.train_length, d_model=size.d_model)
+        parse_encoding(self.encoding).build(geometry)
+
+
+def claim(recipe: Recipe, out: Path, force: bool) -> bool:
+    """Make `out` the folder of this recipe; True if the model in it is trained already.
+
+    force: delete another training that is in the folder.
+
+    Raises TrainingError if the folder holds anything else.
+    """
+    path, wanted = out / "recipe.json", json.dumps(asdict(recipe), indent=1)
+    if force and out.is_dir() and path.is_file():
+        shutil.rmtree(out)
+    try:
+        if path.is_file():
+            _check_same(path, wanted)
+        elif out.is_dir() and any(child.name != ".work" and ".part" not in child.name for child in out.iterdir()):
+            raise TrainingError(f"`{out}` is not empty, and holds no training", "choose another --out")
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            part = path.with_suffix(f".part{os.getpid()}")
+            part.write_text(wanted)
+            part.replace(path)
+    except OSError as error:
+        raise TrainingError(f"cannot write to `{out}`: {error}", "choose another --out") from error
+    return (out / "training.json").is_file()
+
+
+def _check_same(path: Path, wanted: str) -> None:
+    written = path.read_text()
+    if written == wanted:
+        return
+    theirs, ours = json.loads(written), json.loads(wanted)
+    fields = ", ".join(key for key in ours if theirs.get(key) != ours[key])
+    raise TrainingError(
+        f"`{path.parent}` holds a training with a different recipe: {fields}", "choose another --out, or --force"
+    )
