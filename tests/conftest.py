@@ -9,13 +9,17 @@ import json
 import socket
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from transformers import AutoTokenizer
 
+from hope_eval import zoo
 from hope_eval.model.scoring import LanguageModel
+from hope_eval.task import Vocabulary
 
 torch.set_num_threads(1)
 
@@ -128,3 +132,12 @@ def stories(tmp_path_factory) -> Path:
     texts = [story(40, 100 * number) for number in range(3)] + [story(1)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     return path
+
+
+@pytest.fixture(scope="session")
+def vocabulary() -> Vocabulary:
+    """The words of the zoo, with three files of Python as texts."""
+    tokenizer = AutoTokenizer.from_pretrained(zoo.folder("zoo:hope"), local_files_only=True)
+    folder = Path(sysconfig.get_paths()["stdlib"])
+    texts = [(folder / name).read_text("utf-8") for name in ("argparse.py", "typing.py", "inspect.py")]
+    return Vocabulary(tokenizer, tokenizer.bos_token_id, texts=texts)
