@@ -102,3 +102,26 @@ def test_tasks_import_nothing_of_this_project_but_the_task_module():
     for path in FOLDER.glob("[a-z]*.py"):
         for name in imports(ast.parse(path.read_text())):
             assert name.split(".")[0] != "hope_eval" or name.startswith("hope_eval.task"), f"{path} imports {name}"
+
+
+MOST_MODULES_AT_THE_ROOT = 10
+
+
+def test_few_modules_stand_at_the_root():
+    assert len([path for path in SOURCES if path.parent == ROOT]) <= MOST_MODULES_AT_THE_ROOT
+
+
+def test_no_test_file_imports_another():
+    wrong = []
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            wrong += [f"{path.name} imports {name}" for name in names if name.startswith("test_")]
+    assert not wrong
+
+
+def test_names_of_test_files_are_unique():
+    # They are imported by their names alone.
+    names = [path.name for path in Path(__file__).parent.rglob("*.py")]
+    assert sorted(set(names)) == sorted(names)
