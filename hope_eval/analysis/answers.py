@@ -24,8 +24,13 @@ from hope_eval.analysis.intervals import Clusters
 from hope_eval.analysis.rows import Row, RunTable, without_seed
 from hope_eval.errors import OptionError, StoreError
 from hope_eval.lengths import short_length
-from hope_eval.runs.columns import Column
-from hope_eval.runs.store import NEWER, Record, RunStore, check_merged
+from hope_eval.runs.columns import Field, Record
+from hope_eval.runs.kinds import PERPLEXITY
+from hope_eval.runs.records.answer import ANSWER, FIRST_ERROR, SCORED, choice, graded
+from hope_eval.runs.records.infeasible import INFEASIBLE
+from hope_eval.runs.records.oom import OOM
+from hope_eval.runs.records.until import UNTIL
+from hope_eval.runs.store import NEWER, RunStore, check_merged
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -88,7 +93,7 @@ def clusters_of(records: Sequence[Record], length: int, control: str, metric: st
     right: dict[int, list[float]] = {}
     n_questions = {}
     for record in records:
-        if record["kind"] == "answer" and (record["length"], record["control"]) == (length, control):
+        if record["kind"] == ANSWER.name and (record["length"], record["control"]) == (length, control):
             right.setdefault(record["index"], []).append(_worth(record, metric))
             n_questions[record["index"]] = record["n_questions"]
     indices = sorted(index for index, own in right.items() if len(own) == n_questions[index])
@@ -113,7 +118,7 @@ def opened(path: Path) -> RunStore:
     Raises StoreError if it is one of perplexity, of a newer version, or not merged yet.
     """
     store = RunStore.reading(path)
-    if store.header["identity"]["task"] == "ppl":
+    if store.kind is PERPLEXITY:
         raise StoreError(f"{path} is a run of `ppl`", "`hope-eval ppl --from` reads it")
     check_version(store)
     check_merged(store)
@@ -227,7 +232,7 @@ class _Run:
         if type_:
             # A fact of several types is read below, and what is damaged is found again.
             with contextlib.suppress(StoreError):
-                told = Column(fact, type_, required=False, category=True)
+                told = Field(fact, type_, required=False, category=True)
                 frame, others = store.columns("answer", [*columns, told])
                 values = frame.pop(fact).cat
                 slices = _divide(frame, by, values.categories.tolist(), values.codes.to_numpy())
@@ -235,7 +240,7 @@ class _Run:
         frame, others = store.columns("answer", columns)
         if not fact:
             return cls(store, frame, others)
-        facts = [record.get("meta", {}).get(by) for record in store.records if record["kind"] == "answer"]
+        facts = [record.get("meta", {}).get(by) for record in store.records if record["kind"] == ANSWER.name]
         return cls(store, frame, others, _divide(frame, by, facts, np.arange(len(facts))))
 
     @property
@@ -277,28 +282,18 @@ class _Run:
 
 
 def _answers(store: RunStore) -> Iterator[Record]:
-    return (record for record in store.holding('"answer"') if record.get("kind") == "answer")
+    return (record for record in store.holding(f'"{ANSWER.name}"') if record.get("kind") == ANSWER.name)
 
 
-def _columns(store: RunStore) -> list[Column]:
+def _columns(store: RunStore) -> list[Field]:
     """Return what a table needs of answers: those that were scored and those that were graded have other fields."""
     provenance = store.header["provenance"]
-    columns = [
-        Column("length", "int32"),
-        Column("control", "string", category=True),
-        Column("index", "int32"),
-        Column("n_questions", "int32"),
-        Column("fill", "float64"),
-    ]
-    graded = next(_answers(store), {}).get("grade")
-    if graded:
-        return [*columns, *(Column(f"grade.{name}", "float64") for name in graded)]
-    chosen = provenance["metric"] == "choice_accuracy"
-    columns += [Column("n_target", "int32"), Column("hits", "int32"), Column("nll", "float64")]
-    columns += [Column("best_other", "float64", chosen), Column("n_answers", "int32", chosen)]
-    if provenance["family"] == "copy":
-        columns += [Column("first_error", "int32"), Column("error", "string", category=True)]
-    return columns
+    fields = [field for field in ANSWER.fields if field.name != "question"]
+    grades = next(_answers(store), {}).get("grade")
+    if grades:
+        return [*fields, *graded(grades)]
+    fields += [*SCORED, *choice(required=provenance["metric"] == "choice_accuracy")]
+    return [*fields, *(FIRST_ERROR if provenance["family"] == "copy" else ())]
 
 
 def _fact(store: RunStore, by: str) -> tuple[str, str | None]:
@@ -399,14 +394,14 @@ class _Asked:
 def _hole(runs: Sequence[_Run], length: int, asked: _Asked, missing: bool) -> str:
     """Return why a column has no numbers; empty if it has."""
     for record in runs[0].others:
-        if record["kind"] == "infeasible" and record["length"] == length:
+        if record["kind"] == INFEASIBLE.name and record["length"] == length:
             return f"infeasible (needs {record['needed']})"
     store = runs[0].store
     end = store.header["identity"]["max_length"]
     if end is not None and length > end:
         return "-"
     if not asked:
-        if any(r["kind"] == "oom" and r["length"] <= length for run in runs for r in run.others):
+        if any(r["kind"] == OOM.name and r["length"] <= length for run in runs for r in run.others):
             return "oom"
         if missing:
             return "missing"
@@ -505,7 +500,7 @@ def _notes(runs: Sequence[_Run], rows: Sequence[Row]) -> list[str]:
     metric, shown = provenance["metric"].replace("_", " "), {row["length"]: row["n"] for row in main}
     for run in runs:
         own = run.store.header["identity"]
-        told = [record for record in run.others if record["kind"] == "until" and not record["control"]]
+        told = [record for record in run.others if record["kind"] == UNTIL.name and not record["control"]]
         who = f"{own['model']} {own['encoding']}, {own['task']}"
         lines += [note for note in stopping.notes(who, metric, "contexts", shown, told) if note not in lines]
     end = identity["max_length"]
@@ -513,7 +508,7 @@ def _notes(runs: Sequence[_Run], rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"-: {identity['model']} {identity['encoding']} has a table of {end} positions and reads no further"
         )
-    lost = [r for r in runs[0].others if r["kind"] == "oom"] if any(r["status"] == "oom" for r in rows) else []
+    lost = [r for r in runs[0].others if r["kind"] == OOM.name] if any(r["status"] == "oom" for r in rows) else []
     for record in lost[-1:]:
         figures = ", ".join(f"{key.removesuffix('_gib')} {value} GiB" for key, value in record["memory"].items())
         lines.append(

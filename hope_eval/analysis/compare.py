@@ -24,6 +24,7 @@ from hope_eval.analysis import reach as far
 from hope_eval.analysis.rows import INTERNAL, PILLARS, Row, RunTable, by_seed, joint_notes
 from hope_eval.errors import ComparisonError, OptionError, StoreError, did_you_mean
 from hope_eval.lengths import short_length
+from hope_eval.runs.kinds import PERPLEXITY, PPL, kind_of
 from hope_eval.runs.store import RunStore, is_run
 from hope_eval.runs.token_store import TokenStore
 
@@ -146,7 +147,7 @@ def tables_of(
         lengths = {row["length"] for row in table.rows}
         # Nobody can ask a model past the end of its table; beside others, that is a hole to be seen.
         past = set() if end is None else {length for length in asked[identity["task"]] - lengths if length > end}
-        if past and identity["task"] != "ppl":
+        if past and kind_of(identity) is not PERPLEXITY:
             tables[number] = _table(group, by_fact, sorted(lengths | past))
     for table in tables:
         for store in table.stores:
@@ -160,7 +161,7 @@ def tables_of(
 
 def _table(group: Sequence[RunStore], by_fact: str, lengths: Sequence[int] | None = None) -> RunTable:
     """Return the table of runs that differ in their training seed only; what they lack is a hole."""
-    if group[0].header["identity"]["task"] == "ppl":
+    if group[0].kind is PERPLEXITY:
         return perplexity.table([TokenStore(store) for store in group], missing=True)
     return answers.table(group, lengths, by=by_fact, missing=True)
 
@@ -241,7 +242,7 @@ def _rows(table: RunTable, columns: str) -> Iterable[Row]:
             "headline": row["metric"] in ("perplexity", "bits_per_byte"),
             "clusters": None,
             **row,
-            "section": f"ppl@{identity['protocol']}" if row["task"] == "ppl" else row["family"],
+            "section": f"ppl@{identity['protocol']}" if kind_of(row) is PERPLEXITY else row["family"],
             "column": heading,
             "tokenizer": provenance.get("tokenizer", ""),
             "conditions": digest,
@@ -253,7 +254,7 @@ def _rows(table: RunTable, columns: str) -> Iterable[Row]:
 def _conditions(table: RunTable) -> dict[str, str]:
     """Return what the lines of one column have to share, by name."""
     identity, provenance = table.stores[0].header["identity"], table.stores[0].header["provenance"]
-    if identity["task"] == "ppl":
+    if kind_of(identity) is PERPLEXITY:
         # Of `ppl@paired:c=64,k=256,at=767`, all but what columns differ in: k, the place, stride, tokens scored.
         protocol = re.sub(r"\b[Lct]=[\d-]+,?", "", table.rows[0]["protocol"]).rstrip(":,")
         return {
@@ -329,7 +330,7 @@ def _once(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
             if row["run"] in runs and differing:
                 row["twin"] = ", ".join(f"{name} {settings[row['run']][name]}" for name in differing)
         if len(runs) > 1 and not differing:
-            what = section if task == "ppl" else task
+            what = section if task == PPL else task
             notes.append(f"{model} {encoding}: {len(runs)} runs of {what}, of each column the one with most contexts")
     kept: dict[tuple[Any, ...], Row] = {}
     for row in rows:
@@ -395,7 +396,7 @@ def _provenance(store: RunStore) -> dict[str, Any]:
     sessions = store.sessions()
     commands = [str(one["command"]) for one in (provenance, *sessions) if one.get("command")]
     peaks = [session["peak_memory_gib"] for session in sessions if "peak_memory_gib" in session]
-    is_ppl = identity["task"] == "ppl"
+    is_ppl = store.kind is PERPLEXITY
     return {
         "id": store.id,
         "model": identity["model"],

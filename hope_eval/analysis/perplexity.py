@@ -15,6 +15,7 @@ from hope_eval.analysis.stopping import Until
 from hope_eval.errors import StoreError
 from hope_eval.lengths import short_length
 from hope_eval.protocols import Cell, Protocol, protocol_named
+from hope_eval.runs.kinds import PERPLEXITY, PPL
 from hope_eval.runs.store import RunStore, check_merged
 from hope_eval.runs.token_store import TokenStore
 
@@ -73,7 +74,7 @@ def opened(path: Path) -> TokenStore:
     """Return the tokens of a run on disk. Raises StoreError if it is none of perplexity, or not merged yet."""
     tokens = TokenStore(RunStore.reading(path))
     task = tokens.store.header["identity"]["task"]
-    if task != "ppl":
+    if tokens.store.kind is not PERPLEXITY:
         raise StoreError(f"{path} is a run of `{task}`", "--from needs a run of `ppl`")
     check_merged(tokens.store)
     return tokens
@@ -123,8 +124,8 @@ def _rows(
         base = {
             "model": name,
             "encoding": identity["encoding"],
-            "family": "ppl",
-            "task": "ppl",
+            "family": PPL,
+            "task": PPL,
             "protocol": f"ppl@{cell.protocol}",
             "length": cell.length,
             "label": cell.label,

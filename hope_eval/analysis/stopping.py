@@ -37,6 +37,8 @@ import numpy as np
 from hope_eval.analysis.intervals import Clusters
 from hope_eval.errors import OptionError
 from hope_eval.lengths import short_length
+from hope_eval.runs.columns import Record
+from hope_eval.runs.records.until import UNTIL
 
 # What a reader of a table must know.
 RELIABILITY = (
@@ -46,8 +48,6 @@ RELIABILITY = (
 
 FIRST = 20
 _GROWTH = 1.5
-
-Record = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Until:
 
     def ended(self, n: int, n_most: int, is_met: bool, **place: Any) -> Record:
         """Return the record of where measuring ended: after n of at most so many."""
-        return {"kind": "until", **place, "half_width": self.half_width, "n": n, "of": n_most, "narrow": is_met}
+        return UNTIL.record(self.half_width, n, n_most, is_met, **place)
 
 
 def stages(n_most: int, until: Until | None) -> Iterator[tuple[int, int]]:

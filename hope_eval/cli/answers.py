@@ -62,7 +62,8 @@ def _command(family: str) -> click.Command:
         from hope_eval.analysis import answers
         from hope_eval.analysis.rows import by_seed
         from hope_eval.errors import TaskError
-        from hope_eval.evaluation.suites import PPL, Entry, parse_measure
+        from hope_eval.evaluation.suites import Entry, parse_measure
+        from hope_eval.runs.kinds import PPL
         from hope_eval.task import Task
 
         if runs:

@@ -14,7 +14,7 @@ import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,9 @@ from hope_eval.errors import CorpusError
 from hope_eval.model.kernels.nll import choose as choose_nll
 from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy
 from hope_eval.protocols import Cell, Protocol, Window, merge
+from hope_eval.runs.kinds import PPL
 from hope_eval.runs.provenance import Session, origin
+from hope_eval.runs.records.window import WINDOW
 from hope_eval.runs.shards import ALONE, Ranks
 from hope_eval.runs.store import RunStore
 from hope_eval.runs.token_store import TokenizedDocument, TokenStore, n_words
@@ -198,7 +200,7 @@ def perplexity(
     whole_documents = protocol.reads_whole(lengths)
     chosen = choose(model, corpus, needed, n_documents, minimum, seed, whole=whole_documents)
     identity = {
-        "task": "ppl",
+        "task": PPL,
         "version": VERSION,
         **identity_of(model),
         "protocol": protocol.name,
@@ -333,7 +335,7 @@ def measure(
     todo = _missing(batches, tokens)
     done = _n_read(batches) - _n_read(todo)
     todo = tokens.store.share(
-        todo, lambda batch: [(d.id, *astuple(window)) for d, window in batch if not tokens.covers(d.id, window)]
+        todo, lambda batch: [WINDOW.piece_of(d.id, window) for d, window in batch if not tokens.covers(d.id, window)]
     )
     while True:
         total = done + _n_read(todo)

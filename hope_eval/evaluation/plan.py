@@ -27,11 +27,12 @@ from hope_eval.evaluation import perplexity as evaluate
 from hope_eval.evaluation import questions as ask
 from hope_eval.evaluation.cost import Forward, Shape, Speed, benchmark, free_memory
 from hope_eval.evaluation.run import Models, Options, with_material
-from hope_eval.evaluation.suites import PPL, Entry
+from hope_eval.evaluation.suites import Entry
 from hope_eval.lengths import Lengths, lengths_text, resolved, short_length
 from hope_eval.model import checkpoint
 from hope_eval.model.scoring import LanguageModel, branches_of, contexts_copied
 from hope_eval.protocols import Protocol
+from hope_eval.runs.kinds import PPL
 from hope_eval.runs.token_store import TokenizedDocument
 from hope_eval.task import Prompt, Task
 

@@ -8,7 +8,6 @@ Lengths ascend, controls come first: a model that fails with nothing else in the
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,9 +22,14 @@ from hope_eval.data.vocabulary import Examples, Vocabulary
 from hope_eval.errors import ContextTooShortError, TaskError
 from hope_eval.evaluation.perplexity import Count, Report, batch_size, identity_of, session
 from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy, Score, prefix_token
+from hope_eval.runs.columns import Record
 from hope_eval.runs.provenance import origin
+from hope_eval.runs.records.answer import ANSWER
+from hope_eval.runs.records.infeasible import INFEASIBLE
+from hope_eval.runs.records.oom import OOM
+from hope_eval.runs.records.until import UNTIL
 from hope_eval.runs.shards import ALONE, Ranks
-from hope_eval.runs.store import Record, RunStore
+from hope_eval.runs.store import RunStore
 from hope_eval.task import Prompt, Question, Task, generator
 
 # Questions of a column, where nobody says how many contexts: an interval then reaches 5 points to either side at most.
@@ -168,10 +172,10 @@ def ask(
     with ranks.writing(root, identity, provenance) as store, session(model, store, command, report) as count:
         n = n_contexts or default_contexts(task, vocabulary, readable, seed)
         needed = tokens_needed(task, vocabulary, n, seed) if readable else 0
-        told = {record["length"] for record in store.records if record["kind"] == "infeasible"}
+        told = {record["length"] for record in store.records if record["kind"] == INFEASIBLE.name}
         for length in readable:
             if length < needed and length not in told:
-                store.append({"kind": "infeasible", "length": length, "needed": needed})
+                store.append(INFEASIBLE.record(length, needed))
         parts = parts_of(task, [length for length in readable if length >= needed], n, controls)
         _ask_all(model, vocabulary, store, parts, seed, count, until)
     return store.whole(), n
@@ -238,16 +242,8 @@ def _ask_all(
     until: Until | None,
 ) -> None:
     """Ask all parts, and append what the run does not hold yet."""
-    held = {
-        (record["length"], record["control"], record["index"], record["question"])
-        for record in store.records
-        if record["kind"] == "answer"
-    }
-    n_held = Counter((length, control, index) for length, control, index, _ in held)
-    n_asked = {
-        (r["length"], r["control"], r["index"]): r["n_questions"] for r in store.records if r["kind"] == "answer"
-    }
-    whole = {key for key, n in n_asked.items() if n_held[key] == n}
+    held = {ANSWER.key(record) for record in store.records if record["kind"] == ANSWER.name}
+    whole = store.kind.pieces(store.records)
     stops = {*vocabulary.encode("\n"), *vocabulary.start, *model.end_tokens()}
     done, total, limit = 0, sum(part.n_tokens * part.n for part in parts), math.inf
     for batches in _rounds(store, parts, model.device.type, until):
@@ -264,15 +260,14 @@ def _ask_all(
                 found = list(_answered(model, vocabulary, part, prompts, stops))
             except OutOfMemory as error:
                 limit = part.length
-                store.append({"kind": "oom", "length": limit, "memory": error.figures, "message": str(error)})
+                store.append(OOM.of_length(limit, error.figures, str(error)))
                 continue
             for index, records in zip(indices, found, strict=True):
-                for number, record in enumerate(records):
-                    key = (part.nominal, part.control, index, number)
-                    if key not in held:
-                        names = ("length", "control", "index", "question")
-                        named = dict(zip(names, key, strict=True))
-                        store.append({"kind": "answer", **named, "n_questions": len(records), **record})
+                context = (part.nominal, part.control, index)
+                for number, facts in enumerate(records):
+                    record = ANSWER.record(context, number, len(records), facts)
+                    if ANSWER.key(record) not in held:
+                        store.append(record)
             done += part.n_tokens * len(indices)
             count(done, total, sum(len(prompt.context) for prompt in prompts))
     if until is not None:
@@ -301,7 +296,7 @@ def _rounds(store: RunStore, parts: Sequence[Part], device_type: str, until: Unt
                 break
         if not part.control:
             asked[part.length] = stop
-        told = [r for r in store.records if r["kind"] == "until" and _place(r) == (part.nominal, part.control)]
+        told = [r for r in store.records if r["kind"] == UNTIL.name and _place(r) == (part.nominal, part.control)]
         n_held = sum(int(name) < n for name in answered.names)
         ended = until.ended(n_held, n, is_met, length=part.nominal, control=part.control)
         if n_held >= stop and stopping.is_news(ended, stop, told):

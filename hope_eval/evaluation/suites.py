@@ -19,9 +19,8 @@ from typing import Any
 from hope_eval.errors import OptionError, did_you_mean
 from hope_eval.lengths import DEFAULT, Lengths, parse_lengths
 from hope_eval.protocols import Protocol, protocol_named
+from hope_eval.runs.kinds import PPL
 from hope_eval.task import FOLDER, Task, parse_task
-
-PPL = "ppl"
 
 # Keys of a suite that hold for all its tasks, and that a task may have for itself.
 _SHARED = ("lengths", "samples", "controls")

@@ -25,15 +25,26 @@ _BLOCK = 4 << 20
 # More would wait for the disk.
 _MOST_THREADS = 8
 
-_TYPES = {"bool": bool, "float64": (int, float), "int32": int, "int64": int, "string": str}
+# One record: a line of JSON.
+Record = dict[str, Any]
+
+_TYPES = {
+    "bool": bool,
+    "float64": (int, float),
+    "int32": int,
+    "int64": int,
+    "list": list,
+    "string": str,
+    "struct": dict,
+}
 
 
 @dataclass(frozen=True)
-class Column:
-    """A field of records that is wanted as a column.
+class Field:
+    """A field of records; it may be read as a column, unless it is a list or a struct.
 
     name:     `hits`, or `grade.strict` for a field within a field.
-    type:     bool, float64, int32, int64 or string.
+    type:     bool, float64, int32, int64, string, list or struct.
     required: whether a record without it is damaged; otherwise it counts as 0, or as no category.
     category: whether it has few values, and is to become a pandas Categorical.
     """
@@ -58,14 +69,14 @@ class Column:
         return value
 
 
-_KIND = Column("kind", "string")
+_KIND = Field("kind", "string")
 
 
 def read_columns(
     path: Path,
     end: int,
     kind: str,
-    columns: Sequence[Column],
+    columns: Sequence[Field],
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple["pandas.DataFrame", list[dict[str, Any]]]:
     """Return the records of one kind as a frame, and all others as they are, both in the order of their lines.
@@ -141,7 +152,7 @@ def _blocks(path: Path, end: int) -> Iterator[tuple[int, int]]:
 class _Reader:
     """Reads one block after the other; threads may share it."""
 
-    def __init__(self, path: Path, kind: str, columns: Sequence[Column]) -> None:
+    def __init__(self, path: Path, kind: str, columns: Sequence[Field]) -> None:
         import pyarrow
         from pyarrow import json as arrow_json
 

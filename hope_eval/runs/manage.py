@@ -11,18 +11,22 @@ A run that is damaged, or of a newer version, is listed and can be removed; noth
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hope_eval.errors import StoreError, did_you_mean
-from hope_eval.runs.columns import Column, damaged, remedy
+from hope_eval.runs.columns import Field, Record, damaged, remedy
+from hope_eval.runs.records import Layout
+from hope_eval.runs.records.answer import ANSWER, SCORED
+from hope_eval.runs.records.document import DOCUMENT
+from hope_eval.runs.records.oom import OOM
 from hope_eval.runs.store import (
     FILES,
     SHARDS,
-    Record,
     RunStore,
     explained,
     is_run,
@@ -32,14 +36,8 @@ from hope_eval.runs.store import (
     shards_of,
 )
 
-if TYPE_CHECKING:
-    from pandas import Series
-
 # How many of several runs are named in a message.
 _NAMED = 4
-
-# The records of a run of perplexity, and of one of a task; the first one is what there are most of.
-_KINDS = {True: ("window", "document", "oom", "until"), False: ("answer", "infeasible", "oom", "until")}
 
 Report = Callable[[int, int], None]
 
@@ -134,8 +132,8 @@ def described(path: Path) -> dict[str, Any]:
     """
     store = RunStore.reading(path)
     known = outline(path)
-    main = _kinds(store)[0]
-    frame, others = store.columns(main, [Column("kind", "string", category=True)])
+    main = store.kind.records[0].name
+    frame, others = store.columns(main, [Field("kind", "string", category=True)])
     counts = Counter({main: len(frame), **Counter(record["kind"] for record in others)})
     return {
         "id": store.id,
@@ -209,7 +207,7 @@ def check(path: Path, report: Report = lambda done, total: None) -> RunStore:
         )
     try:
         _check_sum(store)
-        (_check_tokens if _is_ppl(store) else _check_answers)(store, report)
+        (_check_answers if ANSWER in store.kind.records else _check_tokens)(store, report)
     except StoreError as error:
         command = store.header["provenance"].get("command")
         raise StoreError(error.message, remedy(path) + (f": {command}" if command else "")) from error
@@ -228,72 +226,39 @@ def _check_sum(store: RunStore) -> None:
         raise StoreError("its records are not those that were written: they have another checksum")
 
 
-def _is_ppl(store: RunStore) -> bool:
-    return bool(store.header["identity"]["task"] == "ppl")
-
-
-def _kinds(store: RunStore) -> Sequence[str]:
-    return _KINDS[_is_ppl(store)]
-
-
 def _check_answers(store: RunStore, report: Report) -> None:
-    """Raise StoreError unless every question is answered once, and all on one context agree how many there are."""
-    context = ["length", "control", "index"]
-    columns = [Column("length", "int32"), Column("control", "string", category=True), Column("index", "int32")]
-    columns += [Column("question", "int32"), Column("n_questions", "int32"), Column("fill", "float64")]
-    if "hits" in next(store.holding('"answer"'), {}):
-        columns += [Column("n_target", "int32"), Column("hits", "int32"), Column("nll", "float64")]
-    frame, others = store.columns("answer", columns, report)
-
-    def refuse(wrong: "Series[bool]", what: str) -> None:
-        if wrong.any():
-            first = frame.loc[wrong[wrong].index].iloc[0]
-            control = f", control {first['control']}" if first["control"] else ""
-            where = f"question {first['question']} on context {first['index']} at {first['length']} tokens{control}"
-            raise StoreError(f"{where} {what}")
-
-    controls = ["", *store.header["provenance"]["controls"]]
-    refuse(~frame["control"].isin(controls), f"is under a control that `{store.header['identity']['task']}` has not")
-    refuse((frame["length"] == 0) != (frame["control"] == "ceiling"), "has a length that is not its own")
-    refuse(frame.duplicated([*context, "question"]), "is answered twice")
-    refuse((frame["question"] < 0) | (frame["question"] >= frame["n_questions"]), "is more than its context has")
-    if "hits" in frame:
-        refuse((frame["hits"] < 0) | (frame["hits"] > frame["n_target"]), "has more tokens right than it has")
-    several = frame.drop_duplicates([*context, "n_questions"])
-    refuse(several.duplicated(context), "says that its context has more or fewer questions than others say")
-    if not any(record["kind"] == "oom" for record in others):
-        # What ran out of memory leaves gaps.
-        asked = frame.drop_duplicates(context).groupby(["length", "control"], observed=True)["index"]
-        for (length, control), indices in asked:
-            if indices.max() + 1 != len(indices):
-                absent = sorted(set(range(indices.max())) - set(indices))[0]
-                of = f", control {control}" if control else ""
-                raise StoreError(f"context {absent} at {length} tokens{of} is missing, and later ones are there")
-    told: Counter[int] = Counter()
-    for record in others:
-        _check_kind(store, record)
-        told[record["length"]] += record["kind"] == "infeasible"
-    twice = [length for length, n in told.items() if n > 1]
-    if twice:
-        raise StoreError(f"it is told twice that {twice[0]} tokens are too few")
+    """Raise StoreError unless every question is answered once, and nothing is missing in between."""
+    is_scored = "hits" in next(store.holding('"answer"'), {})
+    answers, others = store.columns(ANSWER.name, [*ANSWER.fields, *(SCORED if is_scored else ())], report)
+    layout = Layout(store.header, {})
+    # What ran out of memory leaves gaps.
+    has_gaps = any(record["kind"] == OOM.name for record in others)
+    keys: set[Any] = set()
+    faults = chain(
+        ANSWER.faults(answers, layout),
+        () if has_gaps else ANSWER.gaps(answers),
+        (_fault(store, record, layout, keys) for record in others),
+    )
+    fault = next(filter(None, faults), "")
+    if fault:
+        raise StoreError(fault)
 
 
 def _check_tokens(store: RunStore, report: Report) -> None:
     """Raise StoreError unless every window is there once, within its document, with as many numbers as it scores."""
     documents: dict[str, Record] = {}
-    windows: set[tuple[Any, ...]] = set()
+    layout = Layout(store.header, documents)
+    keys: set[Any] = set()
     n_bytes = done = 0
     for record in store.records:
         n_bytes += sum(map(place_size, record.get("arrays", {}).values()))
     report(done, n_bytes)
     for number, record in enumerate(store.records, 1):
-        _check_kind(store, record)
-        try:
-            problem = _problem(store, record, documents, windows)
-        except (KeyError, TypeError, ValueError) as error:
-            problem = f"it has no sound {error}"
-        if problem:
-            raise damaged(store.path / "records.jsonl", number, problem)
+        fault = _fault(store, record, layout, keys)
+        if fault:
+            raise damaged(store.path / "records.jsonl", number, fault)
+        if record["kind"] == DOCUMENT.name:
+            documents[record["document"]] = record
         for name, place in record.get("arrays", {}).items():
             store.array(record, name)
             done += place_size(place)
@@ -304,40 +269,17 @@ def _check_tokens(store: RunStore, report: Report) -> None:
         raise StoreError(f"the document of index {missing} is missing, or another has its index")
 
 
-def _problem(store: RunStore, record: Record, documents: dict[str, Record], windows: set[tuple[Any, ...]]) -> str:
-    """Return what is wrong with a record, given those before it; empty if nothing is."""
-    sizes = {name: place["count"] for name, place in record.get("arrays", {}).items()}
-    if record["kind"] in ("oom", "until"):
-        return ""
-    if record["kind"] == "document":
-        if record["document"] in documents:
-            return f"document `{record['document']}` is there twice"
-        documents[record["document"]] = record
-        return "" if sizes.get("bytes", record["n_tokens"]) == record["n_tokens"] else "not every token has its bytes"
-    if record["document"] not in documents:
-        return f"no document `{record['document']}` is told before it"
-    start, stop, scored_start, scored_stop, prefixed = record["window"]
-    window = (record["document"], *record["window"])
-    if window in windows:
-        return f"the window {record['window']} of `{record['document']}` is there twice"
-    windows.add(window)
-    if not 0 <= start <= scored_start < scored_stop <= stop + 1:
-        return f"{record['window']} is no window"
-    if scored_stop > documents[record["document"]]["n_tokens"]:
-        return f"the window {record['window']} reaches past its document"
-    if prefixed and store.header["identity"]["prefix_token"] is None:
-        return "it has a prefix, and its run has none"
-    return "" if sizes["nll"] == scored_stop - scored_start else "not every token that it scores has its nll"
+def _fault(store: RunStore, record: Record, layout: Layout, keys: set[Any]) -> str:
+    """Return what is wrong with a record, given those before it; empty if nothing is.
 
-
-def _check_kind(store: RunStore, record: Record) -> None:
-    """Raise StoreError for a record that a run of this task does not have."""
-    kind, task = record.get("kind"), store.header["identity"]["task"]
-    if kind not in _kinds(store):
-        raise StoreError(f"a run of `{task}` has no records of the kind `{kind}`")
-    if kind == "infeasible" and not all(isinstance(record.get(key), int) for key in ("length", "needed")):
-        raise StoreError("a length that is too short does not tell how much is needed")
-    if kind == "oom" and not isinstance(record.get("memory"), dict):
-        raise StoreError("what ran out of memory does not tell how much there was")
-    if kind == "until" and not all(isinstance(record.get(key), int) for key in ("n", "of")):
-        raise StoreError("where measuring ended does not tell after how much")
+    keys: of the records before it, and then of this one too.
+    """
+    kind = store.kind.record_kind(record)
+    fault = kind.fault(record, layout)
+    if fault or kind.may_repeat:
+        return fault
+    key = kind.key(record)
+    if key in keys:
+        return kind.repeated(record)
+    keys.add(key)
+    return ""

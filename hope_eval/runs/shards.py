@@ -29,7 +29,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -40,11 +39,13 @@ import filelock
 import numpy as np
 
 from hope_eval.errors import HopeEvalError, OptionError, StoreError
-from hope_eval.protocols import Window
+from hope_eval.runs.columns import Record
+from hope_eval.runs.records import Layout
+from hope_eval.runs.records.document import DOCUMENT
+from hope_eval.runs.records.oom import OOM
 from hope_eval.runs.store import (
     FILES,
     SHARDS,
-    Record,
     RunStore,
     claimed,
     explained,
@@ -54,9 +55,6 @@ from hope_eval.runs.store import (
     shards_of,
     write_header,
 )
-
-# What all processes know, and the first one writes.
-_COMMON = ("document", "infeasible")
 
 # Seconds between two looks at the others, and until something is said of waiting.
 _EVERY = 0.2
@@ -110,7 +108,7 @@ class Shard(RunStore):
 
     def append(self, record: Record, **arrays: np.ndarray) -> None:
         """Add a record; what all processes know is kept in memory only, but by the first."""
-        if self._ranks.rank and record["kind"] in _COMMON:
+        if self._ranks.rank and self.kind.record_kind(record).is_common:
             self.records.append(record)
         else:
             super().append(record, **arrays)
@@ -120,7 +118,7 @@ class Shard(RunStore):
 
         Dealing goes on where that of the run before has ended: over many runs, all get equally many.
 
-        pieces: what a batch is made of, as `_pieces` finds them in records.
+        pieces: what a batch is made of, as `RunKind.pieces` finds them in records.
         """
         fresh = [batch for batch in todo if not self.given.issuperset(pieces(batch))]
         self.given.update(piece for batch in fresh for piece in pieces(batch))
@@ -140,7 +138,7 @@ class Shard(RunStore):
     def n_missing(self) -> int:
         """Return how much of what was shared out no process has measured; less, where memory did not suffice."""
         stores = [RunStore(self.run, self.header), *_shards(self.run, self.header)]
-        return len(self.given - _pieces(record for store in stores for record in store.records))
+        return len(self.given - self.kind.pieces(record for store in stores for record in store.records))
 
 
 class _Echo(Shard):
@@ -286,10 +284,10 @@ class Ranks:
         for run, shard in self._shards.items():
             shards = _shards(run, shard.header)
             # What is shorter than what did not fit was shared out anew, and only those who did it know.
-            oom = any(record["kind"] == "oom" for one in shards for record in one.records)
+            oom = any(record["kind"] == OOM.name for one in shards for record in one.records)
             n = shard.n_missing()
             if n and not (oom and not any(ended.values())):
-                missing.append(f"{n:,} {'windows' if run.name.startswith('ppl-') else 'contexts'} of {run.name}")
+                missing.append(f"{n:,} {shard.kind.piece}s of {run.name}")
                 continue
             with RunStore(run, shard.header).appending() as main:
                 merge(main, shards)
@@ -562,14 +560,17 @@ def merge(run: RunStore, shards: Sequence[RunStore]) -> None:
     What is killed on the way is done again by the next merge: what the run holds is passed over, and shards are removed
     when it is on the disk. Raises StoreError for a shard that is damaged.
     """
-    held = {_key(record) for record in run.records}
-    fresh: dict[tuple[Any, ...], tuple[Record, RunStore]] = {}
+    kind_of, key_of = run.kind.record_kind, run.kind.key
+    held = {key_of(record) for record in run.records}
+    fresh: dict[tuple[Hashable, ...], tuple[Record, RunStore]] = {}
     for shard in shards:
         for record in shard.records:
-            if _key(record) not in held:
-                fresh.setdefault(_key(record), (record, shard))
-    place = _place(run, [*run.records, *(record for record, _ in fresh.values())])
-    for record, shard in sorted(fresh.values(), key=lambda pair: place(pair[0])):
+            if key_of(record) not in held:
+                fresh.setdefault(key_of(record), (record, shard))
+    records = [*run.records, *(record for record, _ in fresh.values())]
+    documents = {record["document"]: record for record in records if record["kind"] == DOCUMENT.name}
+    layout = Layout(run.header, documents)
+    for record, shard in sorted(fresh.values(), key=lambda pair: kind_of(pair[0]).order(pair[0], layout)):
         arrays = {name: shard.array(record, name) for name in record.get("arrays", {})}
         run.append({key: value for key, value in record.items() if key != "arrays"}, **arrays)
     run.sync()
@@ -580,59 +581,6 @@ def merge(run: RunStore, shards: Sequence[RunStore]) -> None:
     for shard in shards:
         _remove(shard.path)
     _remove_folder(run.path)
-
-
-def _key(record: Record) -> tuple[Any, ...]:
-    """Return what no two records of a run have in common."""
-    kind = record["kind"]
-    if kind == "document":
-        return kind, record["document"]
-    if kind == "window":
-        return kind, record["document"], *record["window"]
-    if kind == "answer":
-        return kind, record["length"], record["control"], record["index"], record["question"]
-    if kind == "until":
-        return tuple(record.values())
-    # Of reads of one length that did not fit, one is enough.
-    return kind, record.get("n_read", record.get("length"))
-
-
-def _pieces(records: Iterable[Record]) -> set[Hashable]:
-    """Return what is measured whole: windows, and contexts with all of their questions."""
-    found: set[Hashable] = set()
-    answered: dict[tuple[int, str, int], set[int]] = defaultdict(set)
-    for record in records:
-        if record["kind"] == "window":
-            found.add((record["document"], *record["window"]))
-        elif record["kind"] == "answer":
-            context = record["length"], record["control"], record["index"]
-            answered[context].add(record["question"])
-            if len(answered[context]) == record["n_questions"]:
-                found.add(context)
-    return found
-
-
-def _place(run: RunStore, records: Iterable[Record]) -> Callable[[Record], tuple[Any, ...]]:
-    """Return what says where a record comes in a run that one process writes: see `evaluate` and `ask`."""
-    indices = {record["document"]: record["index"] for record in records if record["kind"] == "document"}
-    controls = ["", *run.header["provenance"].get("controls", ())]
-
-    def place(record: Record) -> tuple[Any, ...]:
-        kind = record["kind"]
-        if kind == "document":
-            return 0, record["index"]
-        if kind == "infeasible":
-            return 0, record["length"]
-        if kind == "window":
-            window = Window(*record["window"])
-            return 1, -window.n_read, indices[record["document"]], window
-        if kind == "answer":
-            return 1, record["length"], controls.index(record["control"]), record["index"], record["question"]
-        if kind == "until" and "length" in record:
-            return 1, record["length"], controls.index(record["control"]), record["n"]
-        return 2, record.get("n_read", record.get("length", 0))
-
-    return place
 
 
 def _shards(run: Path, header: dict[str, Any], but: str = "") -> list[RunStore]:

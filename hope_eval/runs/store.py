@@ -30,7 +30,8 @@ import filelock
 import numpy as np
 
 from hope_eval.errors import StoreError
-from hope_eval.runs.columns import Column, damaged, n_lines, parsed, read_columns, remedy
+from hope_eval.runs.columns import Field, Record, damaged, n_lines, parsed, read_columns, remedy
+from hope_eval.runs.kinds import RunKind, kind_of
 
 if TYPE_CHECKING:
     import pandas
@@ -43,8 +44,6 @@ NEWER = "pip install --upgrade hope-eval"
 # All that the folder of a run holds, and what it holds beside them for a while; a shard has the same files.
 FILES = ("records.jsonl", "arrays.bin", "sessions.jsonl", "run.part", "run.json", "run.lock")
 SHARDS = "shards"
-
-Record = dict[str, Any]
 
 T = TypeVar("T")
 
@@ -112,6 +111,11 @@ class RunStore:
         return self.path.name
 
     @property
+    def kind(self) -> RunKind:
+        """Perplexity or questions."""
+        return kind_of(self.header["identity"])
+
+    @property
     def command(self) -> str:
         """What goes on with it, for people."""
         return str(self.header["provenance"].get("command") or "its command")
@@ -147,7 +151,7 @@ class RunStore:
     def columns(
         self,
         kind: str,
-        columns: Sequence[Column],
+        columns: Sequence[Field],
         report: Callable[[int, int], None] = lambda done, total: None,
     ) -> tuple["pandas.DataFrame", list[Record]]:
         """Return the records of one kind as a frame, and all others as they are; millions take seconds.

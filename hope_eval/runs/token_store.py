@@ -13,7 +13,12 @@ from typing import Any
 import numpy as np
 
 from hope_eval.protocols import Window
-from hope_eval.runs.store import Record, RunStore
+from hope_eval.runs.columns import Record
+from hope_eval.runs.records.document import DOCUMENT
+from hope_eval.runs.records.oom import OOM
+from hope_eval.runs.records.until import UNTIL
+from hope_eval.runs.records.window import WINDOW
+from hope_eval.runs.store import RunStore
 
 
 @dataclass(frozen=True)
@@ -35,16 +40,8 @@ class TokenizedDocument:
     whole: bool = True
 
     def record(self) -> Record:
-        """Return what a run keeps of it, the bytes aside."""
-        return {
-            "kind": "document",
-            "document": self.id,
-            "index": self.index,
-            "n_tokens": len(self.ids),
-            "n_bytes": self.n_bytes,
-            "n_words": self.n_words,
-            **({} if self.whole else {"whole": False}),
-        }
+        """Its record in a run, without the bytes of each token."""
+        return DOCUMENT.record(self.id, self.index, len(self.ids), self.n_bytes, self.n_words, self.whole)
 
 
 def n_words(text: str) -> int:
@@ -76,17 +73,17 @@ class TokenStore:
         return self.store.header
 
     def _index(self, record: Record) -> None:
-        if record["kind"] == "document":
+        if record["kind"] == DOCUMENT.name:
             self.documents[record["document"]] = record
-        elif record["kind"] == "window":
-            window = Window(*record["window"])
+        elif record["kind"] == WINDOW.name:
+            window = WINDOW.window(record)
             self._windows[record["document"], window.start, window.prefixed].append((window, record))
             document = self.documents.get(record["document"])
             if document is None or document["index"] >= (self._n_measured or 0):
                 self._n_measured = None
-        elif record["kind"] == "oom":
+        elif record["kind"] == OOM.name:
             self.out_of_memory.append(record)
-        elif record["kind"] == "until":
+        elif record["kind"] == UNTIL.name:
             self.until.append(record)
             self._n_measured = record["n"]
 
@@ -102,15 +99,12 @@ class TokenStore:
         """Keep the nll [window.n_scored] of a window, once."""
         if self.covers(document, window):
             return
-        values = [window.start, window.stop, window.scored_start, window.scored_stop, window.prefixed]
-        self.store.append({"kind": "window", "document": document, "window": values}, nll=nll.astype("<f4"))
+        self.store.append(WINDOW.record(document, window), nll=nll.astype("<f4"))
         self._index(self.store.records[-1])
 
     def add_out_of_memory(self, document: str, n_read: int, figures: dict[str, float], message: str) -> None:
         """Keep that a read did not fit. It is tried again whenever the run is resumed."""
-        self.store.append(
-            {"kind": "oom", "document": document, "n_read": n_read, "memory": figures, "message": message}
-        )
+        self.store.append(OOM.of_window(document, n_read, figures, message))
         self._index(self.store.records[-1])
 
     def add_until(self, ended: Record) -> None:

@@ -42,7 +42,14 @@ def ppl_run(root: Path, change=lambda records: None, identity=PPL) -> Path:
     """Write a run of two documents of 5 tokens, with a window each, after a change of what is appended."""
     records = []
     for index in range(2):
-        document = {"kind": "document", "document": f"d{index}", "index": index, "n_tokens": 5}
+        document = {
+            "kind": "document",
+            "document": f"d{index}",
+            "index": index,
+            "n_tokens": 5,
+            "n_bytes": 9,
+            "n_words": 2,
+        }
         window = {"kind": "window", "document": f"d{index}", "window": [0, 3, 0, 3, True]}
         records += [
             (document, {"bytes": np.arange(5, dtype="<u4")}),
@@ -284,7 +291,7 @@ FAULTS = {
     "a kind of perplexity": (
         "records.jsonl",
         swap('"kind": "answer"', '"kind": "window"'),
-        "a run of `needle` has no records of the kind `window`",
+        "a run of questions has no records of the kind `window`",
     ),
 }  # fmt: skip
 
@@ -350,9 +357,9 @@ def nll_of(count: int):
         (replaced(1, window=None), "line 2, is damaged"),
         (nll_of(2), "line 2, is damaged: not every token that it scores has its nll"),
         (nll_of(4), "not every token that it scores has its nll"),
-        (lambda records: records[1][1].clear(), "line 2, is damaged: it has no sound 'nll'"),
+        (lambda records: records[1][1].clear(), "line 2, is damaged: it has no `nll`"),
         (lambda records: records.insert(2, records[1]), "line 3, is damaged: the window .* of `d0` is there twice"),
-        (replaced(1, kind="answer"), "a run of `ppl` has no records of the kind `answer`"),
+        (replaced(1, kind="answer"), "a run of perplexity has no records of the kind `answer`"),
         (replaced(1, kind=None), "no records of the kind `None`"),
     ],
 )

@@ -14,7 +14,7 @@ from conftest import story
 
 from hope_eval.errors import StoreError
 from hope_eval.runs import columns
-from hope_eval.runs.columns import Column
+from hope_eval.runs.columns import Field
 from hope_eval.runs.store import RunStore, run_id
 
 IDENTITY = {"task": "ppl", "model": "a model/x", "encoding": "hope:multiplier=2(swap)", "lengths": [1, 2]}
@@ -91,7 +91,7 @@ def test_a_damaged_line_is_an_error_that_tells_which(damage, place, tmp_path, mo
     store = write(tmp_path, 0)
     lines = [f'{{"kind": "a", "n": {n}}}\n'.encode() for n in range(20)]
     (store.path / "records.jsonl").write_bytes(b"".join([*lines[:place], damage, *lines[place:]]))
-    for read in (lambda run: run.records, lambda run: run.columns("a", [Column("n", "int32")])):
+    for read in (lambda run: run.records, lambda run: run.columns("a", [Field("n", "int32")])):
         with pytest.raises(StoreError, match=rf"records.jsonl, line {place + 1}, is damaged") as caught:
             read(RunStore.reading(store.path))
         assert caught.value.hint == f"`hope-eval runs rm {store.path}`, then its command again"
@@ -125,11 +125,11 @@ def test_columns_hold_what_records_say(block, tmp_path, monkeypatch):
         for record in said:
             store.append(record)
         wanted = [
-            Column("word", "string", category=True),
-            Column("n", "int32"),
-            Column("x", "float64"),
-            Column("y", "int32", required=False),
-            Column("meta.deep", "float64", required=False, category=True),
+            Field("word", "string", category=True),
+            Field("n", "int32"),
+            Field("x", "float64"),
+            Field("y", "int32", required=False),
+            Field("meta.deep", "float64", required=False, category=True),
         ]
         frames = [run.columns("a", wanted) for run in (store, RunStore.reading(store.path))]
     mine = [record for record in said if record["kind"] == "a"]
@@ -149,7 +149,7 @@ def test_columns_hold_what_records_say(block, tmp_path, monkeypatch):
 
 def test_columns_of_no_records_are_empty(tmp_path):
     store = write(tmp_path, 0)
-    wanted = [Column("n", "int32"), Column("word", "string", category=True), Column("grade.strict", "float64")]
+    wanted = [Field("n", "int32"), Field("word", "string", category=True), Field("grade.strict", "float64")]
     for content in (b"", b'{"kind": "b"}\n', b'{"kind": "a", "n"'):
         (store.path / "records.jsonl").write_bytes(content)
         frame, others = RunStore.reading(store.path).columns("a", wanted)
@@ -176,7 +176,7 @@ def test_a_value_of_another_type_is_an_error_that_tells_where(wrong, why, tmp_pa
         for record in records:
             store.append(record)
     with pytest.raises(StoreError, match=f"line 18, is damaged: {why}"):
-        store.columns("a", [Column("n", "int32"), Column("grade.strict", "float64")])
+        store.columns("a", [Field("n", "int32"), Field("grade.strict", "float64")])
 
 
 def test_what_only_json_can_read_is_read_too(tmp_path):
@@ -188,7 +188,7 @@ def test_what_only_json_can_read_is_read_too(tmp_path):
         '{"kind": "a", "n": 3, "x": true}',
     ]
     (store.path / "records.jsonl").write_text("\n".join([*lines, ""]))
-    frame, _ = RunStore.reading(store.path).columns("a", [Column("n", "int32"), Column("x", "float64")])
+    frame, _ = RunStore.reading(store.path).columns("a", [Field("n", "int32"), Field("x", "float64")])
     assert (frame["n"].tolist(), frame["x"].tolist()) == ([1, 2, 3], [1.0, 0.5, 1.0])
 
 
@@ -201,7 +201,7 @@ def test_a_half_written_line_is_no_part_of_columns(tmp_path):
     for size in range(last, len(whole)):
         (store.path / "records.jsonl").write_bytes(whole[:size])
         run = RunStore.reading(store.path)
-        frame, others = run.columns("a", [Column("n", "int32")])
+        frame, others = run.columns("a", [Field("n", "int32")])
         assert (len(frame) + len(others), run.cut, run.n_records) == (9, size - last, 9)
         assert len(run.records) == 9
         assert sum(1 for _ in run.holding("kind")) == 9
@@ -231,8 +231,8 @@ def test_what_is_written_while_a_run_is_read_does_not_disturb(tmp_path):
         store.append({"kind": "a", "n": 1})
         run = RunStore.reading(store.path)
         store.append({"kind": "a", "n": 2})
-        assert len(run.columns("a", [Column("n", "int32")])[0]) == run.n_records == len(run.records) == 1
-        assert len(store.columns("a", [Column("n", "int32")])[0]) == store.n_records == len(store.records) == 2
+        assert len(run.columns("a", [Field("n", "int32")])[0]) == run.n_records == len(run.records) == 1
+        assert len(store.columns("a", [Field("n", "int32")])[0]) == store.n_records == len(store.records) == 2
 
 
 def test_every_change_of_identity_is_another_run():

@@ -1,0 +1,77 @@
+"""The kinds of records that a run holds: one a file, with its fields, key, order, piece and check.
+
+document     a document, in tokens of the model           perplexity
+window       one read of a document: the nll it gave      perplexity
+answer       the answer to one question                   questions
+infeasible   a length that is too short for the task      questions
+oom          a read that did not fit in memory            both
+until        where measuring ended early                  both
+"""
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+from hope_eval.runs.columns import Field, Record
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the order and the check of a record depend on, besides the record.
+
+    header:    of the run: identity and provenance.
+    documents: records of the documents before it, by id.
+    """
+
+    header: Mapping[str, Any]
+    documents: Mapping[str, Record]
+
+    @cached_property
+    def controls(self) -> list[str]:
+        """Controls of the task in their order; the task itself, "", comes first."""
+        return ["", *self.header["provenance"].get("controls", ())]
+
+
+class RecordKind:
+    """One kind of record.
+
+    name:       its `kind` on disk.
+    fields:     what every record of the kind holds.
+    is_common:  all processes of a session have it; the first one writes it.
+    may_repeat: a run may hold several records with one key.
+    """
+
+    name: ClassVar[str]
+    fields: ClassVar[tuple[Field, ...]]
+    is_common: ClassVar[bool] = False
+    may_repeat: ClassVar[bool] = False
+
+    def key(self, record: Record) -> tuple[Hashable, ...]:
+        """What tells a record from all others of its run."""
+        raise NotImplementedError
+
+    def order(self, record: Record, layout: Layout) -> tuple[Any, ...]:
+        """The place of a record in a run that one process writes: such tuples ascend."""
+        raise NotImplementedError
+
+    def piece(self, record: Record) -> Hashable | None:
+        """What is measured whole and has this record in it; None: nothing was measured."""
+        return None
+
+    def n_of_piece(self, record: Record) -> int:
+        """Records that the piece has when it is whole."""
+        return 1
+
+    def fault(self, record: Record, layout: Layout) -> str:
+        """What is wrong with a record; empty if nothing is."""
+        try:
+            for field in self.fields:
+                field.of(record)
+        except ValueError as error:
+            return str(error)
+        return ""
+
+    def repeated(self, record: Record) -> str:
+        """What is wrong where a run holds the key of a record twice."""
+        return f"its {self.name} is there twice"

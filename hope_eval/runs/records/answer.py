@@ -1,0 +1,125 @@
+"""The answer to one question on a context: scored token by token, or written by the model and graded."""
+
+from collections.abc import Hashable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from hope_eval.runs.columns import Field, Record
+from hope_eval.runs.records import Layout, RecordKind
+
+if TYPE_CHECKING:
+    from pandas import DataFrame, Series
+
+# What names a context.
+CONTEXT = ("length", "control", "index")
+
+# What an answer has if its tokens were scored.
+SCORED = (Field("n_target", "int32"), Field("hits", "int32"), Field("nll", "float64"))
+
+# And of these, one whose wrong tokens are told apart.
+FIRST_ERROR = (Field("first_error", "int32"), Field("error", "string", category=True))
+
+
+def choice(required: bool) -> tuple[Field, ...]:
+    """What a scored answer has if there are others to choose from.
+
+    required: whether all answers of the run are of this kind.
+    """
+    return Field("best_other", "float64", required), Field("n_answers", "int32", required)
+
+
+def graded(metrics: Iterable[str]) -> tuple[Field, ...]:
+    """What an answer has if the model wrote it: a grade for each metric."""
+    return tuple(Field(f"grade.{metric}", "float64") for metric in metrics)
+
+
+class Answer(RecordKind):
+    """The kind of record of an answer."""
+
+    name = "answer"
+    fields = (
+        Field("length", "int32"),
+        Field("control", "string", category=True),
+        Field("index", "int32"),
+        Field("question", "int32"),
+        Field("n_questions", "int32"),
+        Field("fill", "float64"),
+    )
+
+    def record(
+        self, context: tuple[int, str, int], question: int, n_questions: int, facts: Mapping[str, Any]
+    ) -> Record:
+        """A record of the kind.
+
+        context:     length, control and index.
+        question:    its number on this context.
+        n_questions: how many the context has.
+        facts:       the answer: `fill`, `meta`, and the fields of a scored or a graded one.
+        """
+        place = dict(zip(CONTEXT, context, strict=True))
+        return {"kind": self.name, **place, "question": question, "n_questions": n_questions, **facts}
+
+    def context(self, record: Record) -> tuple[int, str, int]:
+        """Length, control and index: the context that was asked about."""
+        return record["length"], record["control"], record["index"]
+
+    def key(self, record: Record) -> tuple[Hashable, ...]:
+        """Context and question."""
+        return self.name, *self.context(record), record["question"]
+
+    def order(self, record: Record, layout: Layout) -> tuple[Any, ...]:
+        """Lengths ascend; in each, controls come in the order of their task, and contexts by index."""
+        control = layout.controls.index(record["control"])
+        return 1, record["length"], control, record["index"], record["question"]
+
+    def piece(self, record: Record) -> Hashable | None:
+        """Its context: all of its questions are asked, or none."""
+        return self.context(record)
+
+    def n_of_piece(self, record: Record) -> int:
+        """Questions of its context."""
+        n: int = record["n_questions"]
+        return n
+
+    def faults(self, answers: "DataFrame", layout: Layout) -> Iterator[str]:
+        """What is wrong with the answers of a run, given as columns: `fields`, and SCORED if they have them.
+
+        Every question must be answered once, and all answers on a context must agree how many there are.
+        """
+
+        def those(wrong: "Series[bool]", what: str) -> Iterator[str]:
+            if wrong.any():
+                yield f"{_where(answers.loc[wrong[wrong].index].iloc[0])} {what}"
+
+        task = layout.header["identity"]["task"]
+        context = list(CONTEXT)
+        yield from those(~answers["control"].isin(layout.controls), f"is under a control that `{task}` has not")
+        yield from those(
+            (answers["length"] == 0) != (answers["control"] == "ceiling"), "has a length that is not its own"
+        )
+        yield from those(answers.duplicated([*context, "question"]), "is answered twice")
+        too_many = (answers["question"] < 0) | (answers["question"] >= answers["n_questions"])
+        yield from those(too_many, "is more than its context has")
+        if "hits" in answers:
+            wrong = (answers["hits"] < 0) | (answers["hits"] > answers["n_target"])
+            yield from those(wrong, "has more tokens right than it has")
+        numbers = answers.drop_duplicates([*context, "n_questions"])
+        yield from those(
+            numbers.duplicated(context), "says that its context has more or fewer questions than others say"
+        )
+
+    def gaps(self, answers: "DataFrame") -> Iterator[str]:
+        """What is wrong where a context is missing and a later one of the same length is there."""
+        asked = answers.drop_duplicates(list(CONTEXT)).groupby(["length", "control"], observed=True)["index"]
+        for (length, control), indices in asked:
+            if indices.max() + 1 != len(indices):
+                absent = sorted(set(range(indices.max())) - set(indices))[0]
+                of = f", control {control}" if control else ""
+                yield f"context {absent} at {length} tokens{of} is missing, and later ones are there"
+
+
+def _where(answer: "Series[Any]") -> str:
+    control = f", control {answer['control']}" if answer["control"] else ""
+    return f"question {answer['question']} on context {answer['index']} at {answer['length']} tokens{control}"
+
+
+ANSWER = Answer()

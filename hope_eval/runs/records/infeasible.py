@@ -1,0 +1,42 @@
+"""A length that a task cannot be put into."""
+
+from collections.abc import Hashable
+from typing import Any
+
+from hope_eval.runs.columns import Field, Record
+from hope_eval.runs.records import Layout, RecordKind
+
+
+class Infeasible(RecordKind):
+    """The kind of record of a length that is too short."""
+
+    name = "infeasible"
+    fields = (Field("length", "int32"), Field("needed", "int32"))
+    is_common = True
+
+    def record(self, length: int, needed: int) -> Record:
+        """A record of the kind.
+
+        needed: tokens that the task takes at least.
+        """
+        return {"kind": self.name, "length": length, "needed": needed}
+
+    def key(self, record: Record) -> tuple[Hashable, ...]:
+        """Its length."""
+        return self.name, record["length"]
+
+    def order(self, record: Record, layout: Layout) -> tuple[Any, ...]:
+        """They come first, ascending."""
+        return 0, record["length"]
+
+    def fault(self, record: Record, layout: Layout) -> str:
+        """Both numbers must be there."""
+        why = super().fault(record, layout)
+        return f"a length that is too short does not tell how much is needed: {why}" if why else ""
+
+    def repeated(self, record: Record) -> str:
+        """What is wrong where the run holds a length twice."""
+        return f"it is told twice that {record['length']} tokens are too few"
+
+
+INFEASIBLE = Infeasible()

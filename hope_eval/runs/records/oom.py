@@ -1,0 +1,59 @@
+"""A read that did not fit in memory. It is tried again whenever the run is resumed."""
+
+from collections.abc import Hashable, Mapping
+from typing import Any
+
+from hope_eval.runs.columns import Field, Record
+from hope_eval.runs.records import Layout, RecordKind
+
+
+class OutOfMemory(RecordKind):
+    """The kind of record of a read that did not fit. Perplexity notes document and tokens read, a task its length."""
+
+    name = "oom"
+    fields = (
+        Field("document", "string", required=False),
+        Field("n_read", "int32", required=False),
+        Field("length", "int32", required=False),
+        Field("memory", "struct"),
+        Field("message", "string", required=False),
+    )
+    may_repeat = True
+
+    def of_window(self, document: str, n_read: int, memory: Mapping[str, float], message: str) -> Record:
+        """A record of a read of a document.
+
+        memory: what was free and what there is, in GiB, by name.
+        """
+        return {
+            "kind": self.name,
+            "document": document,
+            "n_read": n_read,
+            "memory": dict(memory),
+            "message": message,
+        }
+
+    def of_length(self, length: int, memory: Mapping[str, float], message: str) -> Record:
+        """A record of prompts of that length."""
+        return {"kind": self.name, "length": length, "memory": dict(memory), "message": message}
+
+    def n_tokens(self, record: Record) -> int:
+        """Tokens that did not fit."""
+        n_tokens: int = record["n_read"] if "n_read" in record else record.get("length", 0)
+        return n_tokens
+
+    def key(self, record: Record) -> tuple[Hashable, ...]:
+        """Its length: of reads of one length that did not fit, one is enough when shards are merged."""
+        return self.name, self.n_tokens(record)
+
+    def order(self, record: Record, layout: Layout) -> tuple[Any, ...]:
+        """They come last."""
+        return 2, self.n_tokens(record)
+
+    def fault(self, record: Record, layout: Layout) -> str:
+        """It must tell how much memory there was."""
+        why = super().fault(record, layout)
+        return f"what ran out of memory does not tell how much there was: {why}" if why else ""
+
+
+OOM = OutOfMemory()
