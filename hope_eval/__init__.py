@@ -47,9 +47,9 @@ def __getattr__(name: str) -> Any:
 
 
 def _register_rope_types(rope_module: Any) -> None:
-    from hope_eval.encodings import register_rope_types
+    from hope_eval.model.rope_types import register_all
 
-    register_rope_types(rope_module)
+    register_all(rope_module)
 
 
 def _register_decoder(loaded: Any) -> None:

@@ -1,40 +1,60 @@
-"""Classes that live one to a file: encodings and tasks of this package, and those that users bring along."""
+"""Python files of one class each: encodings and tasks of this package, and those of users."""
 
+import ast
 import importlib.util
 import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from hope_eval.errors import OptionError
+from hope_eval.errors import HopeEvalError, OptionError
 
 T = TypeVar("T")
 
 
+def module_name(path: Path) -> str:
+    """Name of the module of a file: `my/halved.py` is `halved`, `my/halved.v2.py` is `halved_v2`."""
+    return path.expanduser().resolve().stem.replace(".", "_")
+
+
 def module_from_file(path: Path, package: str = "hope_eval_plugins") -> ModuleType:
-    """Run a Python file as a module, once.
+    """Run a Python file as a module, once in a process.
 
-    package: what the name of the module begins with; the file's own name follows.
+    package: the first part of the module's name; the name of the file is the second.
 
+    Raises OptionError if the file cannot be run, and if another file of that name was run before: Python, transformers
+    and the folders of runs would take one for the other.
     """
     path = path.expanduser().resolve()
-    name = f"{package}.{path.stem}"
-    known = sys.modules.get(name)
-    if known is not None and known.__file__ == str(path):
-        return known
+    name = f"{package}.{module_name(path)}"
+    loaded = sys.modules.get(name)
+    if loaded is not None:
+        if loaded.__file__ == str(path):
+            return loaded
+        raise OptionError(
+            f"`{path}` cannot be used beside `{loaded.__file__}`: both are called `{module_name(path)}`",
+            "rename one of the files, or use them in two commands",
+        )
     spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up there.
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except HopeEvalError:
+        del sys.modules[name]
+        raise
+    except Exception as error:
+        del sys.modules[name]
+        raise OptionError(f"`{path}` cannot be run: {type(error).__name__}: {error}", "mend the file") from error
     return module
 
 
 def classes_in(module: ModuleType, base: type[T]) -> list[type[T]]:
-    """Return the public classes that a module defines and that derive from `base`, in their order."""
+    """Public classes that a module defines and that derive from `base`, in their order."""
     return [
         member
         for name, member in vars(module).items()
@@ -46,12 +66,28 @@ def classes_in(module: ModuleType, base: type[T]) -> list[type[T]]:
 
 
 def only_class(module: ModuleType, base: type[T]) -> type[T]:
-    """Return the one class of a module that derives from `base`.
+    """One class of a module that derives from `base`.
 
-    Raises OptionError if there are none, or several.
+    Raises OptionError if there is no such class, or several.
     """
     classes = classes_in(module, base)
     if len(classes) != 1:
         name = Path(module.__file__ or module.__name__).name
         raise OptionError(f"`{name}` defines {len(classes)} classes of {base.__name__}", "one file defines one")
     return classes[0]
+
+
+def literals_of(path: Path) -> dict[str, Any]:
+    """Class variables of a file that are plain data, read without running it: the style of an encoding, say.
+
+    Running an encoding imports torch, which takes seconds; figures and lists need only what its file says.
+    """
+    literals: dict[str, Any] = {}
+    for cls in ast.parse(path.read_text("utf-8")).body:
+        for node in cls.body if isinstance(cls, ast.ClassDef) else ():
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                try:
+                    literals[node.targets[0].id] = ast.literal_eval(node.value)
+                except ValueError:
+                    continue
+    return literals

@@ -141,3 +141,12 @@ def vocabulary() -> Vocabulary:
     folder = Path(sysconfig.get_paths()["stdlib"])
     texts = [(folder / name).read_text("utf-8") for name in ("argparse.py", "typing.py", "inspect.py")]
     return Vocabulary(tokenizer, tokenizer.bos_token_id, texts=texts)
+
+
+@pytest.fixture(autouse=True)
+def _files_of_users_are_forgotten():
+    """Let each test begin like a new process: two files of one name are refused in one process."""
+    yield
+    packages = ("hope_eval_encodings.", "hope_eval_loaders.", "hope_eval_plugins.")
+    for name in [name for name in sys.modules if name.startswith(packages)]:
+        del sys.modules[name]

@@ -36,8 +36,8 @@ def test_the_gpu_agrees_with_the_cpu_and_uses_the_chunked_head(kind, dtype):
 
 
 def test_the_fused_nll_is_in_use_and_agrees_with_the_plain_one():
-    fused = nll.choose("cuda")
-    assert fused is not nll.plain
+    name, fused = nll.choose("cuda")
+    assert name == "fused"
     generator = torch.Generator("cuda").manual_seed(0)
     for vocab_size in (3, 4096, 4097, 128_256):
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
@@ -113,7 +113,7 @@ def test_fast_attention_is_the_equation_forward_and_backward(spec, head_dim, dty
     logs = encoding.log_scales(positions - length // 2)
     factors = torch.cat([logs, logs], -1).double().exp() if logs is not None else torch.ones(1, device="cuda")
     logits = (exact[0] * factors) @ (exact[1] / factors).transpose(-1, -2) / head_dim**0.5
-    if attention.has_bias(encoding):
+    if encoding.bias_form():
         table = encoding.distance_bias(positions)
         logits = logits + attention.bias_block(encoding, table, 0, length, length, positions.device).double()
     logits = logits.masked_fill(positions[:, None] < positions, float("-inf"))

@@ -1,4 +1,4 @@
-"""`hope-eval encodings`: the position encodings there are, and what one of them does to a model."""
+"""`hope-eval encodings`: the list of position encodings, and what one of them does to a model."""
 
 import click
 
@@ -21,20 +21,21 @@ def encodings(name: str | None, length: int, head_dim: int, heads: int, theta: f
     hope-eval encodings hope --length 512 --head-dim 64
     hope-eval encodings hope:multiplier=2 --length 8k --head-dim 128 --theta 500000
     """
-    from hope_eval.encodings import Geometry, describe_all, describe_bias, describe_pairs, parse_encoding
+    from hope_eval.encodings import Geometry, parse_encoding
+    from hope_eval.inspection.encodings import biases, listed, rotations
     from hope_eval.show.tables import print_records
 
     if name is None:
-        print_records(describe_all())
+        print_records(listed())
         return
     encoding = parse_encoding(name).build(Geometry(head_dim, heads, length, theta, d_model=head_dim * heads))
     click.echo(f"{name}: {encoding.formula} (arXiv {encoding.source})")
-    pairs = describe_pairs(encoding)
-    kept = sum(pair["rotated"] == "yes" for pair in pairs)
-    if kept:
-        click.echo(f"{kept} of {len(pairs)} pairs are rotated, trained at {length:,} tokens, head_dim {head_dim}")
+    pairs = rotations(encoding)
+    n_rotated = sum(pair["rotated"] == "yes" for pair in pairs)
+    if n_rotated:
+        click.echo(f"{n_rotated} of {len(pairs)} pairs are rotated, trained at {length:,} tokens, head_dim {head_dim}")
         print_records(pairs)
-    bias = describe_bias(encoding)
-    if bias:
+    records = biases(encoding)
+    if records:
         click.echo("added to the logits, before any training of its parameters:")
-        print_records(bias)
+        print_records(records)

@@ -21,11 +21,13 @@ class Alibi(PositionEncoding):
 
     source = "2108.12409"
     formula = "- m_h * distance, m_h geometric from 2^(-8/H)"
+    style = ("#60a361", "dashed", "v")
+    bundled = True
 
-    def slopes(self) -> list[float]:  # noqa: D102
+    def slopes(self) -> list[float]:
         return alibi_slopes(self.geometry.n_heads)
 
-    def distance_bias(self, distances_N: Tensor) -> Tensor:  # noqa: D102
+    def distance_bias(self, distances_N: Tensor) -> Tensor:
         slopes_H = torch.tensor(self.slopes(), device=distances_N.device)
         return -slopes_H[:, None] * distances_N.float()
 

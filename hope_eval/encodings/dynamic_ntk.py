@@ -18,6 +18,8 @@ class DynamicNtk(RopeExtension):
 
     source = "2309.00071"
     formula = "RoPE with a base that grows with the length read"
+    style = ("#8ea62f", "dash-dot-dot", "D")
+    limits = {"factor": (1, 1e6)}
     rope_type = "dynamic"
     nested_safe = False
 

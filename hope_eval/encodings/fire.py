@@ -28,6 +28,9 @@ class Fire(PositionEncoding):
 
     source = "2310.04418"
     formula = "f( psi(distance) / psi(max(query position, L0)) ), psi(x) = log(cx + 1), f a learned network"
+    style = ("#a91146", "dashed", "P")
+    limits = {"width": (1, 1 << 16), "threshold": (1e-6, 1 << 40)}
+    bundled = True
     relative = False
     shared = False
 
@@ -40,11 +43,11 @@ class Fire(PositionEncoding):
         # L0 = threshold * this.
         self.multiplier = nn.Parameter(torch.tensor(1.0))
 
-    def bias(self, query_positions_Q: Tensor, key_positions_K: Tensor) -> Tensor:  # noqa: D102
+    def bias(self, query_positions_Q: Tensor, key_positions_K: Tensor) -> Tensor:
         distances_QK = (query_positions_Q[:, None] - key_positions_K).clamp(min=0)
         return self._f(self._psi(distances_QK) * self._by_query(query_positions_Q)[:, None])
 
-    def curve(self, query_positions_Q: Tensor, n_keys: int) -> Curve:  # noqa: D102
+    def curve(self, query_positions_Q: Tensor, n_keys: int) -> Curve:
         device = query_positions_Q.device
         # f is made of straight lines, so that only the few steps with a bend in them are off, by less than rounding in
         # half precision.

@@ -30,23 +30,24 @@ class Hope(Rope):
     """High-frequency rotary position encoding.
 
     multiplier:   full turns that a pair must make within the training length to be rotated.
-    train_length: tokens; 0 stands for the model's own training length.
+    train_length: tokens; 0: the training length of the model.
 
-    Raises EncodingError if no pair would be rotated.
+    Raises EncodingError for an unknown training length, and if no pair would be rotated.
     """
 
     source = "2410.21216"
     formula = "RoPE on pairs with theta_i >= multiplier * 2 pi / L_train, others unrotated"
+    style = ("#df5516", "solid", "s")
+    limits = {"multiplier": (1e-6, 1e6), "train_length": (0, 1 << 40)}
+    bundled = True
 
     def __init__(self, geometry: Geometry, *, multiplier: float = 1.0, train_length: float = 0) -> None:
         super().__init__(geometry)
         self.multiplier = multiplier
         self.train_length = train_length or geometry.train_length
-        if multiplier <= 0 or self.train_length <= 0:
-            raise EncodingError(
-                f"`hope` needs a multiplier and a training length above 0, got {multiplier:g} and {train_length:g}"
-            )
-        # theta_0 = 1 is the fastest pair there is.
+        if self.train_length <= 0:
+            raise EncodingError("`hope` needs the training length of the model, which is unknown", "--train-length 2k")
+        # theta_0 = 1 is the fastest pair of all.
         if self.threshold > 1.0:
             raise EncodingError(
                 f"a training length of {self.train_length:g} leaves `hope` no pair to rotate: even the fastest makes "
@@ -59,6 +60,6 @@ class Hope(Rope):
         """The slowest rotation that is kept, radians per position."""
         return self.multiplier * 2 * math.pi / self.train_length
 
-    def inverse_frequencies(self) -> Tensor:  # noqa: D102
+    def inverse_frequencies(self) -> Tensor:
         theta = super().inverse_frequencies()
         return torch.where(theta >= self.threshold, theta, torch.zeros_like(theta))

@@ -26,6 +26,9 @@ class Kerple(PositionEncoding):
 
     source = "2205.09921"
     formula = "- r1 log(1 + r2 * distance), or - r1 distance^r2; r1, r2 learned per head"
+    style = ("#dfa800", "solid", ">")
+    limits = {"power": (0, 1)}
+    bundled = True
     shared = False
 
     def __init__(self, geometry: Geometry, *, power: float = 0) -> None:
@@ -36,7 +39,7 @@ class Kerple(PositionEncoding):
         self.raw_r1_H = nn.Parameter(torch.log(torch.expm1(r1_H)))
         self.raw_r2_H = nn.Parameter(torch.logit(r2_H / 2) if power else torch.log(torch.expm1(r2_H)))
 
-    def distance_bias(self, distances_N: Tensor) -> Tensor:  # noqa: D102
+    def distance_bias(self, distances_N: Tensor) -> Tensor:
         r1_H1 = nn.functional.softplus(self.raw_r1_H.float())[:, None]
         if self.power:
             r2_H1 = 2 * torch.sigmoid(self.raw_r2_H.float())[:, None]

@@ -17,6 +17,8 @@ class Learned(PositionEncoding):
 
     source = "1706.03762"
     formula = "add a learned vector of the position to the embeddings; ends with the training length"
+    style = ("#ec6ddd", "dotted", "*")
+    bundled = True
     relative = False
 
     def __init__(self, geometry: Geometry) -> None:
@@ -25,9 +27,9 @@ class Learned(PositionEncoding):
         nn.init.normal_(self.position_embeddings.weight, std=0.02)
 
     @property
-    def max_length(self) -> int:  # noqa: D102
+    def max_length(self) -> int:
         return self.geometry.train_length
 
-    def embed(self, embeddings_BLD: Tensor, positions_BL: Tensor) -> Tensor:  # noqa: D102
+    def embed(self, embeddings_BLD: Tensor, positions_BL: Tensor) -> Tensor:
         vectors_BLD: Tensor = self.position_embeddings(positions_BL)
         return embeddings_BLD + vectors_BLD.to(embeddings_BLD.dtype)

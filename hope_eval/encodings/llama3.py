@@ -18,6 +18,8 @@ class Llama3(RopeExtension):
 
     source = "2407.21783"
     formula = "interpolate pairs of long wavelength by factor, keep short ones"
+    style = ("#b98a5e", "dash-dot-dot", "P")
+    limits = {"factor": (1, 1e6), "low_freq_factor": (1e-6, 1e6), "high_freq_factor": (1e-6, 1e6)}
     rope_type = "llama3"
 
     def __init__(

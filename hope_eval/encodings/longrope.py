@@ -22,6 +22,8 @@ class LongRope(RopeExtension):
 
     source = "2402.13753"
     formula = "RoPE in the training length; beyond it all angles / factor, and attention sharpened"
+    style = ("#8b4fa8", "dash-dot-dot", "v")
+    limits = {"factor": (1, 1e6)}
     rope_type = "longrope"
     nested_safe = False
 
@@ -29,7 +31,7 @@ class LongRope(RopeExtension):
         super().__init__(geometry)
         self.factor = factor
 
-    def rope_parameters(self) -> dict[str, Any]:  # noqa: D102
+    def rope_parameters(self) -> dict[str, Any]:
         n_pairs = self.geometry.head_dim // 2
         return {
             **super().rope_parameters(),

@@ -13,3 +13,5 @@ class Nope(PositionEncoding):
 
     source = "2305.19466"
     formula = "nothing"
+    style = ("#707070", "dash-dot", "X")
+    bundled = True

@@ -21,12 +21,14 @@ class Ntk(Rope):
 
     source = "2309.00071"
     formula = "RoPE at base * factor^(E/(E-2))"
+    style = ("#4c7d3c", "dash-dot-dot", "s")
+    limits = {"factor": (1, 1e6)}
 
     def __init__(self, geometry: Geometry, *, factor: float = 4.0) -> None:
         super().__init__(geometry)
         self.factor = factor
 
-    def inverse_frequencies(self) -> Tensor:  # noqa: D102
+    def inverse_frequencies(self) -> Tensor:
         dim = self.geometry.head_dim
         raised = replace(self.geometry, rope_theta=self.geometry.rope_theta * self.factor ** (dim / (dim - 2)))
         return Rope(raised).inverse_frequencies()

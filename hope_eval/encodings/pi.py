@@ -16,6 +16,8 @@ class Pi(RopeExtension):
 
     source = "2306.15595"
     formula = "rotate pair i by position * theta_i / factor"
+    style = ("#7b8fd0", "dash-dot-dot", "o")
+    limits = {"factor": (1, 1e6)}
     rope_type = "linear"
 
     def __init__(self, geometry: Geometry, *, factor: float = 4.0) -> None:

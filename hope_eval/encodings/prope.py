@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hope_eval.encodings import Geometry
 from hope_eval.encodings.rope import Rope
-from hope_eval.errors import EncodingError
 
 
 class Prope(Rope):
@@ -22,14 +21,16 @@ class Prope(Rope):
 
     source = "2410.06205"
     formula = "RoPE on the fraction p of highest frequencies, others unrotated"
+    style = ("#9d70fc", "long", "D")
+    limits = {"fraction": (0, 1)}
+    rope_types = ("proportional",)
+    bundled = True
 
     def __init__(self, geometry: Geometry, *, fraction: float = 0.75) -> None:
         super().__init__(geometry)
-        if not 0 <= fraction <= 1:
-            raise EncodingError(f"the fraction of `prope` must be from 0 to 1, got {fraction:g}", "prope:fraction=0.75")
         self.fraction = fraction
 
-    def inverse_frequencies(self) -> Tensor:  # noqa: D102
+    def inverse_frequencies(self) -> Tensor:
         theta = super().inverse_frequencies()
         theta[int(self.fraction * len(theta)) :] = 0
         return theta

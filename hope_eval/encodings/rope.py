@@ -9,8 +9,6 @@ permutation of the dimensions.
 Source: Su et al., 2021, arXiv 2104.09864, section 3.2.2.
 """
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -22,13 +20,11 @@ class Rope(PositionEncoding):
 
     source = "2104.09864"
     formula = "rotate pair i by position * theta_i"
+    style = ("#3159ba", "solid", "o")
+    rope_type = "default"
+    bundled = True
 
-    def rope_parameters(self) -> dict[str, Any]:  # noqa: D102
-        # The one that transformers knows already, by another name.
-        parameters = super().rope_parameters()
-        return {**parameters, "rope_type": "default"} if type(self) is Rope else parameters
-
-    def inverse_frequencies(self) -> Tensor:  # noqa: D102
+    def inverse_frequencies(self) -> Tensor:
         # The same operations in the same order as transformers, so that the numbers are the same to the last bit.
         head_dim = self.geometry.head_dim
         return 1.0 / (self.geometry.rope_theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim))

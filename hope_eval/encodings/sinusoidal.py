@@ -20,9 +20,11 @@ class Sinusoidal(PositionEncoding):
 
     source = "1706.03762"
     formula = "add sin and cos of position * 10000^(-2i/D) to the embeddings"
+    style = ("#9b542a", "dotted", "p")
+    bundled = True
     relative = False
 
-    def embed(self, embeddings_BLD: Tensor, positions_BL: Tensor) -> Tensor:  # noqa: D102
+    def embed(self, embeddings_BLD: Tensor, positions_BL: Tensor) -> Tensor:
         width = embeddings_BLD.shape[-1]
         pairs = torch.arange(0, width, 2, device=embeddings_BLD.device, dtype=torch.float32)
         angles = positions_BL[..., None].float() * torch.exp(-math.log(10_000.0) / width * pairs)

@@ -27,6 +27,9 @@ class T5(PositionEncoding):
 
     source = "1910.10683"
     formula = "a learned scalar per head and bucket of distances, buckets growing with the logarithm"
+    style = ("#03bbb2", "short", "<")
+    limits = {"buckets": (2, 1 << 16), "max_distance": (2, 1 << 40)}
+    bundled = True
 
     def __init__(self, geometry: Geometry, *, buckets: float = 32, max_distance: float = 128) -> None:
         super().__init__(geometry)
@@ -40,5 +43,5 @@ class T5(PositionEncoding):
         far = exact + (growth * (self.n_buckets - exact)).long()
         return torch.where(distances_N < exact, distances_N, far.clamp(max=self.n_buckets - 1))
 
-    def distance_bias(self, distances_N: Tensor) -> Tensor:  # noqa: D102
+    def distance_bias(self, distances_N: Tensor) -> Tensor:
         return self.scalars_HB.float()[:, self.bucket(distances_N)]

@@ -23,12 +23,15 @@ class Xpos(Rope):
 
     source = "2212.10554"
     formula = "RoPE, pair i times zeta_i^(distance / 512), zeta_i = (2i/E + 0.4) / 1.4"
+    style = ("#0082ad", "short", "^")
+    limits = {"scale_base": (1, 1e9)}
+    bundled = True
 
     def __init__(self, geometry: Geometry, *, scale_base: float = 512.0) -> None:
         super().__init__(geometry)
         self.scale_base = scale_base
 
-    def log_scales(self, positions_L: Tensor) -> Tensor:  # noqa: D102
+    def log_scales(self, positions_L: Tensor) -> Tensor:
         pairs = torch.arange(0, self.geometry.head_dim, 2, device=positions_L.device, dtype=torch.float32)
         log_zeta = torch.log((pairs / self.geometry.head_dim + 0.4) / 1.4)
         return positions_L[:, None].float() / self.scale_base * log_zeta

@@ -19,6 +19,8 @@ class Yarn(RopeExtension):
 
     source = "2309.00071"
     formula = "interpolate slow pairs by factor, keep fast ones, sharpen attention"
+    style = ("#c4445f", "dash-dot-dot", "^")
+    limits = {"factor": (1, 1e6), "beta_fast": (1e-6, 1e6), "beta_slow": (1e-6, 1e6)}
     rope_type = "yarn"
 
     def __init__(

@@ -41,7 +41,7 @@ from torch import nn
 from hope_eval.encodings import PositionEncoding
 from hope_eval.errors import OptionError
 from hope_eval.lengths import short_length
-from hope_eval.model.attach import heads_of, inner_width, text_config
+from hope_eval.model.configs import heads_of, inner_width, text_config
 from hope_eval.model.kernels.attention import BLOCK_NUMBERS
 from hope_eval.model.kernels.fastest import CUDNN_FROM
 from hope_eval.model.kernels.layers import COMPILED_FROM, largest_chunk
@@ -473,28 +473,18 @@ def _bias_bytes(encodings: Sequence[PositionEncoding], n_heads: int, device_type
     """Return the bytes of a bias for each pair of a block of queries with keys: at work, and kept in all layers."""
     if not encodings:
         return 0, 0
-    if device_type == "cuda" and not _in_blocks(encodings[0]):
-        return 0, 0
-    kind = type(encodings[0])
-    if kind.slopes is not PositionEncoding.slopes:
+    form = encodings[0].bias_form()
+    # Slopes cost nothing, and the kernel of a GPU makes all forms but pairs where it adds them.
+    if form in ("", "slopes") or (device_type == "cuda" and form != "pairs"):
         return 0, 0
     # A float32 bias and its sum with the mask.
     both = 8 * n_heads
-    if kind.distance_bias is not PositionEncoding.distance_bias:
+    if form == "table":
         # Distances are int64, twice.
         return both + 16, 0
-    if kind.bias is not PositionEncoding.bias:
-        # Of a network over pairs, its hidden layer; of anything else, a guess of nothing.
-        width = max((p.shape[0] for p in encodings[0].parameters() if p.ndim == 2), default=0)
-        return both + 8 * width, 4 * n_heads * len(encodings)
-    return 0, 0
-
-
-def _in_blocks(encoding: PositionEncoding) -> bool:
-    """Return whether the kernel for biases does not know that of an encoding."""
-    kind = type(encoding)
-    hooks = ("slopes", "distance_bias", "curve")
-    return all(getattr(kind, hook) is getattr(PositionEncoding, hook) for hook in hooks)
+    # The hidden layer of a network over pairs; for anything else, a guess of nothing.
+    width = max((p.shape[0] for p in encodings[0].parameters() if p.ndim == 2), default=0)
+    return both + 8 * width, 4 * n_heads * len(encodings)
 
 
 def _rate(seconds: float) -> str:

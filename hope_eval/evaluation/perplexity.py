@@ -25,6 +25,7 @@ from hope_eval.analysis import stopping
 from hope_eval.analysis.perplexity import VERSION, is_narrow
 from hope_eval.analysis.stopping import Until
 from hope_eval.data.corpora import Corpus, Document
+from hope_eval.encodings import facts_of
 from hope_eval.errors import CorpusError
 from hope_eval.model.kernels.nll import choose as choose_nll
 from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy
@@ -218,6 +219,7 @@ def perplexity(
         "prefix": None if token is None else model.token_text(token),
         "train_length_source": model.train_length_source,
         "head_reason": model.head_reason,
+        "encoding": facts_of(model.encoding),
         "tokenizer": model.tokenizer_fingerprint,
         **origin(model.device, command),
     }
@@ -242,7 +244,7 @@ def identity_of(model: LanguageModel) -> dict[str, Any]:
         "device": model.device.type,
         "kernel": model.kernel,
         "head": model.head,
-        "nll": choose_nll(model.device.type).__name__,
+        "nll": choose_nll(model.device.type).name,
     }
 
 

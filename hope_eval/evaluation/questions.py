@@ -19,6 +19,7 @@ from hope_eval.analysis import answers, stopping
 from hope_eval.analysis.stopping import Until
 from hope_eval.data.corpora import Corpus
 from hope_eval.data.vocabulary import Examples, Vocabulary
+from hope_eval.encodings import facts_of
 from hope_eval.errors import ContextTooShortError, TaskError
 from hope_eval.evaluation.perplexity import Count, Report, batch_size, identity_of, session
 from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy, Score, prefix_token
@@ -163,6 +164,7 @@ def ask(
         "one_line": task.one_line,
         "source": task.source,
         "controls": list(task.controls),
+        "encoding": facts_of(model.encoding),
         "data": material.name,
         "about": f"{model.about}, {'chat template' if vocabulary.chat else f'prefix {start}'}",
         "tokenizer": model.tokenizer_fingerprint,

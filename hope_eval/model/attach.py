@@ -1,7 +1,7 @@
 """Put a position encoding on a loaded model, and read back what the model really uses.
 
-Overrides that do nothing without a word are a known disease of this field. So `attach` rebuilds the model's rotary
-modules from a changed config, and then compares the inverse frequencies they hold with those that were asked for.
+In this field, an override that has no effect and says nothing is common. So `attach` rebuilds the rotary modules of the
+model from a changed config, and then compares the inverse frequencies in them with those of the encoding.
 """
 
 from dataclasses import replace
@@ -10,23 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hope_eval.encodings import (
-    EncodingSpec,
-    PositionEncoding,
-    encoding_class,
-    geometry_of,
-    is_rotary,
-    parse_encoding,
-    register_rope_type,
-    training_length,
-)
+from hope_eval.encodings import EncodingSpec, PositionEncoding, encoding_class, parse_encoding
 from hope_eval.errors import EncodingError
+from hope_eval.model import rope_types
+from hope_eval.model.configs import geometry_of, model_type, text_config, training_length
 
-# What transformers' rope types are called in this field.
-_ROPE_TYPES = {"default": "rope", "linear": "pi", "dynamic": "dynamic_ntk", "proportional": "prope"}
-
-# Rope types whose frequencies depend on the length that is read.
-_LENGTH_DEPENDENT = {"dynamic", "longrope"}
+# The architecture of this package's own decoder, whose config names its encoding.
+DECODER = "hope_eval"
 
 
 def attach(model: nn.Module, encoding: str | EncodingSpec, train_length: int | None = None) -> nn.Module:
@@ -34,56 +24,58 @@ def attach(model: nn.Module, encoding: str | EncodingSpec, train_length: int | N
 
     model:        a transformers model whose config has `rope_parameters` (Llama, Mistral, Qwen, Gemma, OLMo, Phi…).
     encoding:     `hope`, `hope:multiplier=2`, `nope`, or the path of a Python file that defines one.
-    train_length: tokens; by default what the config says (see `encoding.training_length`).
+    train_length: tokens; by default what the config says (see `configs.training_length`).
 
-    The base of the frequencies and the part of each head that is rotated stay what they are in the checkpoint. The
-    change is in the config too, so that `save_pretrained` keeps it.
+    The base of the frequencies and the rotated part of each head stay as they are in the checkpoint. The config is
+    changed too, so that `save_pretrained` keeps the encoding.
 
     Raises EncodingError if the model has no rotary encoding, if the encoding needs more than other frequencies, or
-    if the model does not end up with the frequencies that were asked for.
+    if the model does not end up with the frequencies of the encoding.
     """
     spec = parse_encoding(encoding) if isinstance(encoding, str) else encoding
+    _check_replaceable(model, spec)
     config = text_config(model)
-    cls = encoding_class(spec.name)
-    if not is_rotary(cls):
+    from transformers import modeling_rope_utils
+
+    rope_types.register(modeling_rope_utils, encoding_class(spec.name))
+    rope = config.rope_parameters
+    length = train_length or (training_length(config) or (0, ""))[0]
+    layer_types = [key for key, value in rope.items() if isinstance(value, dict)]
+    encodings = {
+        layer_type: spec.build(replace(geometry_of(config, layer_type or None), train_length=length))
+        for layer_type in layer_types or [""]
+    }
+
+    def changed(layer_type: str) -> dict[str, Any]:
+        before = rope[layer_type] if layer_type else rope
+        kept = {key: before[key] for key in ("partial_rotary_factor",) if key in before}
+        return {**kept, **encodings[layer_type].rope_parameters()}
+
+    set_rope_parameters(model, {key: changed(key) for key in layer_types} or changed(""))
+    if model_type(model) == DECODER:
+        config.encoding, config.encoding_parameters = spec.name, dict(spec.parameters)
+    _check_frequencies(model, spec, encodings)
+    return model
+
+
+def _check_replaceable(model: nn.Module, spec: EncodingSpec) -> None:
+    """Raise EncodingError unless both the encoding of the model and the one asked for are rotary frequencies."""
+    if not encoding_class(spec.name).is_rope_type():
         raise EncodingError(
             f"`{spec.name}` cannot be put on a trained checkpoint: it is more than other rotary frequencies",
             "train a model with it",
         )
-    own = _own_spec(model)
-    if own is not None and not is_rotary(encoding_class(own.name)):
+    trained_with = _spec_of_decoder(model)
+    if trained_with is not None and not encoding_class(trained_with.name).is_rope_type():
         raise EncodingError(
-            f"`{own}` of this model is more than rotary frequencies, and `{spec}` cannot replace it",
+            f"`{trained_with}` of this model is more than rotary frequencies, and `{spec}` cannot replace it",
             "leave --encoding out",
         )
-    rope = getattr(config, "rope_parameters", None)
-    if not rope or not rotary_modules(model):
-        kind = getattr(config, "model_type", type(model).__name__)
+    if not getattr(text_config(model), "rope_parameters", None) or not rotary_modules(model):
         raise EncodingError(
-            f"`{kind}` has no rotary encoding that `{spec}` could replace",
+            f"`{model_type(model)}` has no rotary encoding that `{spec}` could replace",
             "choose a checkpoint with RoPE, or leave --encoding out",
         )
-    told = training_length(config)
-    length = train_length or (told[0] if told else 0)
-    from transformers import modeling_rope_utils
-
-    register_rope_type(modeling_rope_utils, cls)
-    layer_types = [key for key, value in rope.items() if isinstance(value, dict)]
-    encodings = {}
-    for layer_type in layer_types or [""]:
-        geometry = replace(geometry_of(config, layer_type or None), train_length=length)
-        encodings[layer_type] = spec.build(geometry)
-
-    def changed(layer_type: str) -> dict[str, Any]:
-        old = rope[layer_type] if layer_type else rope
-        kept = {key: old[key] for key in ("partial_rotary_factor",) if key in old}
-        return {**kept, **encodings[layer_type].rope_parameters()}
-
-    set_rope_parameters(model, {key: changed(key) for key in layer_types} or changed(""))
-    if own is not None:
-        config.encoding, config.encoding_parameters = spec.name, dict(spec.parameters)
-    _check(model, spec, encodings)
-    return model
 
 
 def set_rope_parameters(model: nn.Module, rope: dict[str, Any]) -> None:
@@ -105,7 +97,8 @@ def _rebuilt(module: nn.Module, config: Any) -> nn.Module:
     return rebuilt.to(device)
 
 
-def _check(model: nn.Module, spec: EncodingSpec, encodings: dict[str, PositionEncoding]) -> None:
+def _check_frequencies(model: nn.Module, spec: EncodingSpec, encodings: dict[str, PositionEncoding]) -> None:
+    """Raise EncodingError unless the model holds the frequencies of these encodings, by layer type."""
     expected = {
         f"{layer_type}_inv_freq" if layer_type else "inv_freq": encoding.inverse_frequencies()
         for layer_type, encoding in encodings.items()
@@ -119,39 +112,8 @@ def _check(model: nn.Module, spec: EncodingSpec, encodings: dict[str, PositionEn
             )
 
 
-def text_config(model: nn.Module) -> Any:
-    """Return the config of the text decoder; None for a model that is not of transformers."""
-    config = getattr(model, "config", None)
-    return config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
-
-
-def number_of(config: Any, key: str) -> int | None:
-    """Return what a config says, the largest where it says something for each layer; None if it does not tell."""
-    try:
-        value: Any = getattr(config, key, None)
-        return int(max(value)) if isinstance(value, list | tuple) else int(value) or None
-    except Exception:
-        # Configs have their own ways not to tell.
-        return None
-
-
-def heads_of(config: Any) -> tuple[int, int, int]:
-    """Return the heads of queries, those of keys, and the width of a head; zeros if a config does not tell."""
-    n_heads = number_of(config, "num_attention_heads") or 0
-    head_dim = number_of(config, "head_dim") or (number_of(config, "hidden_size") or 0) // max(1, n_heads)
-    return n_heads, number_of(config, "num_key_value_heads") or n_heads, head_dim
-
-
-def inner_width(config: Any) -> int:
-    """Return the numbers of a token within an MLP, of all experts that it is given to."""
-    if getattr(config, "moe_intermediate_size", None):
-        return (number_of(config, "moe_intermediate_size") or 0) * (number_of(config, "num_experts_per_tok") or 1)
-    names = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
-    return next(filter(None, (number_of(config, name) for name in names)), 4 * (number_of(config, "hidden_size") or 0))
-
-
 def rotary_modules(model: nn.Module) -> list[tuple[nn.Module, str, nn.Module]]:
-    """Return (parent, attribute, module) for every module of the decoder that holds inverse frequencies."""
+    """(parent, attribute, module) of every module of the decoder that holds inverse frequencies."""
     get_decoder: Any = getattr(model, "get_decoder", None)
     decoder = get_decoder() if get_decoder else model
     return [
@@ -167,7 +129,7 @@ def _holds_frequencies(buffer: str) -> bool:
 
 
 def effective_inverse_frequencies(model: nn.Module) -> dict[str, Tensor]:
-    """Return the inverse frequencies that the model really uses, by path of the buffer, float32 on the CPU.
+    """Inverse frequencies that the model really uses, by path of the buffer, float32 on the CPU.
 
     Empty for a model without rotary encoding.
     """
@@ -179,48 +141,49 @@ def effective_inverse_frequencies(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _rope_types(model: nn.Module) -> list[str]:
+def _rope_types_of(model: nn.Module) -> list[str]:
     rope = getattr(text_config(model), "rope_parameters", None) or {}
     layers = [value for value in rope.values() if isinstance(value, dict)] or [rope]
     return sorted({str(layer["rope_type"]) for layer in layers if layer.get("rope_type")})
 
 
 def encoding_label(model: nn.Module) -> str:
-    """Return the name of the encoding that a model has: `rope`, `llama3`, `hope`, `learned`, `alibi`; else `native`."""
-    if _own_spec(model) is not None:
-        return str(_own_spec(model))
+    """Name of the encoding of a model: `rope`, `llama3`, `hope`, `learned`, `alibi`; else `native`."""
+    trained_with = _spec_of_decoder(model)
+    if trained_with is not None:
+        return str(trained_with)
     if rotary_modules(model):
-        return "+".join(_ROPE_TYPES.get(name, name) for name in _rope_types(model)) or "rope"
+        classes = ((name, rope_types.encoding_of(name)) for name in _rope_types_of(model))
+        return "+".join(cls.name() if cls else name for name, cls in classes) or "rope"
     if position_table(model):
         return "learned"
-    config = text_config(model)
-    if getattr(config, "model_type", "") == "bloom" or getattr(config, "alibi", False):
+    if model_type(model) == "bloom" or getattr(text_config(model), "alibi", False):
         return "alibi"
     return "native"
 
 
-def _own_spec(model: nn.Module) -> EncodingSpec | None:
-    """Return the encoding of this package's own decoder, which says itself what it has."""
-    config = text_config(model)
-    return config.spec() if getattr(config, "model_type", "") == "hope_eval" else None
+def _spec_of_decoder(model: nn.Module) -> EncodingSpec | None:
+    """Encoding that this package's own decoder was trained with; None for any other architecture."""
+    return text_config(model).spec() if model_type(model) == DECODER else None
 
 
 def is_nested_safe(model: nn.Module) -> bool:
-    """Return whether the prediction at a position is independent of how much follows it.
+    """Whether the prediction at a position is independent of the number of tokens that follow.
 
     Dynamic NTK and LongRoPE change their frequencies with the length read, and some models scale attention with it.
     """
     config = text_config(model)
     by_length = any(getattr(config, key, False) for key in ("use_dynamic_ntk", "use_logn_attn"))
-    return not by_length and not _LENGTH_DEPENDENT & set(_rope_types(model))
+    classes = filter(None, map(rope_types.encoding_of, _rope_types_of(model)))
+    return not by_length and all(cls.nested_safe for cls in classes)
 
 
 def position_table(model: nn.Module) -> int | None:
-    """Return how many positions a learned position table has; None for a model without one."""
+    """Number of positions of a learned position table; None for a model without one."""
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             leaf = name.rpartition(".")[2].lower()
             if leaf in ("wpe", "embed_positions", "position_embeddings", "position_embedding"):
-                # OPT and its kin keep the first rows of the table for padding.
+                # OPT and similar models keep the first rows of the table for padding.
                 return module.num_embeddings - int(getattr(module, "offset", 0))
     return None

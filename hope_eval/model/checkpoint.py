@@ -31,7 +31,7 @@ import torch
 from torch import nn
 
 from hope_eval import zoo
-from hope_eval.encodings import parse_encoding, training_length
+from hope_eval.encodings import parse_encoding
 from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, require
 from hope_eval.model.attach import (
     attach,
@@ -40,8 +40,8 @@ from hope_eval.model.attach import (
     is_nested_safe,
     rotary_modules,
     set_rope_parameters,
-    text_config,
 )
+from hope_eval.model.configs import text_config, training_length
 from hope_eval.model.kernels.layers import Compile
 from hope_eval.model.parallel import sequence as parts
 from hope_eval.model.parallel.group import INSTEAD, Group, check_shardable, sharded

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hope_eval.errors import CheckpointError, HopeEvalError
-from hope_eval.model.attach import heads_of, inner_width, number_of, text_config
+from hope_eval.model.configs import heads_of, inner_width, number_of, text_config
 from hope_eval.model.kernels import attention
 from hope_eval.model.kernels import fastest as kernels
 from hope_eval.model.kernels.layers import Chunked, chunk_for

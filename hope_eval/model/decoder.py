@@ -13,11 +13,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, LlamaModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaModel,
+    modeling_rope_utils,
+)
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
-from hope_eval.encodings import EncodingSpec, Geometry, PositionEncoding, encoding_class, is_rotary
+from hope_eval.encodings import EncodingSpec, Geometry, PositionEncoding, encoding_class
+from hope_eval.encodings.nope import Nope
 from hope_eval.errors import EncodingError, LengthError
+from hope_eval.model import rope_types
+from hope_eval.model.attach import DECODER
 from hope_eval.model.kernels import attention
 
 
@@ -28,13 +38,24 @@ class HopeEvalConfig(LlamaConfig):
     encoding_parameters: its hyper-parameters that are not at their defaults.
     """
 
-    model_type = "hope_eval"
+    model_type = DECODER
     encoding: str = "rope"
     encoding_parameters: dict[str, float] | None = None
 
     def spec(self) -> EncodingSpec:
         """Return the encoding with its parameters."""
         return EncodingSpec(self.encoding, tuple((self.encoding_parameters or {}).items()))
+
+
+def _rope_parameters(encoding: PositionEncoding) -> dict[str, Any]:
+    """The `rope_parameters` of the config: how queries and keys are rotated, if at all."""
+    rotates = "rotary" in encoding.kinds()
+    if encoding.rope_type == "default" or not (rotates or encoding.is_rope_type()):
+        # xPos rotates as RoPE does; a bias or embeddings do not rotate.
+        rope_type = encoding.rope_type if rotates else Nope.registered_as()
+        return {"rope_type": rope_type, "rope_theta": encoding.geometry.rope_theta}
+    rope_types.register(modeling_rope_utils, type(encoding))
+    return encoding.rope_parameters()
 
 
 class _KeepsEncodings:
@@ -47,7 +68,7 @@ class _KeepsEncodings:
 
 
 class HopeEvalModel(_KeepsEncodings, LlamaModel):
-    """The layers: Llama's, with the encoding in embeddings, rotary module and attention."""
+    """Layers: Llama's, with the encoding in embeddings, rotary module and attention."""
 
     config_class = HopeEvalConfig
 
@@ -67,13 +88,7 @@ class HopeEvalModel(_KeepsEncodings, LlamaModel):
         spec = config.spec()
         cls = encoding_class(spec.name)
         encoding = spec.build(geometry)
-        if is_rotary(cls) and spec.name != "rope":
-            config.rope_parameters = encoding.rope_parameters()
-        else:
-            # xPos rotates as RoPE does; the others do not rotate.
-            rotates = cls.inverse_frequencies is not PositionEncoding.inverse_frequencies
-            kind = "default" if rotates else "nope"
-            config.rope_parameters = {"rope_type": kind, "rope_theta": geometry.rope_theta}
+        config.rope_parameters = _rope_parameters(encoding)
         config._attn_implementation = attention.NAME
         super().__init__(config)
         self.encoding = encoding if cls.shared else None
@@ -93,7 +108,7 @@ class HopeEvalModel(_KeepsEncodings, LlamaModel):
             end = self.encoding.max_length
             if end is not None and start + input_ids.shape[1] > end:
                 raise LengthError(
-                    f"`{self.encoding.name}` has a table of {end} positions and cannot read "
+                    f"`{self.encoding.name()}` has a table of {end} positions and cannot read "
                     f"{start + input_ids.shape[1]} tokens",
                     "choose another encoding to read further",
                 )
@@ -105,7 +120,7 @@ class HopeEvalModel(_KeepsEncodings, LlamaModel):
 
 
 class HopeEvalForCausalLM(_KeepsEncodings, LlamaForCausalLM):
-    """The layers with a head: a causal language model."""
+    """Layers with a head: a causal language model."""
 
     config_class = HopeEvalConfig
 

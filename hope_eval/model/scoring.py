@@ -31,9 +31,9 @@ from hope_eval.model.attach import (
     is_nested_safe,
     position_table,
     rotary_modules,
-    text_config,
 )
 from hope_eval.model.checks import SMALLEST_CHUNK
+from hope_eval.model.configs import text_config
 from hope_eval.model.kernels import attention
 from hope_eval.model.kernels import fastest as kernels
 from hope_eval.model.kernels.layers import Chunked, Compile
@@ -513,7 +513,7 @@ class LanguageModel:
     def _in_chunks(self, logits_of: Callable[[int, int], Tensor], target_N: Tensor) -> Score:
         """Score targets, given what makes the logits [N, V] of those from `start` to `stop`."""
         nll, greedy = [], []
-        nll_and_greedy = choose(self.device.type)
+        nll_and_greedy = choose(self.device.type).function
         target_N = target_N.to(self.device)
         if not len(target_N):
             # What this process has read of a sequence predicts none of them.

@@ -10,17 +10,24 @@ Extensions of RoPE (pi, ntk, yarn…) share one dash. Parameters and `(swap)` ch
 figure have in common is told apart by `styles`. Nothing in here knows what draws.
 """
 
+import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
-_SOLID = ()
-_LONG = (8.0, 2.0)
-_DASHED = (4.5, 1.6)
-_SHORT = (2.2, 1.2)
-_DOTTED = (1.0, 1.2)
-_DASH_DOT = (4.5, 1.5, 1.0, 1.5)
-_DASH_DOT_DOT = (6.0, 1.5, 1.0, 1.5, 1.0, 1.5)
+from hope_eval.plugins import literals_of
+
+# Lengths of strokes and gaps in line widths, by the word that the style of an encoding says.
+_DASHES: dict[str, tuple[float, ...]] = {
+    "solid": (),
+    "long": (8.0, 2.0),
+    "dashed": (4.5, 1.6),
+    "short": (2.2, 1.2),
+    "dotted": (1.0, 1.2),
+    "dash-dot": (4.5, 1.5, 1.0, 1.5),
+    "dash-dot-dot": (6.0, 1.5, 1.0, 1.5, 1.0, 1.5),
+}
 
 
 @dataclass(frozen=True)
@@ -38,26 +45,6 @@ class Style:
     marker: str
     filled: bool = True
 
-
-_STYLES = {
-    "rope": Style("#3159ba", _SOLID, "o"),
-    "hope": Style("#df5516", _SOLID, "s"),
-    "nope": Style("#707070", _DASH_DOT, "X"),
-    "prope": Style("#9d70fc", _LONG, "D"),
-    "xpos": Style("#0082ad", _SHORT, "^"),
-    "alibi": Style("#60a361", _DASHED, "v"),
-    "kerple": Style("#dfa800", _SOLID, ">"),
-    "fire": Style("#a91146", _DASHED, "P"),
-    "t5": Style("#03bbb2", _SHORT, "<"),
-    "sinusoidal": Style("#9b542a", _DOTTED, "p"),
-    "learned": Style("#ec6ddd", _DOTTED, "*"),
-    "pi": Style("#7b8fd0", _DASH_DOT_DOT, "o"),
-    "ntk": Style("#4c7d3c", _DASH_DOT_DOT, "s"),
-    "dynamic_ntk": Style("#8ea62f", _DASH_DOT_DOT, "D"),
-    "yarn": Style("#c4445f", _DASH_DOT_DOT, "^"),
-    "longrope": Style("#8b4fa8", _DASH_DOT_DOT, "v"),
-    "llama3": Style("#b98a5e", _DASH_DOT_DOT, "P"),
-}
 
 # For files of users: no known encoding has one of these markers.
 _OTHER_MARKERS = "hd8H"
@@ -82,6 +69,14 @@ SHAPES = {
 }
 
 
+@functools.cache
+def house_styles() -> dict[str, Style]:
+    """The style of each encoding of this package, as its file says it: the file is read and not run, without torch."""
+    files = sorted((Path(__file__).parent.parent / "encodings").glob("[a-z]*.py"))
+    said = {path.stem: literals_of(path)["style"] for path in files}
+    return {name: Style(colour, _DASHES[dash], marker) for name, (colour, dash, marker) in said.items()}
+
+
 def base_name(encoding: str) -> str:
     """Return an encoding without its parameters and without `(swap)`: `hope:multiplier=2(swap)` is `hope`."""
     return encoding.removesuffix("(swap)").split(":")[0].strip()
@@ -90,11 +85,12 @@ def base_name(encoding: str) -> str:
 def style_of(encoding: str) -> Style:
     """Return how lines of an encoding look; a name that is none of ours (a user's file) has its own by its letters."""
     name = base_name(encoding)
-    if name in _STYLES:
-        return _STYLES[name]
+    ours = house_styles()
+    if name in ours:
+        return ours[name]
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
-    colours = [style.colour for style in _STYLES.values()]
-    dashes = (_SOLID, _LONG, _DASHED, _SHORT, _DASH_DOT)
+    colours = [style.colour for style in ours.values()]
+    dashes = [_DASHES[word] for word in ("solid", "long", "dashed", "short", "dash-dot")]
     number, colour = divmod(number, len(colours))
     number, dash = divmod(number, len(dashes))
     return Style(colours[colour], dashes[dash], _OTHER_MARKERS[number % len(_OTHER_MARKERS)])
@@ -156,7 +152,8 @@ def _variants(base: Style) -> Iterable[Style]:
     darker, lighter = mixed(base.colour, "#000000", 0.35), mixed(base.colour, "#ffffff", 0.4)
     # Away from its own lightness, and never so far that it sinks into the paper.
     tones = (lighter, darker) if lightness(base.colour) < 50 else (darker, lighter)
-    dashes = [dash for dash in (_SHORT, _DASHED, _DOTTED, _LONG, _DASH_DOT, _SOLID) if dash != base.dash]
+    words = ("short", "dashed", "dotted", "long", "dash-dot", "solid")
+    dashes = [_DASHES[word] for word in words if _DASHES[word] != base.dash]
     for number, dash in enumerate(dashes):
         yield replace(base, colour=tones[number % 2], dash=dash, filled=False)
     markers = [marker for marker in SHAPES if marker != base.marker]

@@ -2,10 +2,11 @@
 
     zoo:hope    3.4M parameters, trained at 256 tokens on 100M tokens of Python sources and task prompts
 
-Each is a folder in transformers format with the facts of its training beside it. Seed 0 ships, whatever it came to.
-The standard library, sympy and networkx were held out. All were trained by one command, which `training.json` holds.
+Each is a folder in transformers format, with the facts of its training in `training.json`. Seed 0 is bundled, whatever
+its scores. The standard library, sympy and networkx were held out. One command trained all: `training.json` has it.
 """
 
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,31 +15,34 @@ from hope_eval.errors import CheckpointError, did_you_mean
 
 PREFIX = "zoo:"
 
-# RoPE and HoPE first: the two that are compared most.
-_ORDER = ("rope", "hope", "nope", "prope", "xpos", "alibi", "kerple", "fire", "t5", "sinusoidal", "learned")
+_FOLDER = Path(__file__).parent
 
 
-def names() -> list[str]:
-    """Return the checkpoints of the zoo as `--model` takes them: zoo:rope, zoo:hope…"""
-    return [PREFIX + name for name in _ORDER]
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Checkpoints of the zoo as `--model` takes them: zoo:rope, zoo:hope…, in the order in which they were trained."""
+    trained = {path.parent.name: json.loads(path.read_text("utf-8")) for path in _FOLDER.glob("*/training.json")}
+    # One command trained them all, and names them: RoPE and HoPE first, the two that are compared most.
+    orders = {name: facts["command"].split() for name, facts in trained.items()}
+    places = {name: (words.index(name) if name in words else len(words)) for name, words in orders.items()}
+    return tuple(PREFIX + name for name in sorted(places, key=lambda name: (places[name], name)))
 
 
 def folder(name: str) -> Path:
-    """Return the folder of `zoo:hope`. Raises CheckpointError if the zoo has no such model."""
-    path = Path(__file__).parent / name.removeprefix(PREFIX)
-    if name not in names() or not path.is_dir():
+    """Folder of `zoo:hope`. Raises CheckpointError if the zoo has no such model."""
+    if name not in names():
         raise CheckpointError(f"the zoo has no `{name}`", did_you_mean(name, names(), "`hope-eval zoo` lists them"))
-    return path
+    return _FOLDER / name.removeprefix(PREFIX)
 
 
 def facts(name: str) -> dict[str, Any]:
-    """Return how a model of the zoo was trained, and what it took."""
+    """Facts of the training of a model: data, tokens, seconds, nll."""
     training: dict[str, Any] = json.loads((folder(name) / "training.json").read_text("utf-8"))
     return training
 
 
 def describe() -> list[dict[str, Any]]:
-    """Return one record for every model: its training, and the nll [nats] of held-out text at the end of it."""
+    """One record for every model: its training, and the nll [nats] of held-out text at the end of training."""
     records = []
     for name in names():
         training = facts(name)

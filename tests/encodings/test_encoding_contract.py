@@ -16,7 +16,6 @@ from hope_eval.encodings import (
     encoding_class,
     encoding_names,
     hyper_parameters,
-    is_rotary,
     parse_encoding,
 )
 from hope_eval.errors import EncodingError
@@ -163,7 +162,7 @@ def test_compiled_gradients_are_the_same(spec):
 def test_shifting_all_positions_changes_nothing_if_relative(spec):
     cls = encoding_class(spec.split(":")[0])
     model = decoder(spec)
-    if not attention.has_bias(layer_encoding(model)) and layer_encoding(model).log_scales(torch.arange(3)) is None:
+    if not layer_encoding(model).bias_form() and layer_encoding(model).log_scales(torch.arange(3)) is None:
         ids = IDS[:, :20]
         with torch.no_grad():
             here = model(ids).logits
@@ -206,10 +205,9 @@ def test_every_hyper_parameter_changes_the_scores(name):
     plain = decoder(name)
     ids = IDS.repeat(1, 5)
     for key, value in hyper_parameters(encoding_class(name)).items():
-        spec = parse_encoding(
-            f"{name}:{key}={0.5 if key == 'fraction' else 16 if key == 'buckets' else 3 * value or 512}"
-        )
-        if is_rotary(encoding_class(name)):
+        other = 0.5 if key == "fraction" else 16 if key == "buckets" else 1 if key == "power" else 3 * value or 512
+        spec = parse_encoding(f"{name}:{key}={other}")
+        if encoding_class(name).is_rope_type():
             # At a length and head_dim where every number counts.
             geometry = Geometry(64, 2, 4096)
             mine, its = (one.build(geometry).inverse_frequencies() for one in (parse_encoding(name), spec))

@@ -1,4 +1,5 @@
 import math
+import re
 import subprocess
 import sys
 
@@ -9,9 +10,19 @@ from conftest import VOCAB_SIZE, tiny_config, tiny_module
 from references import hope_logit, nope_logit, rope_logit
 
 import hope_eval
-from hope_eval.encodings import Geometry, encoding_class, geometry_of, parse_encoding, training_length
-from hope_eval.errors import EncodingError
+from hope_eval import zoo
+from hope_eval.encodings import (
+    EncodingSpec,
+    Geometry,
+    encoding_class,
+    encoding_names,
+    facts_of,
+    hyper_parameters,
+    parse_encoding,
+)
+from hope_eval.errors import EncodingError, OptionError
 from hope_eval.model.attach import attach, effective_inverse_frequencies, encoding_label, is_nested_safe
+from hope_eval.model.configs import geometry_of, training_length
 
 # Before the training length of 64, across it, far past it.
 PLACES = [(5, 3), (63, 0), (64, 1), (70, 60), (1000, 17), (100_000, 3), (100_000, 99_999)]
@@ -226,6 +237,137 @@ def test_an_encoding_of_ones_own_is_one_file(tmp_path):
     model = attach(tiny_module(), str(file))
     plain = encoding_class("rope")(Geometry(16, 2, 64)).inverse_frequencies()
     assert torch.equal(model.model.rotary_emb.inv_freq, plain / 2)
+
+
+HALVED = (
+    "from hope_eval.encodings import rope\n"
+    "class Halved(rope.Rope):\n"
+    "    def inverse_frequencies(self):\n"
+    "        return super().inverse_frequencies() / 2\n"
+)
+
+
+def written(file, text=HALVED):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(text)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("name", "owner"),
+    [
+        ("yarn.py", "hope-eval"),
+        ("hope.py", "hope-eval"),
+        ("default.py", "transformers"),
+        ("linear.py", "transformers"),
+        ("dynamic.py", "transformers"),
+        ("proportional.py", "transformers"),
+    ],
+)
+def test_a_file_called_like_an_encoding_that_is_there_is_refused(name, owner, tmp_path):
+    file = written(tmp_path / name)
+    with pytest.raises(EncodingError, match=f"{owner} already has an encoding called `{name[:-3]}`") as caught:
+        parse_encoding(file)
+    assert "rename the file" in caught.value.hint
+
+
+def test_a_file_called_yarn_does_not_change_yarn(tmp_path):
+    model = tiny_module(max_position_embeddings=64)
+    attach(model, "yarn:factor=8")
+    (before,) = effective_inverse_frequencies(model).values()
+    with pytest.raises(EncodingError):
+        attach(model, written(tmp_path / "yarn.py"))
+    attach(model, "yarn:factor=8")
+    (after,) = effective_inverse_frequencies(model).values()
+    assert torch.equal(before, after)
+    assert not torch.equal(before, encoding_class("rope")(Geometry(16, 2, 64)).inverse_frequencies())
+
+
+def test_a_name_with_a_dot_is_a_name_of_its_own(tmp_path):
+    file = written(tmp_path / "my.yarn.py")
+    model = attach(tiny_module(), file)
+    assert model.config.rope_parameters["rope_type"] == "my_yarn"
+    assert encoding_label(model) == "my_yarn"
+
+
+def test_two_files_of_one_name_cannot_be_used_together(tmp_path):
+    first = written(tmp_path / "a" / "mine.py")
+    second = written(tmp_path / "b" / "mine.py", HALVED.replace("/ 2", "/ 3"))
+    model = attach(tiny_module(), first)
+    with pytest.raises(OptionError, match="both are called `mine`"):
+        attach(model, second)
+    plain = encoding_class("rope")(Geometry(16, 2, 64)).inverse_frequencies()
+    attach(model, "rope")
+    assert torch.equal(attach(model, first).model.rotary_emb.inv_freq, plain / 2)
+
+
+def test_a_rope_type_of_another_library_is_not_replaced(tmp_path, monkeypatch):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    def theirs(config, device=None, **rest):
+        return torch.ones(8), 1.0
+
+    theirs.__module__ = "their_library.rope"
+    monkeypatch.setitem(ROPE_INIT_FUNCTIONS, "theirs", theirs)
+    with pytest.raises(EncodingError, match="their_library already has an encoding called `theirs`"):
+        parse_encoding(written(tmp_path / "theirs.py"))
+
+
+def test_a_file_that_cannot_be_run_is_no_traceback_and_can_be_mended(tmp_path):
+    file = written(tmp_path / "broken.py", "from nowhere import nothing\n")
+    for _ in range(2):
+        with pytest.raises(OptionError, match="cannot be run: ModuleNotFoundError: No module named 'nowhere'"):
+            parse_encoding(file)
+    written(tmp_path / "broken.py")
+    assert parse_encoding(file).name == file
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["prope:fraction=1.5", "hope:multiplier=0", "yarn:factor=0.5", "kerple:power=2", "hope:multiplier=nan"],
+)
+def test_a_parameter_outside_its_limits_is_an_error_that_tells_them(text):
+    name, _, parameter = text.partition(":")
+    least, greatest = encoding_class(name).limits[parameter.partition("=")[0]]
+    allowed = re.escape(f"must be from {least:g} to {greatest:g}, got {parameter.partition('=')[2]}")
+    with pytest.raises(EncodingError, match=allowed):
+        parse_encoding(text)
+    # A checkpoint may say it too.
+    number = float(parameter.partition("=")[2])
+    with pytest.raises(EncodingError, match=allowed):
+        EncodingSpec(name, ((parameter.partition("=")[0], number),)).build(Geometry(16, 2, 64))
+
+
+def test_every_encoding_says_all_of_itself():
+    for name in encoding_names():
+        cls = encoding_class(name)
+        assert cls.name() == name
+        assert cls.source
+        assert cls.formula
+        assert len(cls.style) == 3
+        assert set(cls.limits) == set(hyper_parameters(cls)), name
+        assert cls.bundled == (f"zoo:{name}" in zoo.names()), name
+        for key, default in hyper_parameters(cls).items():
+            assert cls.limits[key][0] <= default <= cls.limits[key][1]
+
+
+def test_kinds_are_asked_of_an_encoding():
+    kinds = {name: encoding_class(name).kind() for name in encoding_names()}
+    rotary = {"rope", "hope", "prope", "pi", "ntk", "dynamic_ntk", "yarn", "longrope", "llama3"}
+    assert {name for name, kind in kinds.items() if kind == "rotary"} == rotary
+    assert {name for name, kind in kinds.items() if kind == "bias"} == {"alibi", "kerple", "fire", "t5"}
+    assert {name for name, kind in kinds.items() if kind == "absolute"} == {"sinusoidal", "learned"}
+    assert (kinds["nope"], kinds["xpos"]) == ("none", "rotary+decay")
+    forms = {name: encoding_class(name).bias_form() for name in ("alibi", "t5", "kerple", "fire", "rope")}
+    assert forms == {"alibi": "slopes", "t5": "table", "kerple": "table", "fire": "curve", "rope": ""}
+
+
+def test_a_class_does_not_inherit_the_style_of_the_encoding_it_derives_from(tmp_path):
+    facts = facts_of(written(tmp_path / "halved.py") + ":x=1(swap)")
+    assert facts == {"name": "halved", "kind": "rotary", "style": {}}
+    hope = {"name": "hope", "kind": "rotary", "style": {"colour": "#df5516", "dash": "solid", "marker": "s"}}
+    assert facts_of("hope:multiplier=2(swap)") == hope
+    assert facts_of("native") == {"name": "native"}
 
 
 def test_public_names_are_there():

@@ -237,7 +237,7 @@ def attention(
     scale = scaling or 1 / math.sqrt(query.shape[-1])
     query, key = scaled(encoding, query, key)
     n_queries, n_keys = query.shape[2], key.shape[2]
-    if not has_bias(encoding) and attention_mask is None and not dropout:
+    if not encoding.bias_form() and attention_mask is None and not dropout:
         return causal(query, key, value, scale), None
     fast = attention_mask is None and not dropout and not torch.compiler.is_compiling()
     if fast and query.device.type == "cuda" and not _wants_gradients(encoding, query, key, value):
@@ -245,7 +245,7 @@ def attention(
         if bias is not None and (kernel := biased_kernel("cuda", _kind(bias), query.dtype, query.shape[-1])):
             return kernel(query, key, value, bias, scale), None
     key, value = _for_all_heads(query, key, value)
-    if not has_bias(encoding):
+    if not encoding.bias_form():
         return _plain(query, key, value, attention_mask, scale, dropout), None
     slopes = encoding.slopes()
     if slopes and _slopes_fit(query.dtype, n_keys):
@@ -503,12 +503,6 @@ def _with_slopes(
         dropout,
     )
     return out[..., :head_dim].contiguous()
-
-
-def has_bias(encoding: PositionEncoding) -> bool:
-    """Whether the encoding adds something to the logits."""
-    cls = type(encoding)
-    return cls.distance_bias is not PositionEncoding.distance_bias or cls.bias is not PositionEncoding.bias
 
 
 def scaled(encoding: PositionEncoding, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

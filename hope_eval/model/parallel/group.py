@@ -37,7 +37,7 @@ from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore
 
 from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, StoreError
-from hope_eval.model.attach import text_config
+from hope_eval.model.configs import text_config
 from hope_eval.model.parallel import sequence as parts
 from hope_eval.runs.shards import GO_ON, Ranks
 

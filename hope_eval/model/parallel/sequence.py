@@ -19,7 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hope_eval.errors import CheckpointError, OptionError
-from hope_eval.model.attach import is_nested_safe, position_table, rotary_modules, text_config
+from hope_eval.model.attach import is_nested_safe, position_table, rotary_modules
+from hope_eval.model.configs import text_config
 
 # Tokens of a part, at least: each process reads the whole of what is shorter.
 SHORTEST = 64

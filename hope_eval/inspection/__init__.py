@@ -1,0 +1,1 @@
+"""Look at encodings and models, and at what they do."""

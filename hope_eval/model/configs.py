@@ -1,0 +1,70 @@
+"""Facts that a transformers config tells of its model: lengths, heads, widths."""
+
+from typing import Any
+
+from torch import nn
+
+from hope_eval.encodings import Geometry
+
+
+def text_config(model: nn.Module) -> Any:
+    """Config of the text decoder; None for a model that is not of transformers."""
+    config = getattr(model, "config", None)
+    return config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
+
+
+def model_type(model: nn.Module) -> str:
+    """Architecture as transformers calls it, `llama`; the name of the class for any other model."""
+    return str(getattr(text_config(model), "model_type", type(model).__name__))
+
+
+def number_of(config: Any, key: str) -> int | None:
+    """Number of a config, the largest if it has one for each layer; None if the config does not tell."""
+    try:
+        value: Any = getattr(config, key, None)
+        return int(max(value)) if isinstance(value, list | tuple) else int(value) or None
+    except Exception:
+        # Configs raise errors of their own for what they do not tell.
+        return None
+
+
+def heads_of(config: Any) -> tuple[int, int, int]:
+    """Number of query heads, the number of key heads, the width of a head; zeros if a config does not tell."""
+    n_heads = number_of(config, "num_attention_heads") or 0
+    head_dim = number_of(config, "head_dim") or (number_of(config, "hidden_size") or 0) // max(1, n_heads)
+    return n_heads, number_of(config, "num_key_value_heads") or n_heads, head_dim
+
+
+def inner_width(config: Any) -> int:
+    """Width of a token inside an MLP, summed over the experts that read it."""
+    if getattr(config, "moe_intermediate_size", None):
+        return (number_of(config, "moe_intermediate_size") or 0) * (number_of(config, "num_experts_per_tok") or 1)
+    names = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
+    return next(filter(None, (number_of(config, name) for name in names)), 4 * (number_of(config, "hidden_size") or 0))
+
+
+def training_length(config: Any) -> tuple[int, str] | None:
+    """Training length of a text config, and the key that tells it; None if no key does."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    nested = [value for value in rope.values() if isinstance(value, dict)]
+    key = "original_max_position_embeddings"
+    for values, where in [(rope, "rope_parameters."), *((value, "rope_parameters.*.") for value in nested)]:
+        if values.get(key):
+            return int(values[key]), where + key
+    for name in (key, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        if getattr(config, name, None):
+            return int(getattr(config, name)), name
+    return None
+
+
+def geometry_of(config: Any, layer_type: str | None = None) -> Geometry:
+    """Geometry that a text config describes, of one of its layer types if these differ."""
+    rope = config.rope_parameters[layer_type] if layer_type else config.rope_parameters
+    head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return Geometry(
+        head_dim=int(head_dim * rope.get("partial_rotary_factor", 1.0)),
+        n_heads=config.num_attention_heads,
+        train_length=(training_length(config) or (0, ""))[0],
+        rope_theta=float(rope["rope_theta"]),
+        d_model=config.hidden_size,
+    )
