@@ -18,7 +18,7 @@ def module_name(path: Path) -> str:
     return path.expanduser().resolve().stem.replace(".", "_")
 
 
-def module_from_file(path: Path, package: str = "hope_eval_plugins") -> ModuleType:
+def module_from_file(path: Path, package: str) -> ModuleType:
     """Run a Python file as a module, once in a process.
 
     package: the first part of the module's name; the name of the file is the second.

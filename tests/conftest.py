@@ -147,6 +147,5 @@ def vocabulary() -> Vocabulary:
 def _files_of_users_are_forgotten():
     """Let each test begin like a new process: two files of one name are refused in one process."""
     yield
-    packages = ("hope_eval_encodings.", "hope_eval_loaders.", "hope_eval_plugins.")
-    for name in [name for name in sys.modules if name.startswith(packages)]:
+    for name in [name for name in sys.modules if name.startswith("hope_eval_") and "hope_eval_tasks." not in name]:
         del sys.modules[name]

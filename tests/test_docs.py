@@ -93,7 +93,7 @@ def test_the_readme_is_short_enough_to_be_read():
 
 def test_the_example_of_an_encoding_works(tmp_path):
     (example,) = re.findall(r'```python\n(""".*?)```', CONTRIBUTING, re.DOTALL)
-    file = tmp_path / "prope.py"
+    file = tmp_path / "fastest.py"
     file.write_text(example)
     model = attach(tiny_module(), f"{file}:fraction=0.5")
     assert torch.count_nonzero(model.model.rotary_emb.inv_freq) == 4

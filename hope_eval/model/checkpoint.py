@@ -14,7 +14,6 @@ half initialised at random still gives numbers.
 import contextlib
 import copy
 import hashlib
-import importlib.util
 import io
 import json
 import pickle
@@ -46,6 +45,7 @@ from hope_eval.model.kernels.layers import Compile
 from hope_eval.model.parallel import sequence as parts
 from hope_eval.model.parallel.group import INSTEAD, Group, check_shardable, sharded
 from hope_eval.model.scoring import LanguageModel
+from hope_eval.plugins import module_from_file
 from hope_eval.task import Sample
 
 # The name of the encoding that a checkpoint comes with.
@@ -487,11 +487,7 @@ def _from_loader(loader: str, name: str, device: torch.device, dtype: str) -> tu
     path = Path(file).expanduser()
     if not file or not path.is_file():
         raise CheckpointError(f"`--loader {loader}` names no file and function", "--loader my_model.py:load")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    code = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(code)
+    code = module_from_file(path, "hope_eval_loaders")
     if not callable(getattr(code, function, None)):
         raise CheckpointError(f"`{path}` has no function `{function}`", "--loader my_model.py:load")
     loaded = getattr(code, function)(name)
