@@ -15,7 +15,7 @@ import hope_eval as package
 from hope_eval import zoo
 from hope_eval.encodings import encoding_names
 from hope_eval.model.attach import attach
-from hope_eval.protocols import PROTOCOLS
+from hope_eval.protocols import protocol_names
 
 ROOT = Path(package.__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -75,7 +75,7 @@ def test_the_readme_lists_exactly_the_encodings_there_are():
 
 
 def test_the_readme_names_every_protocol():
-    for name in PROTOCOLS:
+    for name in protocol_names():
         assert f"`{name}`" in README
 
 

@@ -11,7 +11,6 @@ samples may not, unless it is forced.
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +23,7 @@ from hope_eval.analysis import reach as far
 from hope_eval.analysis.rows import INTERNAL, PILLARS, Row, RunTable, by_seed, joint_notes
 from hope_eval.errors import ComparisonError, OptionError, StoreError, did_you_mean
 from hope_eval.lengths import short_length
+from hope_eval.protocols import protocol_of_run
 from hope_eval.runs.kinds import PERPLEXITY, PPL, kind_of
 from hope_eval.runs.store import RunStore, is_run
 from hope_eval.runs.token_store import TokenStore
@@ -255,10 +255,8 @@ def _conditions(table: RunTable) -> dict[str, str]:
     """Return what the lines of one column have to share, by name."""
     identity, provenance = table.stores[0].header["identity"], table.stores[0].header["provenance"]
     if kind_of(identity) is PERPLEXITY:
-        # Of `ppl@paired:c=64,k=256,at=767`, all but what columns differ in: k, the place, stride, tokens scored.
-        protocol = re.sub(r"\b[Lct]=[\d-]+,?", "", table.rows[0]["protocol"]).rstrip(":,")
         return {
-            "protocol": protocol,
+            "protocol": protocol_of_run(table.stores[0].header).shared_id(table.rows[0]["protocol"]),
             "version": str(identity["version"]),
             "corpus": f"{provenance['corpus']} ({identity['corpus']})",
             "seed": str(identity["seed"]),

@@ -1,10 +1,13 @@
-"""Perplexity tables from stored tokens: of the protocol a run was made with, or of any other that it can fill."""
+"""Perplexity tables from stored tokens: by the protocol of a run, or by any other that its tokens can fill.
+
+A run gives one row per cell and metric, with notes. Every number is a ratio over documents: `CellNumbers` holds the
+numerator and the denominator of each document.
+"""
 
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,15 +15,18 @@ from hope_eval.analysis import stopping
 from hope_eval.analysis.intervals import Clusters, Interval
 from hope_eval.analysis.rows import Row, RunTable, without_seed
 from hope_eval.analysis.stopping import Until
-from hope_eval.errors import StoreError
+from hope_eval.errors import OptionError, StoreError
 from hope_eval.lengths import short_length
-from hope_eval.protocols import Cell, Protocol, protocol_named
+from hope_eval.protocols import Cell, Column, Protocol, WindowsOf, protocol_class, protocol_named, protocol_of_run
 from hope_eval.runs.kinds import PERPLEXITY, PPL
 from hope_eval.runs.store import RunStore, check_merged
 from hope_eval.runs.token_store import TokenStore
 
 # Raise it when the same command would give other numbers.
 VERSION = 1
+
+# What every protocol gives for each cell.
+METRICS = ("perplexity", "nll", "bits_per_byte")
 
 
 def table(
@@ -30,99 +36,156 @@ def table(
     n_documents: int | None = None,
     missing: bool = False,
 ) -> RunTable:
-    """Return the table of a run; by default of its own protocol, at its own lengths, over all of its documents.
+    """The table of a run; by default of its own protocol, at its own lengths, over all of its documents.
 
-    stores:  of one run, or of one for each training seed of a model: then of their mean.
-    missing: what an interrupted run lacks is a hole, `missing`, rather than an error.
+    stores:  one run, or one for each training seed of a model: then the table is of their mean.
+    missing: cells that an interrupted run lacks get the status `missing`; otherwise they raise an error.
 
-    Raises StoreError if a run does not hold the tokens that the protocol reads, or other documents than the first.
+    Raises StoreError if a run does not hold the tokens that the protocol reads, or if runs read different documents.
     """
     tokens = stores[0]
-    identity = tokens.store.header["identity"]
-    protocol = protocol or protocol_named(identity["protocol"], **identity["parameters"])
-    samples = [one.sample(n_documents) for one in stores]
+    identity = tokens.header["identity"]
+    protocol = protocol or protocol_of_run(tokens.header)
+    samples = [store.sample(n_documents) for store in stores]
     documents = min(samples, key=len)
-    ended_early = any(one.until for one in stores)
-    for other, sample in zip(stores, samples, strict=True):
-        if (sample[: len(documents)] if ended_early else sample) != documents:
-            raise StoreError(
-                f"{tokens.store.id} and {other.store.id} read different documents", "run both with the same --samples"
-            )
+    _check_same_documents(stores, samples, documents)
     name = identity["model"] if len(stores) == 1 else f"{without_seed(identity['model'])} ({len(stores)} seeds)"
-    rows = _rows(stores, name, protocol, lengths or identity["lengths"], documents, missing)
+    builder = _Rows(stores, name, protocol, documents, missing)
+    rows = [row for cell in protocol.cells(lengths or identity["lengths"]) for row in builder.of(cell)]
     notes = _notes(tokens, protocol, len(documents), len(stores))
+    notes += [f"{metric} needs documents that are read whole, and is left out" for metric in builder.left_out]
     if len({len(sample) for sample in samples}) > 1:
         notes.append(f"{name} {identity['encoding']}: documents that all of its training seeds have read")
-    for one in stores:
-        who = f"{one.header['identity']['model']} {identity['encoding']}, ppl@{identity['protocol']}"
-        ended = stopping.notes(who, "nll", "documents", {0: len(documents)}, one.until)
+    for store in stores:
+        who = f"{store.header['identity']['model']} {identity['encoding']}, ppl@{identity['protocol']}"
+        ended = stopping.notes(who, "nll", "documents", {0: len(documents)}, store.until)
         notes += [note for note in ended if note not in notes]
-    runs = ", ".join(one.store.id for one in stores)
+    ids = ", ".join(store.store.id for store in stores)
     return RunTable(
-        rows, notes, f"{name} {identity['encoding']}", _about(tokens), runs, stores=tuple(one.store for one in stores)
+        rows,
+        notes,
+        f"{name} {identity['encoding']}",
+        _about(tokens),
+        ids,
+        stores=tuple(store.store for store in stores),
     )
 
 
+def _check_same_documents(stores: Sequence[TokenStore], samples: Sequence[list[str]], documents: list[str]) -> None:
+    ended_early = any(store.until for store in stores)
+    for store, sample in zip(stores, samples, strict=True):
+        if (sample[: len(documents)] if ended_early else sample) != documents:
+            raise StoreError(
+                f"{stores[0].store.id} and {store.store.id} read different documents",
+                "run both with the same --samples",
+            )
+
+
 def is_narrow(tokens: TokenStore, cells: Sequence[Cell], documents: Sequence[str], until: Until) -> bool:
-    """Whether the nll of every cell that has a number is known well enough, from these documents."""
-    filled = [_fill(tokens, cell, documents) for cell in cells]
-    known = [one for one in filled if not isinstance(one, str)]
-    return bool(known) and all(until.is_met(_clusters(one.nll, one.weight, list(documents))) for one in known)
+    """Whether the interval of the nll is narrow enough in every cell that has a number."""
+    numbers = [_numbers(tokens, cell, cell.windows, documents) for cell in cells]
+    measured = [one for one in numbers if isinstance(one, CellNumbers)]
+    return bool(measured) and all(until.is_met(_clusters(one.nll, one.weight, list(documents))) for one in measured)
 
 
-def opened(path: Path) -> TokenStore:
-    """Return the tokens of a run on disk. Raises StoreError if it is none of perplexity, or not merged yet."""
+def tokens_of(path: Path) -> TokenStore:
+    """The tokens of a run on disk. Raises StoreError if it is a run of a task, or not merged yet."""
     tokens = TokenStore(RunStore.reading(path))
-    task = tokens.store.header["identity"]["task"]
+    task = tokens.header["identity"]["task"]
     if tokens.store.kind is not PERPLEXITY:
         raise StoreError(f"{path} is a run of `{task}`", "--from needs a run of `ppl`")
     check_merged(tokens.store)
     return tokens
 
 
-def derived(
+def other_table(
     stores: Sequence[TokenStore],
     name: str | None,
-    parameters: dict[str, Any],
+    parameters: Mapping[str, object],
     lengths: Sequence[int] | None,
     n_documents: int | None,
 ) -> RunTable:
-    """Return the table of another protocol, or of other lengths, from the tokens of a run, or of one for each seed.
+    """The table of another protocol, or of other lengths, from the tokens of one run, or of one for each seed.
 
-    name:       of the protocol; None: the run's own.
-    parameters: of the protocol; None: as in the run, or the default of another protocol.
+    name:       of the protocol, or the path of its file; None: the protocol of the run.
+    parameters: None: as in the run, or the default of another protocol.
 
-    Raises StoreError if the run does not hold the tokens that the protocol reads, OptionError for a protocol or
-    parameter that is not.
+    Raises StoreError if the run does not hold the tokens that the protocol reads; OptionError for an unknown protocol
+    or parameter.
     """
-    identity = stores[0].store.header["identity"]
-    own = identity["parameters"] if name in (None, identity["protocol"]) else {}
+    header = stores[0].header
+    identity = header["identity"]
     given = {key: value for key, value in parameters.items() if value is not None}
+    if name is None and not given:
+        return table(stores, None, lengths, n_documents)
+    if name is None and header["provenance"].get("protocol"):
+        # The file that a run names is not executed unless a user names it too: the run may be somebody else's.
+        raise OptionError(f"other parameters of `{identity['protocol']}` need the file of the protocol", "--protocol")
+    name = name or identity["protocol"]
+    if protocol_class(name).name == identity["protocol"]:
+        given = {**identity["parameters"], **given}
     prefixed = identity["prefix_token"] is not None
-    protocol = protocol_named(name or identity["protocol"], **{**own, **given, "prefixed": prefixed})
-    return table(stores, protocol, lengths, n_documents)
+    return table(stores, protocol_named(name, **{**given, "prefixed": prefixed}), lengths, n_documents)
 
 
-def _rows(
-    stores: Sequence[TokenStore],
-    name: str,
-    protocol: Protocol,
-    lengths: Sequence[int],
-    documents: list[str],
-    missing: bool,
-) -> list[Row]:
-    """Return one row per cell and metric.
+@dataclass(frozen=True)
+class CellNumbers:
+    """What the windows of one cell add up to, a number for each document [n], or each seed and document [seeds, n].
 
-    A cell that could not be read has the status `oom`, one with a NaN in it `nan`, one past the end of a learned
-    position table `-`, one that an interrupted run lacks `missing`, and no value.
+    nll, weight:        numerator and denominator of the mean nll, in nats.
+    bits, byte_weight:  those of bits per byte; None if the tokenizer does not say how many bytes a token has.
+    total:              nll of all scored tokens, in nats.
+    whole:              all tokens of all documents are scored.
     """
-    header = stores[0].store.header
-    identity, provenance = header["identity"], header["provenance"]
-    result: list[Row] = []
-    reference: np.ndarray | None = None
-    for cell in protocol.cells(lengths):
-        base = {
-            "model": name,
+
+    nll: np.ndarray
+    weight: np.ndarray
+    bits: np.ndarray | None
+    byte_weight: np.ndarray
+    total: np.ndarray
+    n_tokens: np.ndarray
+    whole: bool
+
+
+@dataclass
+class _Rows:
+    """Makes the rows of cells, one row per metric.
+
+    A cell that did not fit in memory has the status `oom`; with a NaN in it, `nan`; past the end of a learned position
+    table, `-`; not measured by an interrupted run, `missing`. Then it has no value.
+
+    left_out: further columns that could not be computed.
+    """
+
+    stores: Sequence[TokenStore]
+    name: str
+    protocol: Protocol
+    documents: list[str]
+    missing: bool
+    left_out: list[str] = field(default_factory=list)
+    _known: dict[WindowsOf, CellNumbers | str] = field(default_factory=dict)
+
+    def of(self, cell: Cell) -> Iterator[Row]:
+        """The rows of a cell."""
+        base = self._base(cell)
+        numbers = self._numbers(cell, cell.windows)
+        if isinstance(numbers, str):
+            yield from ({**base, "metric": metric, **_no_value(numbers)} for metric in METRICS)
+            return
+        base["n_tokens"] = int(numbers.n_tokens.sum())
+        nll = _clusters(numbers.nll, numbers.weight, self.documents)
+        yield _row(base, "perplexity", nll, _exp)
+        yield _row(base, "nll", nll)
+        if numbers.bits is not None:
+            yield _row(base, "bits_per_byte", _clusters(numbers.bits, numbers.byte_weight, self.documents))
+        for column in cell.columns:
+            yield from self._column(base, cell, column)
+
+    def _base(self, cell: Cell) -> Row:
+        """What all rows of a cell share."""
+        identity, provenance = self.stores[0].header["identity"], self.stores[0].header["provenance"]
+        return {
+            "model": self.name,
             "encoding": identity["encoding"],
             "family": PPL,
             "task": PPL,
@@ -131,43 +194,138 @@ def _rows(
             "label": cell.label,
             "train_length": identity["train_length"],
             "extrapolation": cell.length / identity["train_length"] if identity["train_length"] else None,
-            "n": len(documents),
-            "n_seeds": len(stores),
+            "n": len(self.documents),
+            "n_seeds": len(self.stores),
             "corpus": provenance["corpus"],
             "prefix_token": identity["prefix_token"],
             "dtype": identity["dtype"],
-            "run": " ".join(tokens.store.id for tokens in stores),
+            "run": " ".join(tokens.store.id for tokens in self.stores),
         }
-        end = identity.get("max_length")
+
+    def _column(self, base: Row, cell: Cell, column: Column) -> Iterator[Row]:
+        """The row of a column that this protocol alone has."""
+        numbers = self._numbers(cell, column.of or cell.windows)
+        subtracted = self._numbers(cell, column.minus) if column.minus else None
+        status = next((one for one in (numbers, subtracted) if isinstance(one, str)), None)
+        if isinstance(numbers, str) or isinstance(subtracted, str):
+            yield {**base, "metric": column.metric, **_no_value(str(status))}
+            return
+        numerators, denominators = (numbers.nll, numbers.weight)
+        if column.per != "token":
+            if not numbers.whole:
+                self.left_out += [column.metric] * (column.metric not in self.left_out)
+                return
+            key = f"n_{column.per}s"
+            numerators = numbers.total
+            denominators = np.array([self.stores[0].documents[document][key] for document in self.documents], float)
+        if subtracted is not None:
+            numerators = numerators - subtracted.nll * (denominators / subtracted.weight)
+        clusters = _clusters(numerators, denominators, self.documents)
+        yield _row(base, column.metric, clusters, _exp if column.exponentiated else asdict)
+
+    def _numbers(self, cell: Cell, windows: WindowsOf) -> CellNumbers | str:
+        """The numbers of all seeds, or the status of a cell that has none. Several cells may ask for the same."""
+        if windows not in self._known:
+            self._known[windows] = self._read(cell, windows)
+        return self._known[windows]
+
+    def _read(self, cell: Cell, windows: WindowsOf) -> CellNumbers | str:
+        end = self.stores[0].header["identity"].get("max_length")
+        if end is not None and cell.length > end:
+            return "-"
         try:
-            filled = "-" if end is not None and cell.length > end else _fill_all(stores, cell, documents)
+            numbers = [_numbers(tokens, cell, windows, self.documents) for tokens in self.stores]
         except StoreError:
-            if not missing:
+            if not self.missing:
                 raise
-            filled = "missing"
-        if isinstance(filled, str):
-            result += [{**base, "metric": m, **_hole(filled)} for m in ("perplexity", "nll", "bits_per_byte")]
-            continue
-        base["n_tokens"] = int(filled.n_tokens.sum())
-        nll = _clusters(filled.nll, filled.weight, documents)
-        result.append(_row(base, "perplexity", nll, _exp))
-        result.append(_row(base, "nll", nll))
-        if filled.bits is not None:
-            result.append(_row(base, "bits_per_byte", _clusters(filled.bits, filled.byte_weight, documents)))
-        if protocol.name == "rolling" and filled.whole:
-            for metric, count in (("word_perplexity", "n_words"), ("byte_perplexity", "n_bytes")):
-                counts = np.array([stores[0].documents[document][count] for document in documents], float)
-                result.append(_row(base, metric, _clusters(filled.nll, counts, documents), _exp))
-        if protocol.name == "paired":
-            reference = filled.nll if reference is None else reference
-            gain = _clusters(reference - filled.nll, filled.weight, documents)
-            result.append(_row(base, "context_gain", gain))
-    return result
+            return "missing"
+        status = next((one for one in numbers if isinstance(one, str)), None)
+        return status or _joined([one for one in numbers if isinstance(one, CellNumbers)])
+
+
+def _joined(seeds: Sequence[CellNumbers]) -> CellNumbers:
+    """The numbers of several seeds as arrays [seeds, n]; of one seed as they are."""
+    if len(seeds) == 1:
+        return seeds[0]
+    bits = [seed.bits for seed in seeds if seed.bits is not None]
+    return CellNumbers(
+        np.stack([seed.nll for seed in seeds]),
+        np.stack([seed.weight for seed in seeds]),
+        np.stack(bits) if len(bits) == len(seeds) else None,
+        np.stack([seed.byte_weight for seed in seeds]),
+        np.stack([seed.total for seed in seeds]),
+        np.stack([seed.n_tokens for seed in seeds]),
+        all(seed.whole for seed in seeds),
+    )
+
+
+def _numbers(tokens: TokenStore, cell: Cell, windows: WindowsOf, documents: Sequence[str]) -> CellNumbers | str:
+    """The numbers of a cell for some windows, or the status of one that has none."""
+    rows, whole = [], True
+    for document in documents:
+        scores = _scores(tokens, cell, windows, document)
+        if isinstance(scores, str):
+            return scores
+        nlls, n_bytes, is_whole = scores
+        n_tokens, total = sum(map(len, nlls)), sum(float(nll.sum()) for nll in nlls)
+        rows.append((*_weighted(cell, nlls, n_bytes), total, n_tokens))
+        whole = whole and is_whole and n_tokens == tokens.documents[document]["n_tokens"]
+    columns = zip(*rows, strict=True) if rows else [()] * 6
+    nll, weight, bits, byte_weight, totals, counts = map(np.array, columns)
+    has_bytes = not np.isnan(bits).any()
+    return CellNumbers(nll, weight, bits if has_bytes else None, byte_weight, totals, counts, whole)
+
+
+def _scores(
+    tokens: TokenStore, cell: Cell, windows_of: WindowsOf, document: str
+) -> tuple[list[np.ndarray], list[int] | None, bool] | str:
+    """The nll and bytes of each window of a document, and whether all its tokens were read; or a status."""
+    record = tokens.documents[document]
+    n_tokens, is_whole = record["n_tokens"], record.get("whole", True)
+    windows = windows_of(n_tokens)
+    if not is_whole and windows_of(n_tokens + 1) != windows:
+        raise _not_held(tokens, cell, f"`{document}` to its end; {n_tokens:,} of its tokens were read")
+    unread = next((window for window in windows if not tokens.covers(document, window)), None)
+    if unread is not None:
+        if any(unread.n_read >= failure["n_read"] for failure in tokens.out_of_memory):
+            return "oom"
+        raise _not_held(tokens, cell, f"tokens {unread.start + 1} to {unread.stop} of `{document}`")
+    nlls = [tokens.nll(document, window).astype(np.float64) for window in windows]
+    if not all(np.isfinite(nll).all() for nll in nlls):
+        return "nan"
+    sizes = tokens.bytes(document)
+    n_bytes = [int(sizes[w.scored_start : w.scored_stop].sum()) for w in windows] if sizes is not None else None
+    return nlls, n_bytes, is_whole
+
+
+def _not_held(tokens: TokenStore, cell: Cell, what: str) -> StoreError:
+    return StoreError(
+        f"the run {tokens.store.id} does not hold what `{cell.protocol}` reads: {what}",
+        "leave --from out and give --model; to finish an interrupted run, rerun its command",
+    )
+
+
+def _weighted(cell: Cell, nlls: list[np.ndarray], n_bytes: list[int] | None) -> tuple[float, float, float, float]:
+    """Numerator and denominator of the mean nll [nats], then of bits per byte, of one document."""
+    nan = float("nan")
+    if cell.weighting == "window":
+        bits = (
+            sum(float(nll.sum()) / math.log(2) / size for nll, size in zip(nlls, n_bytes, strict=True))
+            if n_bytes and all(n_bytes)
+            else nan
+        )
+        return sum(float(nll.mean()) for nll in nlls), len(nlls), bits, len(nlls)
+    total, count = sum(float(nll.sum()) for nll in nlls), sum(len(nll) for nll in nlls)
+    total_bytes = sum(n_bytes) if n_bytes else 0
+    bits = total / math.log(2) if total_bytes else nan
+    if cell.weighting == "token":
+        return total, count, bits, total_bytes
+    return total / count, 1, bits / total_bytes if total_bytes else nan, 1
 
 
 def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: int) -> list[str]:
-    """Return how the numbers were obtained, one line a fact; lines that models share come out the same."""
-    identity, provenance = tokens.store.header["identity"], tokens.store.header["provenance"]
+    """How the numbers were obtained, one fact a line; facts that models share give the same line."""
+    identity, provenance = tokens.header["identity"], tokens.header["provenance"]
     n_short = provenance["documents_too_short"]
     parameters = [f"{key}={value}" for key, value in protocol.parameters().items() if key != "prefixed"]
     lines = [
@@ -180,23 +338,20 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: in
     else:
         drawn = "documents" if n_seeds == 1 else f"documents and {n_seeds} training seeds"
         lines.append(f"[low, high]: 95 % interval, bootstrap over {drawn}")
-    end = identity.get("max_length")
+    who, end = f"{identity['model']} {identity['encoding']}", identity.get("max_length")
     if end is not None and any(cell.length > end for cell in protocol.cells(identity["lengths"])):
-        lines.append(
-            f"-: {identity['model']} {identity['encoding']} has a table of {end} positions and reads no further"
-        )
+        lines.append(f"-: {who} has a table of {end} positions and reads no further")
     for record in tokens.out_of_memory[-1:]:
         figures = ", ".join(f"{key.removesuffix('_gib')} {value} GiB" for key, value in record["memory"].items())
         lines.append(
-            f"oom: {identity['model']} {identity['encoding']} could not read {short_length(record['n_read'])} tokens"
-            + (f" ({figures})" if figures else "")
+            f"oom: {who} could not read {short_length(record['n_read'])} tokens" + (f" ({figures})" if figures else "")
         )
     return lines
 
 
 def _about(tokens: TokenStore) -> str:
-    """Return how the model of a run was read."""
-    identity, provenance = tokens.store.header["identity"], tokens.store.header["provenance"]
+    """How the model of a run was read."""
+    identity, provenance = tokens.header["identity"], tokens.header["provenance"]
     trained = f"{identity['train_length']:,} ({provenance['train_length_source']})" if identity["train_length"] else "?"
     head = identity["head"] + (f" ({provenance['head_reason']})" if provenance["head_reason"] else "")
     return (
@@ -205,7 +360,7 @@ def _about(tokens: TokenStore) -> str:
     )
 
 
-def _hole(status: str) -> Row:
+def _no_value(status: str) -> Row:
     nan = float("nan")
     return {"value": nan, "low": nan, "high": nan, "status": status}
 
@@ -222,97 +377,3 @@ def _clusters(numerators: np.ndarray, denominators: np.ndarray, documents: list[
 def _exp(interval: Interval) -> Row:
     with np.errstate(over="ignore"):
         return {key: float(np.exp(value)) for key, value in asdict(interval).items()}
-
-
-@dataclass(frozen=True)
-class _Filled:
-    """Numerators and denominators of one cell, a pair a document [n], or a document and seed [seeds, n]."""
-
-    nll: np.ndarray
-    weight: np.ndarray
-    bits: np.ndarray | None
-    byte_weight: np.ndarray
-    n_tokens: np.ndarray
-    whole: bool
-
-
-def _fill_all(stores: Sequence[TokenStore], cell: Cell, documents: Sequence[str]) -> _Filled | str:
-    """Return the numbers of a cell for all seeds, or why it is a hole."""
-    filled = [_fill(tokens, cell, documents) for tokens in stores]
-    holes = [one for one in filled if isinstance(one, str)]
-    if holes:
-        return holes[0]
-    parts: list[_Filled] = [one for one in filled if not isinstance(one, str)]
-    if len(parts) == 1:
-        return parts[0]
-    bits = [one.bits for one in parts if one.bits is not None]
-    return _Filled(
-        np.stack([one.nll for one in parts]),
-        np.stack([one.weight for one in parts]),
-        np.stack(bits) if len(bits) == len(parts) else None,
-        np.stack([one.byte_weight for one in parts]),
-        np.stack([one.n_tokens for one in parts]),
-        all(one.whole for one in parts),
-    )
-
-
-def _fill(tokens: TokenStore, cell: Cell, documents: Iterable[str]) -> _Filled | str:
-    """Return the numbers of a cell, or why it is a hole."""
-    nll, weight, bits, byte_weight, n_tokens, whole = [], [], [], [], [], True
-    for document in documents:
-        record = tokens.documents[document]
-        total, is_whole = record["n_tokens"], record.get("whole", True)
-        windows = cell.windows(total)
-        if not is_whole and cell.windows(total + 1) != windows:
-            raise _not_held(tokens, cell, f"`{document}` to its end, of which {total:,} tokens were read")
-        lost = next((window for window in windows if not tokens.covers(document, window)), None)
-        if lost is not None:
-            if any(lost.n_read >= record["n_read"] for record in tokens.out_of_memory):
-                return "oom"
-            raise _not_held(tokens, cell, f"tokens {lost.start + 1} to {lost.stop} of `{document}`")
-        values = [tokens.nll(document, window).astype(np.float64) for window in windows]
-        if not all(np.isfinite(value).all() for value in values):
-            return "nan"
-        sizes = tokens.bytes(document)
-        spans = [int(sizes[w.scored_start : w.scored_stop].sum()) for w in windows] if sizes is not None else None
-        numbers = _weighted(cell, values, spans)
-        nll.append(numbers[0])
-        weight.append(numbers[1])
-        bits.append(numbers[2])
-        byte_weight.append(numbers[3])
-        n_tokens.append(sum(len(value) for value in values))
-        whole = whole and is_whole and n_tokens[-1] == total
-    known = all(not math.isnan(value) for value in bits)
-    return _Filled(
-        np.array(nll),
-        np.array(weight),
-        np.array(bits) if known else None,
-        np.array(byte_weight),
-        np.array(n_tokens),
-        whole,
-    )
-
-
-def _not_held(tokens: TokenStore, cell: Cell, what: str) -> StoreError:
-    return StoreError(
-        f"the run {tokens.store.id} does not hold what `{cell.protocol}` reads: {what}",
-        "leave --from out and give --model; an interrupted run goes on with its own command",
-    )
-
-
-def _weighted(cell: Cell, values: list[np.ndarray], spans: list[int] | None) -> tuple[float, float, float, float]:
-    """Return numerator and denominator of nll [nats], then of bits per byte, of one document."""
-    nan = float("nan")
-    if cell.weighting == "window":
-        bits = (
-            sum(float(value.sum()) / math.log(2) / span for value, span in zip(values, spans, strict=True))
-            if spans and all(spans)
-            else nan
-        )
-        return sum(float(value.mean()) for value in values), len(values), bits, len(values)
-    total, count = sum(float(value.sum()) for value in values), sum(len(value) for value in values)
-    n_bytes = sum(spans) if spans else 0
-    bits = total / math.log(2) if n_bytes else nan
-    if cell.weighting == "token":
-        return total, count, bits, n_bytes
-    return total / count, 1, bits / n_bytes if n_bytes else nan, 1

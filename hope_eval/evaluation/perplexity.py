@@ -204,8 +204,7 @@ def perplexity(
         "task": PPL,
         "version": VERSION,
         **identity_of(model),
-        "protocol": protocol.name,
-        "parameters": protocol.parameters(),
+        **protocol.identity(lengths),
         "lengths": list(lengths),
         "prefix_token": token,
         "corpus": corpus.fingerprint,
@@ -221,6 +220,7 @@ def perplexity(
         "head_reason": model.head_reason,
         "encoding": facts_of(model.encoding),
         "tokenizer": model.tokenizer_fingerprint,
+        **protocol.provenance(lengths, [len(document.ids) for document in chosen.documents]),
         **origin(model.device, command),
     }
     with ranks.writing(root, identity, provenance) as store, session(model, store, command, report) as count:
@@ -303,7 +303,7 @@ def measure_until(
     while n < len(documents) and all(
         tokens.covers(documents[n].id, window)
         for cell in cells
-        for window in cell.windows(len(documents[n].ids))
+        for window in cell.reads(len(documents[n].ids))
         if window.n_read < limit
     ):
         n += 1
@@ -402,7 +402,7 @@ def read_side_by_side(
         (document, window)
         for document in documents
         for window in merge(
-            (w for cell in cells for w in cell.windows(len(document.ids)) if w.n_read < limit), nested_safe
+            (w for cell in cells for w in cell.reads(len(document.ids)) if w.n_read < limit), nested_safe
         )
     ]
     plan.sort(key=lambda pair: (-pair[1].n_read, pair[0].index, pair[1]))

@@ -529,7 +529,7 @@ def _holes(job: Job, choice: Choice) -> Iterator[str]:
 
 
 def _name(entry: Entry) -> str:
-    return f"{PPL}:{entry.what.name}" if isinstance(entry.what, Protocol) else str(entry.what)
+    return f"{PPL}:{entry.what}" if isinstance(entry.what, Protocol) else str(entry.what)
 
 
 def _with_share(choice: Choice | None, share: float) -> Choice | None:
@@ -564,7 +564,7 @@ def commands(plan: Plan) -> list[tuple[list[str], bool]]:
             continue
         grid = ("--lengths", lengths_text(choice.lengths), "--samples", str(choice.n))
         if isinstance(entry.what, Protocol):
-            groups[True, ("ppl", "--protocol", entry.what.name, *grid)] = []
+            groups[True, ("ppl", "--protocol", str(entry.what), *grid)] = []
         else:
             takes_texts = len(plan.entries) == 1 or entry.what.uses == "text"
             controls = () if choice.controls else ("--no-controls",)

@@ -18,7 +18,7 @@ from typing import Any
 
 from hope_eval.errors import OptionError, did_you_mean
 from hope_eval.lengths import DEFAULT, Lengths, parse_lengths
-from hope_eval.protocols import Protocol, protocol_named
+from hope_eval.protocols import DEFAULT_PROTOCOL, Protocol, parse_protocol
 from hope_eval.runs.kinds import PPL
 from hope_eval.task import FOLDER, Task, parse_task
 
@@ -114,9 +114,9 @@ def _entry(values: Mapping[str, Any], suite: str) -> Entry:
 
 
 def parse_measure(text: str) -> Task | Protocol:
-    """Read a task, or `ppl`, or `ppl:bucket` for perplexity by a protocol."""
+    """Read a task, or `ppl`, or `ppl:sliding:stride=512` for perplexity by a protocol with its parameters."""
     name, _, protocol = text.partition(":")
-    return protocol_named(protocol or "prefix") if name == PPL else parse_task(text)
+    return parse_protocol(protocol or DEFAULT_PROTOCOL) if name == PPL else parse_task(text)
 
 
 def _check_keys(table: Mapping[str, Any], allowed: tuple[str, ...], suite: str) -> None:

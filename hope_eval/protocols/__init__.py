@@ -1,8 +1,8 @@
-"""Perplexity protocols: which tokens are read, which of them are scored, and how the scores are averaged.
+"""Protocol: the interface that every file of `hope_eval/protocols/` implements, and how protocols are found.
 
-A protocol turns lengths into *cells* (the columns of a table); a cell turns a document into *windows*. That is all
-that the protocols differ in: `merge` finds the fewest forwards that serve every window, the token store keeps what
-they gave, and a cell of any protocol can be filled from it as long as its windows are covered.
+A perplexity protocol says which tokens are read, which of them are scored, and how the scores are averaged. It turns
+lengths into *cells*, the columns of a table; a cell turns a document into *windows*. `merge` finds the fewest reads
+that serve every window. The tokens of a run fill a cell of any protocol whose windows they cover.
 
 A document is its tokens x_1..x_T, indexed from 0 here: x_t is `tokens[t - 1]`. B is the prefix token (BOS, else EOS).
 
@@ -10,18 +10,31 @@ A document is its tokens x_1..x_T, indexed from 0 here: x_t is `tokens[t - 1]`. 
     tokens read     B x1 x2 x3 x4 x5                       B x1 x2 x3 x4 x5 · B x3 x4 x5 x6 x7
     tokens scored     x1 x2 x3 x4 x5                         x1 x2 x3 x4 x5             x6 x7
 
-Sources: YaRN, arXiv 2309.00071 (prefix; sliding with window weights) · ALiBi, arXiv 2108.12409 (sliding with S = 1,
-windows) · EleutherAI lm-evaluation-harness, `loglikelihood_rolling` (rolling) · DAPE, arXiv 2405.14722 (last-k).
+A protocol of your own is one file with one class, given by its path: `--protocol my/halves.py:k=64`. Its fields are its
+parameters. Its run stores all that tables, figures and the report need, so that they do not need the file.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
-from typing import ClassVar, Literal
+import hashlib
+import importlib
+import inspect
+import json
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal
 
-from hope_eval.errors import LengthError, OptionError, did_you_mean
-from hope_eval.lengths import short_length
+from hope_eval.errors import LengthError, OptionError, StoreError, did_you_mean
+from hope_eval.lengths import parse_length
+from hope_eval.plugins import module_from_file, only_class
+
+# The protocol of `ppl` unless another is named.
+DEFAULT_PROTOCOL = "prefix"
 
 Weighting = Literal["document", "token", "window"]
+
+# What the columns of a protocol are: context lengths, positions in one read, or contexts before the same tokens.
+Axis = Literal["length", "position", "context"]
 
 
 @dataclass(frozen=True, order=True)
@@ -44,7 +57,7 @@ class Window:
 
     @property
     def n_read(self) -> int:
-        """Tokens that the model reads, the prefix counted."""
+        """Tokens that the model reads, including the prefix."""
         return self.stop - self.start + self.prefixed
 
     @property
@@ -53,7 +66,7 @@ class Window:
         return self.scored_stop - self.scored_start
 
     def covers(self, other: "Window", nested_safe: bool) -> bool:
-        """Whether the scores of `other` are among this window's.
+        """Whether the scores of `other` are among the scores of this window.
 
         nested_safe: the model's predictions do not depend on how much follows, so a longer read will do, or one that
                      ends with the last token that is scored.
@@ -66,58 +79,125 @@ class Window:
         )
 
 
-def merge(windows: Iterable[Window], nested_safe: bool) -> list[Window]:
-    """Return the fewest windows whose scores cover all of `windows`, in order of position.
+# From the number of tokens of a document to the windows that are read of it.
+WindowsOf = Callable[[int], list[Window]]
 
-    For a nested-safe model this is what lets one forward at the longest length serve every length.
+
+def merge(windows: Iterable[Window], nested_safe: bool) -> list[Window]:
+    """The fewest windows whose scores cover all of `windows`, in order of position.
+
+    One forward at the longest length serves every length of a nested-safe model.
     """
     reads: dict[tuple[int, ...], Window] = {}
     for window in windows:
         if nested_safe:
             window = replace(window, stop=min(window.stop, window.scored_stop))
         key = (window.start, window.prefixed) if nested_safe else (window.start, window.prefixed, window.stop)
-        seen = reads.setdefault(key, window)
+        read = reads.setdefault(key, window)
         reads[key] = replace(
-            seen,
-            stop=max(seen.stop, window.stop),
-            scored_start=min(seen.scored_start, window.scored_start),
-            scored_stop=max(seen.scored_stop, window.scored_stop),
+            read,
+            stop=max(read.stop, window.stop),
+            scored_start=min(read.scored_start, window.scored_start),
+            scored_stop=max(read.scored_stop, window.scored_stop),
         )
     return sorted(reads.values())
 
 
 @dataclass(frozen=True)
+class Column:
+    """A number of a cell beside perplexity, nll and bits per byte.
+
+        nll(of) / per,   or  nll(of) - nll(minus)
+
+    metric:         its name. hope_eval/metrics.py describes the names it knows; others get a default.
+    of:             windows whose nll it is; None: those of the cell.
+    minus:          windows whose mean nll is subtracted, for each document; None: nothing is.
+    per:            `token`: a mean as the cell's own nll; `word`, `byte`: the nll of a document for each of its words
+                    or bytes. Those need documents that are scored whole.
+    exponentiated:  the value is exp of that.
+    """
+
+    metric: str
+    of: WindowsOf | None = None
+    minus: WindowsOf | None = None
+    per: Literal["token", "word", "byte"] = "token"
+    exponentiated: bool = False
+
+
+@dataclass(frozen=True)
 class Cell:
-    """One column of a perplexity table.
+    """One column of a perplexity table: a length, or a part of one.
 
     protocol:  the id that every number carries, `prefix:L=4096`.
     length:    tokens that the model reads for it.
-    label:     the heading of its column, where that is not the length.
-    windows:   from the number of tokens of a document to the windows that are read for this cell.
+    label:     the heading of its column, if that is not the length.
+    windows:   from the number of tokens of a document to the windows whose tokens are scored.
     weighting: mean over documents of document means, over tokens, or over window means.
+    columns:   further numbers that this protocol alone has.
     """
 
     protocol: str
     length: int
-    windows: Callable[[int], list[Window]]
+    windows: WindowsOf
     weighting: Weighting
     label: str = ""
+    columns: tuple[Column, ...] = ()
+
+    def reads(self, n_tokens: int) -> list[Window]:
+        """All windows that the model must read, those of further columns included."""
+        extra = [of for column in self.columns for of in (column.of, column.minus) if of is not None]
+        return [window for windows in (self.windows, *extra) for window in windows(n_tokens)]
+
+
+def parameter(default: Any, about: str, least: int | None = None, words: Sequence[str] = ()) -> Any:
+    """A field of a protocol that users set: `sliding:stride=512`.
+
+    about: its meaning, for `hope-eval ppl --help`.
+    least: the smallest number that is allowed.
+    words: the words that are allowed.
+    """
+    return field(default=default, metadata={"about": about, "least": least, "words": tuple(words)})
 
 
 @dataclass(frozen=True)
 class Protocol:
     """A perplexity protocol and its parameters.
 
-    prefixed: whether a prefix token B is read first. Without one, the first token of a read is not scored.
+    name:     what users call it: the name of its file, with `-` for `_`.
+    one_line: which tokens are read and scored.
+    title:    the heading of its section in the report.
+    axis:     what its columns are.
+    varies:   the parts of its cells' ids that differ between columns: `L` of `prefix:L=4096`. Runs whose other parts
+              differ are not compared.
+    prefixed: whether a prefix token B is read first. Without it, the first token of a read is not scored.
+
+    Raises OptionError for a parameter outside its limits.
     """
 
     name: ClassVar[str]
     one_line: ClassVar[str]
+    title: ClassVar[str]
+    axis: ClassVar[Axis] = "length"
+    varies: ClassVar[tuple[str, ...]] = ("L",)
 
     prefixed: bool = True
 
+    def __init_subclass__(cls) -> None:
+        """Name the protocol after its file, unless the class says otherwise."""
+        own = vars(cls)
+        if "name" not in own:
+            cls.name = cls.__module__.rpartition(".")[2].replace("_", "-")
+        if "one_line" not in own:
+            cls.one_line = (cls.__doc__ or cls.name).strip().split("\n")[0].rstrip(".")
+        if "title" not in own:
+            cls.title = f"Perplexity, {cls.name}"
+
+    def __post_init__(self) -> None:
+        for setting in settings_of(type(self)):
+            _check_limits(self.name, setting, getattr(self, setting.name))
+
     def cells(self, lengths: Sequence[int]) -> list[Cell]:
-        """Return the columns for these lengths, ascending."""
+        """The columns for these lengths, ascending."""
         raise NotImplementedError
 
     def document_tokens(self, lengths: Sequence[int]) -> int:
@@ -129,8 +209,55 @@ class Protocol:
         return False
 
     def parameters(self) -> dict[str, object]:
-        """Return what the protocol is identified by, beside its name and the lengths."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """All that identifies the protocol beside its name and the lengths."""
+        return {setting.name: getattr(self, setting.name) for setting in fields(self)}
+
+    def identity(self, lengths: Sequence[int]) -> dict[str, object]:
+        """What the identity of a run says of its protocol.
+
+        Of a file of your own, a hash of the windows too: another file of the same name is another run.
+        """
+        identity: dict[str, object] = {"protocol": self.name, "parameters": self.parameters()}
+        if not self.is_bundled:
+            needed = self.document_tokens(lengths)
+            cells = [_as_record(cell, (needed, 2 * needed + 1)) for cell in self.cells(lengths)]
+            identity["cells"] = hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:16]
+        return identity
+
+    def provenance(self, lengths: Sequence[int], sizes: Iterable[int]) -> dict[str, object]:
+        """What the provenance of a run says of its protocol: of a file of your own, all that a table needs.
+
+        sizes: numbers of tokens of the documents.
+        """
+        if self.is_bundled:
+            return {}
+        facts = {
+            "file": inspect.getfile(type(self)),
+            "one_line": self.one_line,
+            "title": self.title,
+            "axis": self.axis,
+            "varies": list(self.varies),
+        }
+        distinct = sorted(set(sizes))
+        return {"protocol": {**facts, "cells": [_as_record(cell, distinct) for cell in self.cells(lengths)]}}
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether it is one of this package."""
+        return type(self).__module__.startswith(f"{__name__}.")
+
+    def shared_id(self, cell_id: str) -> str:
+        """The id of a cell without the parts that differ between columns: `sliding:S=256` of `sliding:L=4096,S=256`."""
+        head, _, tail = cell_id.partition(":")
+        parts = [part for part in tail.split(",") if part and part.split("=")[0] not in self.varies]
+        return f"{head}:{','.join(parts)}" if parts else head
+
+    def __str__(self) -> str:
+        """As it is written on a command line: `sliding:stride=512`, `my/halves.py:k=8`."""
+        name = self.name if self.is_bundled else _short_path(inspect.getfile(type(self)))
+        values = {setting: getattr(self, setting.name) for setting in settings_of(type(self))}
+        changed = [f"{setting.name}={value}" for setting, value in values.items() if value != setting.default]
+        return f"{name}:{','.join(changed)}" if changed else name
 
     def _id(self, *parts: str) -> str:
         return f"{self.name}:" + ",".join(part for part in parts if part)
@@ -143,242 +270,193 @@ class Protocol:
             )
 
 
-@dataclass(frozen=True)
-class Prefix(Protocol):
-    """For each length: read B, x_1..x_{L-1} and score them; mean over documents of document means."""
+class Recorded(Protocol):
+    """The protocol of a run that was measured with a file of someone's own, as its run stores it."""
 
-    name = "prefix"
-    one_line = "the first L tokens of each document, for each length"
+    def __init__(self, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
+        for name in ("file", "one_line", "title", "axis"):
+            object.__setattr__(self, name, facts[name])
+        object.__setattr__(self, "name", identity["protocol"])
+        object.__setattr__(self, "varies", tuple(facts["varies"]))
+        object.__setattr__(self, "prefixed", identity["parameters"]["prefixed"])
+        object.__setattr__(self, "recorded", (identity, facts))
 
-    def cells(self, lengths: Sequence[int]) -> list[Cell]:  # noqa: D102
-        return [Cell(self._id(f"L={length}"), length, self._windows(length), "document") for length in lengths]
+    recorded: tuple[Mapping[str, Any], Mapping[str, Any]]
+    file: str
 
-    def _windows(self, length: int) -> Callable[[int], list[Window]]:
-        stop = length - self.prefixed
-        return lambda n_tokens: [Window(0, stop, not self.prefixed, stop, self.prefixed)]
+    def parameters(self) -> dict[str, object]:
+        return dict(self.recorded[0]["parameters"])
 
-
-@dataclass(frozen=True)
-class Bucket(Protocol):
-    """One read at the longest length; mean nll of the tokens x_t with 2^i <= t < 2^(i+1), for each i."""
-
-    name = "bucket"
-    one_line = "tokens at positions 2^i to 2^(i+1) - 1 of one read at the longest length"
-
-    smallest: int = 32
-
-    def cells(self, lengths: Sequence[int]) -> list[Cell]:  # noqa: D102
-        stop = max(lengths) - self.prefixed
-        self._check([max(lengths)], self.smallest + 2, f"the first bucket begins at position {self.smallest}")
-        return list(self._buckets(stop, max(lengths)))
-
-    def _buckets(self, stop: int, length: int) -> Iterator[Cell]:
-        low = self.smallest
-        while low <= stop:
-            high = min(2 * low, stop + 1)
-            window = Window(0, stop, low - 1, high - 1, self.prefixed)
-            yield Cell(
-                self._id(f"L={length}", f"t={low}-{high - 1}"),
-                high,
-                lambda n_tokens, window=window: [window],  # type: ignore[misc]
-                "document",
-                f"{short_length(low)}-{short_length(high)}",
+    def cells(self, lengths: Sequence[int]) -> list[Cell]:
+        identity, facts = self.recorded
+        if list(lengths) != list(identity["lengths"]):
+            raise OptionError(
+                f"other lengths of `{self.name}` need the file of the protocol", f"--protocol {self.file}"
             )
-            low = high
+        return [self._cell(record) for record in facts["cells"]]
 
-
-@dataclass(frozen=True)
-class LastK(Protocol):
-    """For each length: read B, x_1..x_{L-1} and score the last k of them."""
-
-    name = "last-k"
-    one_line = "the last k tokens of the first L tokens of each document"
-
-    k: int = 256
-
-    def cells(self, lengths: Sequence[int]) -> list[Cell]:  # noqa: D102
-        self._check(lengths, self.k + 1, f"k = {self.k} scored tokens and one before them")
-        return [
-            Cell(self._id(f"L={length}", f"k={self.k}"), length, self._windows(length), "document")
-            for length in lengths
+    def _cell(self, record: Mapping[str, Any]) -> Cell:
+        columns = [
+            Column(**{**column, **{key: self._windows(column[key]) for key in ("of", "minus") if column[key]}})
+            for column in record["columns"]
         ]
+        return Cell(
+            record["protocol"],
+            record["length"],
+            self._windows(record["windows"]),
+            record["weighting"],
+            record["label"],
+            tuple(columns),
+        )
 
-    def _windows(self, length: int) -> Callable[[int], list[Window]]:
-        stop = length - self.prefixed
-        return lambda n_tokens: [Window(0, stop, stop - self.k, stop, self.prefixed)]
+    def _windows(self, by_size: Mapping[str, list[list[Any]]]) -> WindowsOf:
+        def windows(n_tokens: int) -> list[Window]:
+            if str(n_tokens) in by_size:
+                return [Window(*values) for values in by_size[str(n_tokens)]]
+            alike = list(by_size.values())
+            # The windows of a protocol that reads the same tokens of every document.
+            if alike and all(other == alike[0] for other in alike):
+                return [Window(*values) for values in alike[0]]
+            raise StoreError(
+                f"the run does not say which windows `{self.name}` reads of {n_tokens:,} tokens",
+                f"give the file of the protocol: hope-eval ppl --from RUN --protocol {self.file}",
+            )
+
+        return windows
 
 
-@dataclass(frozen=True)
-class Windows(Protocol):
-    """Disjoint windows of L over the document, B first in each: every token scored once, the same at every length.
+def _as_record(cell: Cell, sizes: Sequence[int]) -> dict[str, Any]:
+    """A cell as JSON, with its windows for documents of these sizes."""
 
-    Without B, a window begins with the last token of the window before, so that every token still has a prediction.
+    def windows(of: WindowsOf | None) -> dict[str, list[list[Any]]] | None:
+        if of is None:
+            return None
+        return {str(n): [[w.start, w.stop, w.scored_start, w.scored_stop, w.prefixed] for w in of(n)] for n in sizes}
 
-    tokens: how many tokens of each document are scored; 0 is all of them, None as many as `prefix` would score.
+    columns = [
+        {
+            "metric": column.metric,
+            "of": windows(column.of),
+            "minus": windows(column.minus),
+            "per": column.per,
+            "exponentiated": column.exponentiated,
+        }
+        for column in cell.columns
+    ]
+    return {
+        "protocol": cell.protocol,
+        "length": cell.length,
+        "label": cell.label,
+        "weighting": cell.weighting,
+        "windows": windows(cell.windows),
+        "columns": columns,
+    }
+
+
+def _short_path(file: str) -> str:
+    """A path as it is typed in the folder where we are."""
+    path = Path(file)
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
+
+
+def protocol_of_run(header: Mapping[str, Any]) -> Protocol:
+    """The protocol that a run was measured with, by its header."""
+    identity, facts = header["identity"], header["provenance"].get("protocol")
+    if facts:
+        return Recorded(identity, facts)
+    return protocol_named(identity["protocol"], **identity["parameters"])
+
+
+def protocol_names() -> list[str]:
+    """Names of the protocols of this package: those of its files."""
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+
+
+def protocol_class(name: str) -> type[Protocol]:
+    """The class of a protocol by its name, or by the path of a Python file that defines one.
+
+    Raises OptionError if there is none, or if a file takes the name of a protocol of this package.
     """
-
-    name = "windows"
-    one_line = "disjoint windows of L tokens: the same tokens scored at every length"
-
-    tokens: int | None = None
-
-    def cells(self, lengths: Sequence[int]) -> list[Cell]:  # noqa: D102
-        span = self._span(lengths)
-        return [
-            Cell(self._id(f"L={length}", f"T={span}" if span else ""), length, self._windows(length, span), "token")
-            for length in lengths
-        ]
-
-    def _span(self, lengths: Sequence[int]) -> int:
-        """Return how many tokens of each document are scored, 0 for all."""
-        return max(lengths) - self.prefixed if self.tokens is None else self.tokens
-
-    def document_tokens(self, lengths: Sequence[int]) -> int:  # noqa: D102
-        return max(self._span(lengths), max(lengths) - self.prefixed)
-
-    def reads_whole(self, lengths: Sequence[int]) -> bool:  # noqa: D102
-        return not self._span(lengths)
-
-    def _windows(self, length: int, span: int) -> Callable[[int], list[Window]]:
-        return lambda n_tokens: list(_strided(span or n_tokens, length, length - 1, self.prefixed))
-
-
-@dataclass(frozen=True)
-class Sliding(Windows):
-    """Windows of L that start at 0, S, 2S…, B first in each; only tokens that no earlier window scored are scored."""
-
-    name = "sliding"
-    one_line = "overlapping windows of L tokens that move by S; only new tokens are scored"
-
-    stride: int = 256
-    weighting: Literal["token", "window"] = "token"
-
-    def cells(self, lengths: Sequence[int]) -> list[Cell]:  # noqa: D102
-        if self.stride < 1:
-            raise OptionError(f"the stride must be at least 1, got {self.stride}", "raise --stride")
-        self._check(lengths, self.stride + 1, f"the stride of {self.stride} and one token of context")
-        span = self._span(lengths)
-        return [
-            Cell(
-                self._id(
-                    f"L={length}",
-                    f"S={self.stride}",
-                    f"T={span}" if span else "",
-                    "weighting=window" if self.weighting == "window" else "",
-                ),
-                length,
-                self._windows(length, span),
-                self.weighting,
+    if name.endswith(".py"):
+        if not Path(name).expanduser().is_file():
+            raise OptionError(f"there is no file `{name}`", "--protocol takes a name or the path of a Python file")
+        cls = only_class(module_from_file(Path(name), "hope_eval_protocols"), Protocol)
+        if cls.name in protocol_names():
+            raise OptionError(
+                f"`{name}` is called like the protocol `{cls.name}` of hope-eval", "give the file another name"
             )
-            for length in lengths
-        ]
-
-    def _windows(self, length: int, span: int) -> Callable[[int], list[Window]]:
-        return lambda n_tokens: list(_strided(span or n_tokens, length, self.stride, self.prefixed))
-
-
-@dataclass(frozen=True)
-class Rolling(Windows):
-    """lm-evaluation-harness `loglikelihood_rolling`.
-
-    The first window reads B, x_1..x_{L-1} and scores x_1..x_L; later ones read L tokens, of which the first is the
-    last of the window before, and score the L tokens that follow it; the last reads the final L tokens before the
-    end and scores only what is left.
-    """
-
-    name = "rolling"
-    one_line = "lm-evaluation-harness loglikelihood_rolling, with word and byte perplexity"
-
-    def cells(self, lengths: Sequence[int]) -> list[Cell]:  # noqa: D102
-        if not self.prefixed:
-            raise OptionError("`rolling` is defined with a prefix token", "leave --prefix out")
-        return super().cells(lengths)
-
-    def _span(self, lengths: Sequence[int]) -> int:
-        return self.tokens or 0
-
-    def document_tokens(self, lengths: Sequence[int]) -> int:  # noqa: D102
-        return max(1, self._span(lengths))
-
-    def reads_whole(self, lengths: Sequence[int]) -> bool:  # noqa: D102
-        # Word perplexity is there only where all of a document was read.
-        return True
-
-    def _windows(self, length: int, span: int) -> Callable[[int], list[Window]]:
-        return lambda n_tokens: list(_rolling(span or n_tokens, length))
+        return cls
+    if name not in protocol_names():
+        names = protocol_names()
+        raise OptionError(
+            f"no protocol is called `{name}`",
+            did_you_mean(name, names, f"one of {', '.join(names)}, or the path of a Python file"),
+        )
+    return only_class(importlib.import_module(f"{__name__}.{name.replace('-', '_')}"), Protocol)
 
 
-@dataclass(frozen=True)
-class Paired(Protocol):
-    """The same k tokens read with c = 64, 128, … tokens of context: what does more context do to the same tokens?"""
-
-    name = "paired"
-    one_line = "the same k tokens, read with 64, 128, … tokens of context"
-
-    k: int = 256
-    shortest: int = 64
-
-    def cells(self, lengths: Sequence[int]) -> list[Cell]:  # noqa: D102
-        longest = self._longest(lengths)
-        self._check([max(lengths)], self.shortest + self.k + self.prefixed, "the shortest context, k and the prefix")
-        contexts = [self.shortest]
-        while contexts[-1] < longest:
-            contexts.append(min(2 * contexts[-1], longest))
-        return [
-            Cell(
-                self._id(f"c={context}", f"k={self.k}", f"at={longest}"),
-                context + self.k + self.prefixed,
-                self._windows(context, longest),
-                "document",
-                f"c={short_length(context)}",
-            )
-            for context in contexts
-        ]
-
-    def _longest(self, lengths: Sequence[int]) -> int:
-        return max(lengths) - self.k - self.prefixed
-
-    def _windows(self, context: int, longest: int) -> Callable[[int], list[Window]]:
-        return lambda n_tokens: [Window(longest - context, longest + self.k, longest, longest + self.k, self.prefixed)]
-
-
-PROTOCOLS: dict[str, type[Protocol]] = {
-    protocol.name: protocol for protocol in (Prefix, Bucket, LastK, Windows, Sliding, Rolling, Paired)
-}
+def settings_of(cls: type[Protocol]) -> list["Field[Any]"]:
+    """The parameters of a protocol that users set."""
+    return [setting for setting in fields(cls) if setting.name != "prefixed"]
 
 
 def protocol_named(name: str, **parameters: object) -> Protocol:
-    """Return the protocol of that name; parameters that are None keep their default.
+    """The protocol of that name; parameters that are None keep their default.
 
     Raises OptionError for an unknown name, and for a parameter that this protocol does not have.
     """
-    if name not in PROTOCOLS:
-        raise OptionError(
-            f"no protocol is called `{name}`",
-            did_you_mean(name, PROTOCOLS, f"one of {', '.join(PROTOCOLS)}"),
-        )
+    cls = protocol_class(name)
     given = {key: value for key, value in parameters.items() if value is not None}
-    known = {field.name for field in fields(PROTOCOLS[name])}
+    allowed = {setting.name for setting in fields(cls)}
     for key in given:
-        if key not in known:
+        if key not in allowed:
             raise OptionError(f"`{name}` has no parameter `{key}`", f"leave --{key} out, or choose another --protocol")
-    return PROTOCOLS[name](**given)  # type: ignore[arg-type]
+    return cls(**given)  # type: ignore[arg-type]
 
 
-def _strided(n_tokens: int, length: int, stride: int, prefixed: bool) -> Iterator[Window]:
-    """Yield windows that start at 0, stride, 2 * stride…, each scoring what no earlier one has scored."""
-    done = int(not prefixed)
-    start = 0
-    while done < n_tokens:
-        stop = min(start + length - prefixed, n_tokens)
-        yield Window(start, stop, max(done, start + (not prefixed)), stop, prefixed)
-        done = stop
-        start += stride
+def split_protocol(text: str) -> tuple[str, dict[str, object]]:
+    """Name and parameters of a protocol as users write it: `sliding:stride=512`, `my/halves.py:k=8`.
+
+    Raises OptionError for an unknown name or parameter, and for a value of the wrong kind.
+    """
+    name, _, rest = text.partition(":")
+    settings = {setting.name: setting for setting in settings_of(protocol_class(name))}
+    given: dict[str, object] = {}
+    for part in filter(None, rest.split(",")):
+        key, _, value = part.partition("=")
+        if key not in settings:
+            allowed = f"it has {', '.join(settings)}" if settings else "it has none"
+            raise OptionError(f"`{name}` has no parameter `{key}`", did_you_mean(key, settings, allowed))
+        given[key] = _parsed(name, settings[key], value)
+    return name, given
 
 
-def _rolling(n_tokens: int, length: int) -> Iterator[Window]:
-    stop = min(length, n_tokens)
-    yield Window(0, stop - 1, 0, stop, True)
-    while stop < n_tokens:
-        done, stop = stop, min(stop + length, n_tokens)
-        yield Window(stop - 1 - length, stop - 1, done, stop, False)
+def parse_protocol(text: str) -> Protocol:
+    """Read a protocol with its parameters: `sliding:stride=512`. Raises OptionError."""
+    name, given = split_protocol(text)
+    return protocol_named(name, **given)
+
+
+def _parsed(name: str, setting: "Field[Any]", text: str) -> object:
+    kind: Any = int if setting.default is None else type(setting.default)
+    try:
+        if kind is bool:
+            return {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}[text.lower()]
+        if kind is int:
+            return int(text) if text.isdecimal() else parse_length(text)
+        return kind(text)
+    except (KeyError, ValueError, LengthError):
+        allowed = {int: "a number of tokens, such as 512 or 4k", float: "a number", bool: "yes or no"}
+        raise OptionError(
+            f"`{text}` is not a valid `{setting.name}` of `{name}`", f"give {allowed.get(kind, kind.__name__)}"
+        ) from None
+
+
+def _check_limits(name: str, setting: "Field[Any]", value: Any) -> None:
+    least, words = setting.metadata.get("least"), setting.metadata.get("words")
+    if least is not None and value is not None and value < least:
+        raise OptionError(
+            f"`{setting.name}` of `{name}` must be at least {least}, got {value}", f"--protocol {name}:{setting.name}=…"
+        )
+    if words and value not in words:
+        raise OptionError(f"`{setting.name}` of `{name}` cannot be `{value}`", f"one of {', '.join(words)}")

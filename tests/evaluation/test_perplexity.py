@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from hope_eval.analysis.perplexity import derived, opened, table
+from hope_eval.analysis.perplexity import other_table, table, tokens_of
 from hope_eval.analysis.rows import by_seed
 from hope_eval.data.corpora import Corpus, Document, load_corpus
 from hope_eval.errors import CorpusError, LengthError, OptionError, StoreError
 from hope_eval.evaluation.perplexity import _heads, choose, perplexity
 from hope_eval.model.scoring import LanguageModel
-from hope_eval.protocols import PROTOCOLS, Window, merge, protocol_named
+from hope_eval.protocols import Window, merge, protocol_class, protocol_named, protocol_names
 from hope_eval.show.tables import clean
 
 TEXTS = [story(8, 100 * number) for number in range(3)]
@@ -172,7 +172,7 @@ def test_rolling_agrees_with_lm_eval(length, tmp_path):
     assert rows[length, "bits_per_byte"]["value"] == pytest.approx(-sum(peers) / n_bytes / math.log(2), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", PROTOCOLS)
+@pytest.mark.parametrize("name", protocol_names())
 def test_a_uniform_model_has_the_vocabulary_as_perplexity(name, tmp_path):
     model = LanguageModel("uniform", Uniform(), byte_tokenizer(), 64)
     parameters = {"k": 8} if name in ("last-k", "paired") else {"stride": 7} if name == "sliding" else {}
@@ -244,7 +244,8 @@ def test_another_protocol_is_filled_from_stored_tokens(name, tmp_path):
     parameters = {"k": 8} if name == "last-k" else {}
     wanted, _ = measured(protocol_named(name, **parameters), [128, 256], tmp_path / "two")
     found = {
-        (r["length"], r["metric"]): r for r in derived([opened(tokens.store.path)], name, parameters, None, None).rows
+        (r["length"], r["metric"]): r
+        for r in other_table([tokens_of(tokens.store.path)], name, parameters, None, None).rows
     }
     assert found.keys() == wanted.keys()
     for key, row in found.items():
@@ -260,8 +261,8 @@ def test_what_a_run_does_not_hold_is_not_derived(tmp_path):
         ("rolling", {"tokens": 200}, None),
     ):
         with pytest.raises(StoreError, match="does not hold"):
-            derived([opened(tokens.store.path)], name, parameters, lengths, None)
-    rows = {r["length"] for r in derived([opened(tokens.store.path)], None, {}, [32, 64], None).rows}
+            other_table([tokens_of(tokens.store.path)], name, parameters, lengths, None)
+    rows = {r["length"] for r in other_table([tokens_of(tokens.store.path)], None, {}, [32, 64], None).rows}
     assert rows == {32, 64}, "shorter lengths of a nested-safe model are there"
 
 
@@ -269,7 +270,7 @@ def test_shorter_lengths_of_a_model_that_changes_with_the_length_are_not_derived
     model = tiny_model(rope_parameters={"rope_type": "dynamic", "rope_theta": 1e4, "factor": 4.0})
     _, tokens = measured(protocol_named("prefix"), [128], tmp_path, model)
     with pytest.raises(StoreError, match="does not hold"):
-        derived([opened(tokens.store.path)], None, {}, [64], None)
+        other_table([tokens_of(tokens.store.path)], None, {}, [64], None)
 
 
 def test_the_first_documents_do_not_depend_on_how_many_are_drawn(tmp_path):
@@ -369,13 +370,15 @@ def test_what_reads_to_the_end_is_not_made_of_the_first_tokens(name, parameters,
     """Nor is word perplexity; what reads no further is."""
     _, tokens = measured(protocol_named("prefix"), [128], tmp_path)
     lengths = [128] if name != "sliding" else [64, 128]
-    read = [opened(tokens.store.path)], name, parameters, lengths, None
+    read = [tokens_of(tokens.store.path)], name, parameters, lengths, None
     if parameters.get("tokens"):
-        rows = derived(*read).rows
+        rows = other_table(*read).rows
         assert {row["metric"] for row in rows} == {"perplexity", "nll", "bits_per_byte"}
         return
-    with pytest.raises(StoreError, match=r"does not hold what `.*` reads: `d\d` to its end, of which 127 tokens"):
-        derived(*read)
+    with pytest.raises(
+        StoreError, match=r"does not hold what `.*` reads: `d\d` to its end; 127 of its tokens were read"
+    ):
+        other_table(*read)
 
 
 def test_a_tokenizer_that_tells_no_bytes_reads_texts_once_and_whole():
@@ -404,10 +407,10 @@ def test_whole_documents_and_their_first_tokens_make_the_same_choice():
         assert 1 <= one.n_words < other.n_words
 
 
-@pytest.mark.parametrize("name", sorted(PROTOCOLS))
+@pytest.mark.parametrize("name", protocol_names())
 def test_protocols_that_read_documents_to_their_end_say_so(name):
     """All others find the same windows, however much more there is."""
-    for parameters in [{}, *([{"tokens": 0}, {"tokens": 70}] if hasattr(PROTOCOLS[name], "tokens") else [])]:
+    for parameters in [{}, *([{"tokens": 0}, {"tokens": 70}] if hasattr(protocol_class(name), "tokens") else [])]:
         protocol = protocol_named(name, **parameters) if parameters else protocol_named(name)
         lengths = [300, 600]
         needed = protocol.document_tokens(lengths)

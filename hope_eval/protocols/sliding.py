@@ -1,0 +1,47 @@
+"""Overlapping windows of L tokens that start at 0, S, 2S…, B first in each; only new tokens are scored.
+
+The mean is over tokens, or over window means, as in YaRN's published numbers. A stride of 1 is ALiBi's evaluation.
+
+Sources: ALiBi, Press, Smith & Lewis, 2022, arXiv 2108.12409; YaRN, Peng et al., 2023, arXiv 2309.00071.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hope_eval.protocols import Cell, WindowsOf, parameter
+from hope_eval.protocols.windows import Windows, strided
+
+
+@dataclass(frozen=True)
+class Sliding(Windows):
+    """Windows of L that start at 0, S, 2S…; only tokens that no earlier window scored are scored."""
+
+    one_line = "overlapping windows of L tokens that move by S; only new tokens are scored"
+    title = "Perplexity in sliding windows"
+
+    stride: int = parameter(256, "tokens that a window moves by", least=1)
+    weighting: Literal["token", "window"] = parameter(
+        "token", "mean over tokens, or over window means", words=("token", "window")
+    )
+
+    def cells(self, lengths: Sequence[int]) -> list[Cell]:
+        self._check(lengths, self.stride + 1, f"the stride of {self.stride} and one token of context")
+        span = self._span(lengths)
+        return [
+            Cell(
+                self._id(
+                    f"L={length}",
+                    f"S={self.stride}",
+                    f"T={span}" if span else "",
+                    "weighting=window" if self.weighting == "window" else "",
+                ),
+                length,
+                self._windows(length, span),
+                self.weighting,
+            )
+            for length in lengths
+        ]
+
+    def _windows(self, length: int, span: int) -> WindowsOf:
+        return lambda n_tokens: list(strided(span or n_tokens, length, self.stride, self.prefixed))
