@@ -23,6 +23,7 @@ from hope_eval.analysis import reach as far
 from hope_eval.analysis.rows import INTERNAL, PILLARS, Row, RunTable, by_seed, joint_notes
 from hope_eval.errors import ComparisonError, OptionError, StoreError, did_you_mean
 from hope_eval.lengths import short_length
+from hope_eval.metrics import metric_of
 from hope_eval.protocols import protocol_of_run
 from hope_eval.runs.kinds import PERPLEXITY, PPL, kind_of
 from hope_eval.runs.store import RunStore, is_run
@@ -239,8 +240,9 @@ def _rows(table: RunTable, columns: str) -> Iterable[Row]:
             heading = f"{row['extrapolation']:.3g}x" if row["extrapolation"] else "?"
         yield {
             "slice": "",
-            "headline": row["metric"] in ("perplexity", "bits_per_byte"),
+            "headline": metric_of(row["metric"]).shown == "always",
             "clusters": None,
+            "share": False,
             **row,
             "section": f"ppl@{identity['protocol']}" if kind_of(row) is PERPLEXITY else row["family"],
             "column": heading,

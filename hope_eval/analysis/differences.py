@@ -17,18 +17,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hope_eval.analysis.intervals import ALPHA, Clusters, Difference, difference, holm
+from hope_eval.metrics import metric_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
-
-# Of these, less is better.
-LOWER_IS_BETTER = frozenset(
-    {"perplexity", "nll", "bits_per_byte", "word_perplexity", "byte_perplexity", "surprisal"}
-    | {f"error_{kind}" for kind in ("skip", "repeat", "swap", "stop", "other")}
-)
-
-# What depends on how a tokenizer cuts a text.
-_BY_TOKEN = frozenset({"perplexity", "nll", "context_gain", "surprisal", "token_accuracy", "first_error", "margin"})
 
 BETTER, WORSE, SAME = "better", "worse", "not distinguishable"
 
@@ -39,11 +31,10 @@ _MEASURE = ["section", "family", "task", "metric"]
 
 
 def shown(scores: "DataFrame") -> "DataFrame":
-    """Return the rows that lines are compared by: nll and bits per byte, and the metric of each task; no slices."""
-    compared = scores.metric.isin(["nll", "bits_per_byte", "context_gain"]) | (
-        scores.headline.astype(bool) & (scores.family != "ppl")
-    )
-    rows: DataFrame = scores[compared & (scores.slice == "")]
+    """Return the rows that lines are compared by, such as nll, and the metric of each task; no slices."""
+    chosen = scores.metric.map(lambda name: metric_of(name).compared)
+    by_metric = chosen.where(chosen.notna(), scores.headline).astype(bool)
+    rows: DataFrame = scores[by_metric & (scores.slice == "")]
     return rows
 
 
@@ -94,7 +85,7 @@ def verdict(metric: str, value: float, p: float) -> str:
     """Return whether a difference is better or worse, if it is distinguishable from none."""
     if not p < ALPHA:
         return SAME
-    return BETTER if (value < 0) == (metric in LOWER_IS_BETTER) else WORSE
+    return BETTER if (value < 0) == metric_of(metric).lower_is_better else WORSE
 
 
 def best(scores: "DataFrame") -> "Series[bool]":
@@ -106,7 +97,7 @@ def best(scores: "DataFrame") -> "Series[bool]":
         rows = rows[(rows.status == "ok") & rows.clusters.notna()]
         if len(rows) < 2:
             continue
-        sign = -1 if metric in LOWER_IS_BETTER else 1
+        sign = metric_of(str(metric)).sign
         first, *others = sorted(each(rows), key=lambda row: -sign * row.value)
         # Of other texts or other samples, none is best.
         if all(comparable(row, first) and row.conditions == first.conditions for row in others):
@@ -127,7 +118,7 @@ def wins(scores: "DataFrame") -> "DataFrame":
     for measure, rows in _measures(scores):
         rows = rows[(rows.status == "ok") & rows.clusters.notna()]
         drawn = {(row.line, row.column): (row, row.clusters.draws) for row in each(rows) if len(row.clusters.names) > 1}
-        sign = -1 if measure[3] in LOWER_IS_BETTER else 1
+        sign = metric_of(measure[3]).sign
         lines = list(dict.fromkeys(rows.line))
         for line in lines:
             for other in lines:
@@ -169,7 +160,8 @@ def _measures(scores: "DataFrame") -> Iterator[tuple[tuple[str, ...], "DataFrame
 def comparable(a: Any, b: Any) -> bool:
     """Whether two rows of one column may be compared: both numbers, and of one tokenizer where that matters."""
     known = all(row.status == "ok" and isinstance(row.clusters, Clusters) for row in (a, b))
-    return known and (a.metric not in _BY_TOKEN or not a.tokenizer or not b.tokenizer or a.tokenizer == b.tokenizer)
+    same_tokens = not a.tokenizer or not b.tokenizer or a.tokenizer == b.tokenizer
+    return known and (same_tokens or not metric_of(a.metric).per_token)
 
 
 def _gap(a: Any, b: Any) -> tuple[Difference, int, bool]:

@@ -161,7 +161,7 @@ def difference(a: Clusters, b: Clusters, paired: bool = True) -> Difference:
     Source: Newcombe, 1998, method 10, for proportions; in general, Zou & Donner, 2008.
     """
     assert not paired or a.names == b.names
-    at = _difference_of_shares(a, b, paired) if a.proportion else _difference_of_ratios(a, b, paired)
+    at = _difference_of_shares(a, b, paired) if a.proportion and b.proportion else _difference_of_ratios(a, b, paired)
     found = at(ALPHA)
     return Difference(found.value, found.low, found.high, _p_value(at))
 

@@ -28,9 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hope_eval.analysis.differences import LOWER_IS_BETTER, each
+from hope_eval.analysis.differences import each
 from hope_eval.analysis.intervals import ALPHA, Clusters, difference, holm
 from hope_eval.lengths import parse_length, short_length
+from hope_eval.metrics import metric_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -159,7 +160,7 @@ def _curve(rows: "DataFrame", metric: str, shared: set[int]) -> _Curve | None:
         known.pop(0)
     if len(known) < 2:
         return None
-    sign = -1.0 if metric in LOWER_IS_BETTER else 1.0
+    sign = float(metric_of(metric).sign)
     fine = [row for row in known if row.status == "ok"]
     common = reduce(lambda a, b: a & b, (set(row.clusters.names) for row in fine))
     names = [name for name in fine[0].clusters.names if name in common]

@@ -18,7 +18,8 @@ from hope_eval.analysis.reach import DEFINITIONS, worded
 from hope_eval.analysis.rows import PILLARS, Row
 from hope_eval.errors import OptionError, StoreError
 from hope_eval.lengths import short_length
-from hope_eval.show.tables import SHOWN, Cell, Grid, clean, draw, grid, legend, metric_name, number
+from hope_eval.metrics import metric_of
+from hope_eval.show.tables import Cell, Grid, clean, draw, grid, legend, metric_name, number
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -125,8 +126,7 @@ def section_title(section: str) -> str:
 def _measure(row: Any) -> str:
     """Return what a row of differences or of reach is about."""
     if row.family == "ppl":
-        unit = " [nats]" if row.metric == "nll" else ""
-        return f"{row.section} {SHOWN.get(row.metric, row.metric)}{unit}"
+        return f"{row.section} {metric_of(row.metric).title}"
     return metric_name({"task": row.task, "metric": row.metric, "slice": ""})
 
 

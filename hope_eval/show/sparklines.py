@@ -16,7 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from hope_eval.lengths import short_length
-from hope_eval.show.figures.rows import CONTROLS, PROPORTIONS, Row, context_of, named, records
+from hope_eval.metrics import is_share, metric_of
+from hope_eval.show.figures.rows import Row, context_of, records
 from hope_eval.show.palette import styles
 from hope_eval.show.tables import number
 
@@ -41,7 +42,7 @@ def sparklines(scores: "DataFrame", console: Console | None = None) -> None:
         mine = [row for row in rows if (row["section"], row["task"], row["metric"]) == (section, task, metric)]
         places = sorted({_place(row) for row in mine})
         lines = list(dict.fromkeys(row["line"] for row in mine))
-        table.add_row(Text(f"{section if task == 'ppl' else task} {named(metric)}", style="bold"))
+        table.add_row(Text(f"{section if task == 'ppl' else task} {metric_of(metric).title}", style="bold"))
         for line in lines:
             own = sorted((row for row in mine if row["line"] == line), key=_place)
             drawn = Text(_spark(own, places, mine), style=style_of[line].colour)
@@ -56,7 +57,7 @@ def sparklines(scores: "DataFrame", console: Console | None = None) -> None:
 def _is_shown(row: Row) -> bool:
     if row["family"] == "ppl":
         return str(row["metric"]) == ("perplexity" if context_of(row) is None else "context_gain")
-    return bool(row.get("headline", True)) and row["metric"] not in CONTROLS
+    return bool(row.get("headline", True)) and not metric_of(row["metric"]).control
 
 
 def _is_number(row: Row) -> bool:
@@ -73,9 +74,9 @@ def _called(row: Row) -> str:
 
 def _spark(own: list[Row], places: list[float], rows: list[Row]) -> str:
     """Return a bar for each place, on the scale of all rows, with the end of the training length among them."""
-    scaled = math.log if rows[0]["metric"].endswith("perplexity") else float
+    scaled = math.log if metric_of(rows[0]["metric"]).logarithmic else float
     values = [scaled(row["value"]) for row in rows if _is_number(row)] or [0.0]
-    least, most = (0.0, 1.0) if rows[0]["metric"] in PROPORTIONS else (min(values), max(values))
+    least, most = (0.0, 1.0) if all(is_share(row) for row in rows if _is_number(row)) else (min(values), max(values))
     bars = {}
     for row in own:
         if _is_number(row):

@@ -23,25 +23,10 @@ from rich.text import Text
 
 from hope_eval.analysis.rows import INTERNAL, Row
 from hope_eval.lengths import short_length
+from hope_eval.metrics import metric_of
 
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 
-# What tables show beside csv and json, which have everything.
-SHOWN = {
-    "perplexity": "perplexity",
-    "bits_per_byte": "bits per byte",
-    "word_perplexity": "word perplexity",
-    "byte_perplexity": "byte perplexity",
-    "context_gain": "context gain [nats]",
-    "accuracy": "accuracy",
-    "choice_accuracy": "choice accuracy",
-    "token_accuracy": "token accuracy",
-    "strict": "strict",
-    "loose": "loose",
-    "permuted": "permuted labels",
-}
-
-_SIGNS = {"<": "<", ">": ">", "≤": r"\leq", "≥": r"\geq", "≈": r"\approx", "▲": r"\uparrow", "▼": r"\downarrow"}
 _SIGNS = {"<": "<", ">": ">", "≤": r"\leq", "≥": r"\geq", "≈": r"\approx", "▲": r"\uparrow", "▼": r"\downarrow"}
 _LATEX = str.maketrans(
     {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\^{}"}
@@ -158,7 +143,8 @@ def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
     columns: dict[str, int] = {}
     lines: dict[tuple[str, ...], dict[str, Cell]] = {}
     for row in rows:
-        if row["metric"] not in SHOWN or not row.get("headline", True):
+        # Rows of one run do not say what a table shows; the metric does.
+        if not row.get("headline", metric_of(row["metric"]).shown != "never"):
             continue
         heading = row.get("column") or row["label"] or short_length(row["length"])
         columns[heading] = row["length"]
@@ -189,9 +175,10 @@ def _is_known(length: float | None) -> bool:
 
 def metric_name(row: Mapping[str, Any]) -> str:
     """Return the name of a metric: of a task, with its name before it, and after it what part of it this is."""
+    title = metric_of(row["metric"]).title
     if row["task"] == "ppl":
-        return SHOWN[row["metric"]]
-    return f"{row['task']} {SHOWN[row['metric']]}" + (f", {row['slice']}" if row["slice"] else "")
+        return title
+    return f"{row['task']} {title}" + (f", {row['slice']}" if row["slice"] else "")
 
 
 def _cell(row: Row) -> Cell:

@@ -17,6 +17,7 @@ from hope_eval.analysis.answers import error_kind
 from hope_eval.analysis.intervals import proportion
 from hope_eval.analysis.rows import by_seed
 from hope_eval.errors import OptionError, StoreError
+from hope_eval.metrics import ERRORS
 from hope_eval.runs import store as stores_on_disk
 from hope_eval.runs.store import RunStore, run_id
 from hope_eval.task import parse_task
@@ -122,8 +123,8 @@ def test_errors_of_copies_add_up_to_what_is_not_right(tmp_path):
     kinds = ["", "", "skip", "repeat", "swap", "stop", "other", "skip"]
     records = [answer(2 if kind == "" else 0, index=at, error=kind, first_error=at) for at, kind in enumerate(kinds)]
     found = values(answers.table([store_of(tmp_path, records, family="copy")]))
-    assert [found[f"error_{kind}"] for kind in answers.ERRORS] == [2 / 8, 1 / 8, 1 / 8, 1 / 8, 1 / 8]
-    assert sum(found[f"error_{kind}"] for kind in answers.ERRORS) + found["accuracy"] == pytest.approx(1)
+    assert [found[f"error_{kind}"] for kind in ERRORS] == [2 / 8, 1 / 8, 1 / 8, 1 / 8, 1 / 8]
+    assert sum(found[f"error_{kind}"] for kind in ERRORS) + found["accuracy"] == pytest.approx(1)
     assert found["first_error"] == 3.5
 
 
@@ -212,7 +213,7 @@ def test_a_fact_that_is_not_told_is_an_error_that_names_those_that_are(first, tm
         records.insert(0, {"kind": "infeasible", "length": 10, "needed": 50})
     store = store_of(tmp_path, records)
     lengths = [10, 100] if first == "hole" else None
-    with pytest.raises(OptionError, match="no question tells its `dpeth`") as caught:
+    with pytest.raises(OptionError, match="no question has a fact `dpeth`") as caught:
         answers.check_slices([answers.table([store], lengths, by="dpeth")], "dpeth")
     assert caught.value.hint == "--by depth|distance"
     answers.check_slices([answers.table([store], lengths, by="depth")], "depth")
@@ -461,10 +462,11 @@ def test_a_million_answers_take_a_second_and_little_memory(tmp_path):
     code = """
 import resource, sys, time
 from pathlib import Path
-from hope_eval import answers
+from hope_eval.analysis import answers
+from hope_eval.analysis.answer_columns import RunAnswers
 import pandas, pyarrow.json
 before = resource.getrusage(resource.RUSAGE_SELF)
-run = answers._Run.read(answers.opened(Path(sys.argv[1])), "")
+run = RunAnswers.read(answers.opened(Path(sys.argv[1])), "")
 after = resource.getrusage(resource.RUSAGE_SELF)
 row = answers.table([run.store]).rows[0]
 print(len(run.answers), after.ru_utime - before.ru_utime, (after.ru_maxrss - before.ru_maxrss) / 2**20, row["n"])

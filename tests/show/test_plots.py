@@ -480,10 +480,10 @@ def test_a_file_that_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
         ("curve", "a", {}, "a figure is a pdf, png or svg, got `a`"),
         ("curv", "a.png", {}, "no figure is called `curv`\nhint: did you mean `curve`"),
         ("curve", "a.png", {"width": "triple"}, "single or double columns wide, got `triple`"),
-        ("curve", "a.png", {"metric": "surprisal"}, "nothing to draw: no length has a surprisal"),
+        ("curve", "a.png", {"metric": "surprisal"}, "nothing to draw: no run has a number of `surprisal`"),
         ("accuracy", "a.png", {}, "nothing to draw"),
         ("heatmap", "a.png", {}, "nothing to draw: no answers were broken down by depth"),
-        ("gain", "a.png", {}, "nothing to draw: no length has a context gain"),
+        ("gain", "a.png", {}, "nothing to draw: no run has a number of `context_gain`"),
         ("errors", "a.png", {}, "nothing to draw: no task tells the kinds of its errors"),
     ],
 )

@@ -14,6 +14,7 @@ from comparisons import RUNS, VERDICTS, difference, everything, frames, reached,
 from conftest import ROOT
 
 from hope_eval.errors import MissingPackageError, StoreError
+from hope_eval.metrics import ERRORS
 from hope_eval.show import report
 from hope_eval.show.palette import contrast
 from hope_eval.show.report import findings, looks, words
@@ -160,7 +161,7 @@ def test_colours_of_text_can_be_read_in_the_light_and_in_the_dark():
                 assert contrast(colours[text], colours[back]) >= 4.5, (text, back)
         for verdict in ("better", "worse"):
             assert contrast(colours[verdict], colours[f"{verdict}-back"]) >= 4.5
-        assert all(contrast(colours[f"error-{kind}"], colours["page"]) >= 3 for kind in words.ERRORS)
+        assert all(contrast(colours[f"error-{kind}"], colours["page"]) >= 3 for kind in ERRORS)
 
 
 def test_lines_stand_out_from_both_pages():

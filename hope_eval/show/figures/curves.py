@@ -12,11 +12,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from hope_eval.lengths import short_length
+from hope_eval.metrics import metric_of
 from hope_eval.show.figures.rows import (
     CONTEXTS,
-    CONTROLS,
     MULTIPLES,
-    PROPORTIONS,
     TOKENS,
     Panel,
     Point,
@@ -28,7 +27,6 @@ from hope_eval.show.figures.rows import (
     counted,
     heading,
     interval_of,
-    named,
     panels_of,
     records,
     sentence,
@@ -94,17 +92,17 @@ def accuracy(
     controls: bool = False,
     width: str = "double",
 ) -> "Figure":
-    """Draw what is right of so many against length, from 0 to 1, a panel a task; chance is dashed where it is known.
+    """Draw the score of each task against length, a panel a task; shares from 0 to 1, with chance dashed where known.
 
     metric:   None: of each task, the one that tables show first.
-    controls: also draw what was asked without what the answer depends on, and with nothing else.
+    controls: also draw the controls: without what the answer depends on, and with nothing else.
     """
 
     def chosen(mine: list[Row]) -> str | None:
         if metric is not None:
             return metric
-        proportions = [row for row in mine if row["metric"] in PROPORTIONS and row["metric"] not in CONTROLS]
-        return next((row["metric"] for row in proportions if row.get("headline", True)), None)
+        shown = [row["metric"] for row in mine if row.get("headline", True) and not metric_of(row["metric"]).control]
+        return next(iter(shown), None)
 
     rows = [row for row in records(scores) if not row["slice"] and row["family"] != "ppl"]
     scale = MULTIPLES if relative else TOKENS
@@ -123,7 +121,7 @@ def _curves(panels: list[Panel], metric: str, scale: Scale, controls: bool, widt
     left_out = dict.fromkeys(row["line"] for panel in panels for row in panel.rows if math.isnan(scale.x(row)))
     panels = [replace(one, rows=[row for row in one.rows if row["line"] not in left_out]) for one in panels]
     panels = [panel for panel in panels if any(row["status"] == "ok" for row in panel.rows)]
-    check_any(panels, f"no length has a {named(metric)}" + (" and a training length" if left_out else ""))
+    check_any(panels, f"no run has a number of `{metric}`" + (" and a training length" if left_out else ""))
     rows = [row for panel in panels for row in panel.rows]
     style_of = styles_of(rows)
     page_width, n_columns = page_width_of(width), columns_of(len(panels), width)
@@ -208,39 +206,42 @@ def _length_axis(axes: "Axes", xs: Sequence[float], width: float, scale: Scale) 
 class _Values:
     """The axis of the values of a panel, before it is drawn."""
 
-    metric: str
+    title: str
     low: float
     high: float
     ticks: Sequence[float]
     words: Sequence[str]
     is_log: bool = False
+    is_share: bool = False
 
 
 def _values(panel: Panel) -> _Values:
     """Return the axis that holds all values and intervals of a panel, and its controls."""
     from matplotlib.ticker import MaxNLocator
 
-    if panel.metric in PROPORTIONS:
-        return _Values(panel.metric, -0.02, 1.02, (0, 0.25, 0.5, 0.75, 1), ("0", "0.25", "0.5", "0.75", "1"))
+    metric = metric_of(panel.metric)
+    if panel.is_share:
+        words = ("0", "0.25", "0.5", "0.75", "1")
+        return _Values(metric.title, -0.02, 1.02, (0, 0.25, 0.5, 0.75, 1), words, is_share=True)
     measured = [row for row in panel.rows if row["status"] == "ok"]
     ends = [row[end] for row in measured for end in ("value", "low", "high") if math.isfinite(row[end])]
     least, most = min(ends), max(ends)
-    if panel.metric.endswith("perplexity") and least > 0:
+    if metric.logarithmic and least > 0:
         margin = max((most / least) ** 0.04, 1.02)
         least, most = least / margin, most * margin
         ticks = _log_ticks(least, most)
-        return _Values(panel.metric, least, most, ticks, [_short(tick) for tick in ticks], True)
-    if panel.metric == "context_gain":
+        return _Values(metric.title, least, most, ticks, [_short(tick) for tick in ticks], is_log=True)
+    if metric.from_zero:
         least, most = min(least, 0.0), max(most, 0.0)
     margin = (most - least) * 0.04 or 0.5
     least, most = least - margin, most + margin
     found = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(least, most)
     ticks = [float(tick) for tick in found if least <= tick <= most]
-    return _Values(panel.metric, least, most, ticks, [_short(tick) for tick in ticks])
+    return _Values(metric.title, least, most, ticks, [_short(tick) for tick in ticks])
 
 
 def _value_axis(axes: "Axes", values: _Values) -> None:
-    axes.set_ylabel(named(values.metric), labelpad=3)
+    axes.set_ylabel(values.title, labelpad=3)
     axes.grid(axis="y", color=FAINT, lw=0.6)
     axes.set_axisbelow(True)
     if values.is_log:
@@ -248,7 +249,7 @@ def _value_axis(axes: "Axes", values: _Values) -> None:
     axes.set_ylim(values.low, values.high)
     axes.set_yticks(values.ticks, values.words)
     axes.set_yticks([], minor=True)
-    if values.metric in PROPORTIONS:
+    if values.is_share:
         # The room below 0 and above 1 is there only so that markers are not cut in half.
         axes.spines.left.set_bounds(0, 1)
     elif values.low < 0 < values.high:
@@ -298,7 +299,7 @@ def _draw_controls(axes: "Axes", panel: Panel, scale: Scale, style_of: Mapping[s
 
 def _chance(panel: Panel, scale: Scale) -> dict[float, float]:
     """Return what guessing gives, by length, where that is known."""
-    known = [row for row in panel.rows if row["chance"] == row["chance"] and panel.metric in PROPORTIONS]
+    known = [row for row in panel.rows if row["chance"] == row["chance"] and panel.is_share]
     return {scale.x(row): row["chance"] for row in sorted(known, key=scale.x)}
 
 

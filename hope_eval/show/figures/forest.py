@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from hope_eval.analysis.differences import LOWER_IS_BETTER, SAME
+from hope_eval.analysis.differences import SAME
 from hope_eval.lengths import short_length
-from hope_eval.show.figures.rows import Row, check_any, context_of, counted, named, records, sentence
+from hope_eval.metrics import metric_of
+from hope_eval.show.figures.rows import Row, check_any, context_of, counted, records, sentence
 from hope_eval.show.figures.sheet import (
     FAINT,
     INK,
@@ -33,9 +34,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 _ROW = 9.5
-
-# What differences of these are differences of.
-_UNITS = {"perplexity": "nats", "nll": "nats", "context_gain": "nats", "surprisal": "nats", "margin": "nats"}
 
 
 @in_print
@@ -97,9 +95,8 @@ def difference(
         axes.set_yticks(range(len(names)), shown or [""] * len(names))
         note(axes, place[1], (0.5, 1), (0, 2), ha="center", size=TEXT)
         if column == 0:
-            unit = _UNITS.get(group[2], "")
-            metric_name = named(group[2]).split(" [")[0] + f" [{unit}]" * bool(unit)
-            words = shortened(f"{_called(group)} · {metric_name} · {counted(family)}", page_width - 2 * MARGIN, TEXT)
+            title = metric_of(group[2]).difference_title
+            words = shortened(f"{_called(group)} · {title} · {counted(family)}", page_width - 2 * MARGIN, TEXT)
             note(axes, words, (0, 1), (MARGIN - 4 - indent, 12), size=TEXT)
     return page.figure
 
@@ -150,6 +147,5 @@ def _axes(axes: "Axes", rows: list[Row], n_lines: int, width: float) -> None:
     axes.grid(axis="y", color=FAINT, lw=0.5)
     axes.tick_params(axis="y", length=0, pad=3)
     axes.spines.left.set_visible(False)
-    lower = rows[0]["metric"] in LOWER_IS_BETTER
-    side = (axes.get_xlim()[0], 0) if lower else (0, axes.get_xlim()[1])
+    side = (axes.get_xlim()[0], 0) if metric_of(rows[0]["metric"]).lower_is_better else (0, axes.get_xlim()[1])
     axes.axvspan(*side, color=INK, alpha=0.04, lw=0, zorder=0)

@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hope_eval.lengths import short_length
+from hope_eval.metrics import is_share, metric_of
 from hope_eval.show.figures.rows import (
-    PROPORTIONS,
     Row,
     check_any,
     corpus_of,
     counted,
-    named,
     point_at,
     records,
     sentence,
@@ -71,7 +70,7 @@ def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "dou
     page = sheet(
         len(panels),
         width=page_width,
-        title=f"{named(rows[0]['metric']).split(' [')[0].capitalize()} by {panels[0][0]['part'].fact} and length",
+        title=f"{metric_of(rows[0]['metric']).label.capitalize()} by {panels[0][0]['part'].fact} and length",
         caption=sentence(f"a cell: {counted(rows)}", "dots: training length", corpus_of(rows)),
         n_columns=n_columns,
         height=n_parts * 13.0,
@@ -82,9 +81,8 @@ def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "dou
         outdent=_BAR,
     )
     values = [row["value"] for row in rows if row["status"] == "ok"]
-    scale = (
-        Normalize(0, 1) if all(row["metric"] in PROPORTIONS for row in rows) else Normalize(min(values), max(values))
-    )
+    shares = all(is_share(row) for row in rows if row["status"] == "ok")
+    scale = Normalize(0, 1) if shares else Normalize(min(values), max(values))
     colours = _heat()
     for axes, panel in zip(page.panels, panels, strict=True):
         lengths = sorted({row["length"] for row in panel})
@@ -141,7 +139,7 @@ class _Part:
 
 def _percent(row: Row) -> str:
     """Return a number that fits into a cell: .88 of a proportion, 12.3 of others."""
-    return f"{row['value']:.2f}".removeprefix("0") if row["metric"] in PROPORTIONS else f"{row['value']:.3g}"
+    return f"{row['value']:.2f}".removeprefix("0") if is_share(row) else f"{row['value']:.3g}"
 
 
 def _heat() -> Any:

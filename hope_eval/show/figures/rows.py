@@ -8,26 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from hope_eval.errors import OptionError
 from hope_eval.lengths import parse_length, short_length
+from hope_eval.metrics import interval_way, is_share, metric_of
 from hope_eval.show.palette import Style, styles
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 Row = dict[str, Any]
-
-# Shares of something, from 0 to 1.
-PROPORTIONS = frozenset(
-    {"accuracy", "choice_accuracy", "token_accuracy", "strict", "loose", "floor", "ceiling", "permuted", "last"}
-)
-CONTROLS = ("floor", "ceiling", "permuted", "last")
-
-_NAMES = {
-    "nll": "nll [nats]",
-    "context_gain": "context gain [nats]",
-    "surprisal": "surprisal [nats]",
-    "margin": "margin [nats]",
-    "first_error": "first error [token]",
-}
 
 _REASONS = {
     "oom": "out of memory",
@@ -105,6 +92,11 @@ class Panel:
     rows: list[Row]
     controls: list[Row]
 
+    @property
+    def is_share(self) -> bool:
+        """Whether all its numbers are shares, from 0 to 1."""
+        return all(is_share(row) for row in self.rows if row["status"] == "ok")
+
     def lines(self) -> list[str]:
         """Return the names of its lines, in the order of the rows."""
         return list(dict.fromkeys(row["line"] for row in self.rows))
@@ -143,19 +135,22 @@ def records(frame: "DataFrame") -> list[Row]:
     return found
 
 
-def panels_of(rows: Sequence[Row], metric_of: Callable[[list[Row]], str | None]) -> list[Panel]:
-    """Return a panel of each task that has the metric, in the order of the rows."""
+def panels_of(rows: Sequence[Row], choose: Callable[[list[Row]], str | None]) -> list[Panel]:
+    """Return a panel of each task that has the metric, in the order of the rows.
+
+    choose: from the rows of a task to its metric.
+    """
     panels = []
     for section, task in dict.fromkeys((row["section"], row["task"]) for row in rows):
         mine = [row for row in rows if (row["section"], row["task"]) == (section, task)]
-        metric = metric_of(mine)
+        metric = choose(mine)
         shown = [row for row in mine if row["metric"] == metric and row["status"] == "ok"]
         if not shown:
             continue
         known = {(row["line"], row["length"], row["label"]) for row in shown}
         holes = {(row["line"], row["length"], row["label"]): row for row in mine if row["status"] != "ok"}
         shown += [hole for place, hole in holes.items() if place not in known]
-        controls = [row for row in mine if row["metric"] in CONTROLS and row["status"] == "ok"]
+        controls = [row for row in mine if metric_of(row["metric"]).control and row["status"] == "ok"]
         panels.append(Panel(_protocol(shown), str(metric), shown, controls))
     return panels
 
@@ -179,15 +174,10 @@ def check_any(found: Sequence[object], message: str) -> None:
         raise OptionError(f"nothing to draw: {message}", "`--show scores --format csv` lists what was measured")
 
 
-def named(metric: str) -> str:
-    """Return a metric as people write it, with its unit."""
-    return _NAMES.get(metric, metric.replace("_", " "))
-
-
 def heading(panels: Sequence[Panel], metric: str) -> str:
     """Return what panels show, in a word or two: their metric, or the given one where they have several."""
     metrics = {panel.metric for panel in panels}
-    name = named(metrics.pop() if len(metrics) == 1 else metric).split(" [")[0]
+    name = metric_of(metrics.pop() if len(metrics) == 1 else metric).label
     return name[0].upper() + name[1:] if name != "nll" else "NLL"
 
 
@@ -208,7 +198,7 @@ def interval_of(rows: Sequence[Row], shape: str) -> str:
     n_seeds = max(int(row["n_seeds"]) if row["n_seeds"] > 1 else 1 for row in measured)
     seeds = f" and {n_seeds} training seeds" if n_seeds > 1 else ""
     known = [row for row in measured if row["low"] == row["low"]]
-    ways = sorted({"Wilson" if row["metric"] in PROPORTIONS else "bootstrap" for row in known})
+    ways = sorted({interval_way(row) for row in known})
     return f"{shape}: 95 % interval ({', '.join(ways)} over {what}{seeds})" if ways else "no intervals: too few to tell"
 
 

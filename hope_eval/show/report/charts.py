@@ -10,9 +10,10 @@ from typing import Any
 
 from hope_eval.analysis.rows import Row
 from hope_eval.errors import require
+from hope_eval.metrics import ERRORS, is_share
 from hope_eval.show.report.frames import columns, heading, in_multiples, position
 from hope_eval.show.report.looks import Look
-from hope_eval.show.report.words import ERRORS, TIMES, UNSEEN, interval, number, signed, times, tokens
+from hope_eval.show.report.words import TIMES, UNSEEN, interval, number, signed, times, tokens
 
 Spec = dict[str, Any]
 
@@ -94,7 +95,8 @@ def curves(
         tests = [{"test": alone, "value": singled_out}, {"test": in_front, "value": full}]
         return alt.OpacityValue(rest, condition=tests)
 
-    scale = _y_scale(drawn, y, bool(baseline))
+    shares = all(is_share(row) for row in rows if _finite(row))
+    scale = _y_scale(drawn, shares, bool(baseline))
     value = alt.Y("value:Q").title(title).scale(**scale).axis(**(_log_axis(drawn) if "type" in scale else {}))
     bands = alt.Chart().mark_area().encode(
         y=alt.Y("low:Q"), y2="high:Q", opacity=faded(0.18 if len(looks) <= _FEW else 0.08, 0, 0.25)
@@ -187,16 +189,12 @@ def _lengths(rows: Sequence[Row]) -> Any:
     )  # fmt: skip
 
 
-def _y_scale(rows: Sequence[Row], metric: str, differences: bool) -> Spec:
+def _y_scale(rows: Sequence[Row], shares: bool, differences: bool) -> Spec:
     if differences:
         return {"zero": True, "nice": True}
-    if metric in _SHARES:
+    if shares:
         return {"domain": [0, 1]}
     return {"type": "log", "nice": False} if _needs_log(rows) else {"zero": False, "nice": True}
-
-
-# Metrics that are drawn from 0 to 1.
-_SHARES = ("accuracy", "choice_accuracy", "token_accuracy", "strict", "loose", "followed", "permuted")
 
 
 def _needs_log(rows: Sequence[Row]) -> bool:
@@ -350,7 +348,7 @@ def errors(rows: Sequence[Row], looks: Sequence[Look], *, description: str) -> S
             "line": row["line"],
             "at": heading(row),
             "kind": (kind := row["metric"].removeprefix("error_")),
-            "rank": ERRORS.index(kind),
+            "rank": list(ERRORS).index(kind),
             "value": row["value"],
             "text": number(row["value"]),
             "interval": interval(row) or "none",

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hope_eval.analysis.rows import Row
+from hope_eval.metrics import metric_of
 from hope_eval.show.report.frames import Results, grouped, heading
 from hope_eval.show.report.words import (
     REACHES,
@@ -295,9 +296,9 @@ def _clearest(rows: Sequence[Row]) -> Row:
 def _told(row: Row) -> str:
     """Return a difference in words: copy at 1k (0.437 [0.290, 0.595] higher)."""
     low, high = row.get("low"), row.get("high")
-    unit = {"perplexity": " nats", "nll": " nats", "bits_per_byte": " bits per byte"}.get(row["metric"], "")
+    unit = metric_of(row["metric"]).difference_unit
     bounds = {"low": low, "high": high}
     if row["value"] < 0:
         bounds = {"low": None if high is None else -high, "high": None if low is None else -low}
-    amount = " ".join(filter(None, (f"{number(abs(row['value']))}{unit}", interval(bounds))))
+    amount = " ".join(filter(None, (f"{number(abs(row['value']))} {unit}".strip(), interval(bounds))))
     return f"{row['topic']} at {heading(row)} ({amount} {'lower' if row['value'] < 0 else 'higher'})"

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hope_eval.analysis.differences import LOWER_IS_BETTER
 from hope_eval.analysis.reach import DEFINITIONS
 from hope_eval.analysis.rows import Row
+from hope_eval.metrics import ERRORS, metric_of, ordered
 from hope_eval.show.report import charts, tables
 from hope_eval.show.report.charts import Spec
 from hope_eval.show.report.findings import reach_text
@@ -14,9 +14,7 @@ from hope_eval.show.report.frames import Results, Topic, grouped
 from hope_eval.show.report.looks import Look
 from hope_eval.show.report.tables import Provenance, Table
 from hope_eval.show.report.words import (
-    ERRORS,
     HOLES,
-    METRICS,
     REACHES,
     listed,
     metric_name,
@@ -167,7 +165,7 @@ class _Maker:
         made = []
         for name, mine in grouped(self.results.compared, lambda row: row["topic"]).items():
             metric = mine[0]["metric"]
-            better = "below 0 is better" if metric in LOWER_IS_BETTER else "above 0 is better"
+            better = "below 0 is better" if metric_of(metric).lower_is_better else "above 0 is better"
             spec = charts.curves(
                 mine, self.looks, title=f"difference ({better})", y=metric, baseline=baseline,
                 description=self._told(f"{name}, {tables.difference_name(metric)} minus that of {baseline}", mine),
@@ -295,7 +293,7 @@ def _definitions(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
     if any(status.startswith("infeasible") for status in statuses):
         holes.append(("needs … tokens", "the task does not fit into so short a context."))
     groups = [
-        ("Metrics", [METRICS[metric] for metric in METRICS if metric in metrics]),
+        ("Metrics", [(metric_name(metric.name), metric.definition) for metric in ordered(metrics)]),
         ("Effective context length", [(REACHES[name], f"{DEFINITIONS[name]}.") for name in REACHES if name in reaches]),
         ("What is missing", holes),
         ("Intervals and verdicts", list(VERDICTS.items())),

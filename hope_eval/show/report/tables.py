@@ -7,6 +7,7 @@ from typing import Any
 
 from hope_eval.analysis.rows import Row
 from hope_eval.lengths import short_length
+from hope_eval.metrics import metric_of
 from hope_eval.show.report.findings import reach_text
 from hope_eval.show.report.frames import Results, columns, grouped, heading, in_multiples, same
 from hope_eval.show.report.words import (
@@ -195,7 +196,7 @@ def differences(results: Results) -> Table:
 
 def difference_name(metric: str) -> str:
     """Return what a difference is of, with its unit."""
-    return f"{metric} [nats]" if metric in ("perplexity", "nll") else metric_name(metric)
+    return metric_of(metric).difference_title
 
 
 def reach(results: Results) -> Table:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from hope_eval.analysis.rows import PILLARS, Row
 from hope_eval.lengths import short_length
+from hope_eval.metrics import metric_of
 from hope_eval.show import tables
 
 # Spelt out, since they look like ASCII.
@@ -19,53 +20,6 @@ SECTIONS = {
     "ppl@sliding": "Perplexity in sliding windows",
     "ppl@rolling": "Rolling perplexity",
     "ppl@paired": "The same tokens with more context",
-}
-
-# A name, and what it means in a sentence.
-METRICS = {
-    "perplexity": ("perplexity", "exp of the mean negative log-likelihood (nll) of a token; lower is better."),
-    "nll": ("nll [nats]", "mean negative log-likelihood of a token, natural logarithm; lower is better."),
-    "bits_per_byte": (
-        "bits per byte",
-        "the same nll in bits per UTF-8 byte, which can be compared between tokenizers; lower is better.",
-    ),
-    "word_perplexity": ("word perplexity", "exp of the nll per word, words being split at white space."),
-    "byte_perplexity": ("byte perplexity", "exp of the nll per UTF-8 byte."),
-    "context_gain": (
-        "context gain [nats]",
-        "nll of the same tokens with the shortest context, minus that with this one; higher is better.",
-    ),
-    "accuracy": (
-        "accuracy",
-        "share of answers all of whose tokens are the likeliest ones: those that greedy decoding would write.",
-    ),
-    "choice_accuracy": (
-        "choice accuracy",
-        "share of questions whose right answer is likelier than every other choice; chance is 1 / choices.",
-    ),
-    "token_accuracy": (
-        "token accuracy",
-        "share of an answer's tokens that are the likeliest, given all right tokens before them.",
-    ),
-    "strict": ("strict", "share of answers that follow all instructions, as they stand."),
-    "loose": ("loose", "the same, after first line, last line or asterisks are taken away where that helps."),
-    "followed": ("instructions followed", "mean share of the instructions of a question that its answer follows."),
-    "surprisal": ("surprisal [nats]", "negative log-likelihood of the right answer; lower is better."),
-    "margin": (
-        "margin [nats]",
-        "log-likelihood of the right answer minus that of the likeliest other; above 0 it is preferred.",
-    ),
-    "first_error": ("tokens before the first error", "mean number of right tokens before the first wrong one."),
-    "error_skip": ("error: skip", "share of answers whose first error is a later token that comes too early."),
-    "error_repeat": ("error: repeat", "share of answers whose first error is an earlier token that comes again."),
-    "error_swap": ("error: swap", "share of answers whose first error is two neighbours that change places."),
-    "error_stop": ("error: stop", "share of answers whose first error is that the string ends."),
-    "error_other": ("error: other", "share of answers whose first error is none of the other kinds."),
-    "floor": ("control: floor", "the metric where what is asked for is not in the context."),
-    "ceiling": ("control: ceiling", "the metric where nothing else is in the context."),
-    "permuted": ("control: permuted labels", "the metric where the labels of the examples are shuffled."),
-    "last": ("control: last examples only", "the metric where only one example of each class is left."),
-    "normalised": ("normalised", "the metric on a scale from floor (0) to ceiling (1)."),
 }
 
 # What definitions of effective length are called.
@@ -89,8 +43,6 @@ HOLES = {
     "missing": ("not measured", "no run has this number."),
 }
 
-ERRORS = ("skip", "repeat", "swap", "stop", "other")
-
 
 def pillar(family: str) -> str:
     """Return the heading of a family of tasks."""
@@ -103,8 +55,9 @@ def section_name(section: str, task: str) -> str:
 
 
 def metric_name(metric: str) -> str:
-    """Return the name of a metric in text."""
-    return METRICS.get(metric, (metric.replace("_", " "), ""))[0]
+    """Return the name of a metric in text, with its unit."""
+    known = metric_of(metric)
+    return f"control: {known.label}" if known.control else known.title
 
 
 def titled(name: str, metric: str) -> str:
