@@ -1,12 +1,12 @@
-"""Labelled texts that a user brings along: csv, jsonl, json, or a folder with a file for each split.
+"""Labelled texts that a user brings along: csv, jsonl, json, or a folder with one file for each split.
 
     train.csv                    one text a row, with columns for text and label
     examples.jsonl[.bz2|.gz|.xz] one object a line
     data.json                    {"train": [[text, label], …], "test": …}, or lists of objects
-    folder                       train.* is shown, test.* (else valid*, val*, dev*) is asked for
+    folder                       train.* is shown in prompts, test.* (else valid*, val*, dev*) is asked about
 
-A file without splits is split by a hash of each text: a quarter of the texts of each label is asked for, and never
-shown.
+Texts that are shown and texts that are asked about are never the same. A file without splits is split by a hash of each
+text: a quarter of the texts of each label is asked about.
 """
 
 import csv
@@ -17,47 +17,78 @@ import lzma
 import zlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from hope_eval.data.corpora import OPENERS
-from hope_eval.data.vocabulary import Examples
 from hope_eval.errors import CorpusError
 
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".json")
+
+# Splits that are asked about: the first of them that has texts.
 _ASKED = ("test", "validation", "valid", "val", "dev")
 
-# Of texts of one label that are asked for, where no split says.
-_SHARE_ASKED = 4
+# In a file without splits, one text of this many is asked about.
+_ONE_ASKED_OF = 4
 
+# Pairs of text and label.
 Pairs = list[tuple[str, str]]
 
 
-def load_examples(name: str, text: str = "text", label: str = "label") -> Examples:
+@dataclass(frozen=True)
+class LabelledTexts:
+    """Labelled texts: those to show in prompts, and those to ask about, which are never shown.
+
+    shown, asked: the texts of each label.
+    """
+
+    name: str
+    shown: Mapping[str, Sequence[str]]
+    asked: Mapping[str, Sequence[str]]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hash of all texts and labels, 16 hexadecimal digits."""
+        digest = hashlib.sha256()
+        for part in (self.shown, self.asked):
+            for label in sorted(part):
+                for text in (label, *part[label]):
+                    digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
+                digest.update(b"\1")
+        return digest.hexdigest()[:16]
+
+
+def load_labelled(name: str, text: str = "text", label: str = "label") -> LabelledTexts:
     """Read labelled texts from a file or a folder.
 
     text, label: the names of the two columns.
 
-    Raises CorpusError for what cannot be found or read, for a missing column, and for a label without enough texts.
+    Raises CorpusError for a file that is missing or cannot be read, a missing column, and fewer than two labels.
     """
     path = Path(name).expanduser()
     if not path.exists():
-        raise CorpusError(f"no labelled texts at `{name}`", f"--data takes a folder or a file: {', '.join(_ENDINGS)}")
+        raise CorpusError(
+            f"there are no labelled texts at `{name}`", f"--data takes a folder or a file: {', '.join(_ENDINGS)}"
+        )
     splits = _folder(path, text, label) if path.is_dir() else _file(path, text, label)
     shown = splits.get("train") or splits.get("")
     if not shown:
-        raise CorpusError(f"`{name}` has no split `train` (it has: {', '.join(splits)})", "name one of them train")
+        raise CorpusError(f"`{name}` has no split `train` (it has: {', '.join(splits)})", "rename one of them to train")
     asked = next((splits[split] for split in _ASKED if splits.get(split)), None)
     if asked is None:
         shown, asked = _split(shown)
-    # What is shown is never asked for, whatever its label.
-    known = {one for one, _ in shown}
-    pairs = (shown, [pair for pair in asked if pair[0] not in known])
-    by_label = [_by_label(one) for one in pairs]
-    both = sorted(by_label[0].keys() & by_label[1].keys())
-    if len(both) < 2:
-        raise CorpusError(f"`{name}` has {len(both)} labels with texts to show and to ask for", "two are needed")
-    return Examples(path.name, *({key: part[key] for key in both} for part in by_label))
+    # A text that is shown is never asked about, whatever its labels.
+    shown_texts = {text for text, _ in shown}
+    shown_by_label = _by_label(shown)
+    asked_by_label = _by_label([pair for pair in asked if pair[0] not in shown_texts])
+    labels = sorted(shown_by_label.keys() & asked_by_label.keys())
+    if len(labels) < 2:
+        raise CorpusError(
+            f"`{name}` has {len(labels)} labels with texts both to show and to ask about", "at least two are needed"
+        )
+    return LabelledTexts(path.name, *({key: part[key] for key in labels} for part in (shown_by_label, asked_by_label)))
 
 
 def _by_label(pairs: Pairs) -> Mapping[str, Sequence[str]]:
@@ -69,16 +100,16 @@ def _by_label(pairs: Pairs) -> Mapping[str, Sequence[str]]:
 
 def _split(pairs: Pairs) -> tuple[Pairs, Pairs]:
     def order(pair: tuple[str, str]) -> bytes:
-        # By the text alone: with two labels, it still is on one side.
+        # By the text alone, so that a text with two labels is on one side only.
         return hashlib.sha256(pair[0].encode("utf-8", "surrogatepass")).digest()
 
     shown: Pairs = []
     asked: Pairs = []
     for label, texts in _by_label(list(dict.fromkeys(pairs))).items():
         ordered = sorted(((text, label) for text in texts), key=order)
-        n = len(ordered) // _SHARE_ASKED or min(1, len(ordered) - 1)
-        asked += ordered[:n]
-        shown += ordered[n:]
+        n_asked = len(ordered) // _ONE_ASKED_OF or min(1, len(ordered) - 1)
+        asked += ordered[:n_asked]
+        shown += ordered[n_asked:]
     return shown, asked
 
 
@@ -89,8 +120,8 @@ def _folder(path: Path, text: str, label: str) -> dict[str, Pairs]:
     if not chosen and len(files) == 1:
         return _file(files[0], text, label)
     if "train" not in chosen:
-        found = ", ".join(file.name for file in files) or "none of these"
-        raise CorpusError(f"`{path}` has no train{'|'.join(_ENDINGS)} (it has: {found})", "give the file itself")
+        names = ", ".join(file.name for file in files) or "no such file"
+        raise CorpusError(f"`{path}` has no file train{'|'.join(_ENDINGS)} (it has: {names})", "give the file itself")
     return {split: pairs for split, file in chosen.items() for pairs in _file(file, text, label).values()}
 
 
@@ -104,7 +135,7 @@ def _ending(path: Path) -> str:
 def _file(path: Path, text: str, label: str) -> dict[str, Pairs]:
     kind = _ending(path)
     if not kind:
-        raise CorpusError(f"`{path}` is of a kind that cannot be read", f"supported: {', '.join(_ENDINGS)}")
+        raise CorpusError(f"`{path}` has an ending that is not supported", f"supported: {', '.join(_ENDINGS)}")
     try:
         with OPENERS.get(path.suffix.lower(), Path.open)(path, "rb") as stream:
             content = stream.read().decode("utf-8-sig")
@@ -120,7 +151,7 @@ def _file(path: Path, text: str, label: str) -> dict[str, Pairs]:
         return {"": _pairs(rows, path, text, label)}
     except (OSError, EOFError, lzma.LZMAError, zlib.error, ValueError, csv.Error) as error:
         raise CorpusError(
-            f"cannot read `{path}`: {error}", "check what kind of file it is, and that it is UTF-8"
+            f"cannot read `{path}`: {error}", "check that the file is of the kind its ending says, and UTF-8"
         ) from error
 
 
@@ -134,7 +165,7 @@ def _pairs(rows: Iterable[Any], path: Path, text: str, label: str) -> Pairs:
             if not isinstance(row, dict) or row.get(field) in (None, ""):
                 names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
                 raise CorpusError(
-                    f"`{path}`, row {number}, has no `{field}` (it has: {names})", f"{option} names the column"
+                    f"`{path}`, row {number}, has no `{field}` (it has: {names})", f"name the column with {option}"
                 )
         pairs.append((str(row[text]), str(row[label])))
     return pairs

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hope_eval.data.corpora import load_corpus
-from hope_eval.data.labelled import load_examples
+from hope_eval.data.labelled import load_labelled
 from hope_eval.errors import OptionError
 from hope_eval.evaluation.questions import Material, vocabulary_for
 from hope_eval.model.checkpoint import load_tokenizer
@@ -42,7 +42,7 @@ def material_for(task: Task, data: str | None, text_field: str, label_field: str
     Raises OptionError for data that the task cannot use, CorpusError for what cannot be read.
     """
     if task.uses == "examples":
-        return task, Material(examples=load_examples(data, text_field, label_field)) if data else Material()
+        return task, Material(examples=load_labelled(data, text_field, label_field)) if data else Material()
     if data is not None and not task.uses:
         raise OptionError(f"`{task}` makes all it needs by itself, and takes no --data", "leave --data out")
     if data is not None and "haystack" in {f.name for f in dataclasses.fields(task)}:

@@ -18,7 +18,8 @@ import numpy as np
 from hope_eval.analysis import answers, stopping
 from hope_eval.analysis.stopping import Until
 from hope_eval.data.corpora import Corpus
-from hope_eval.data.vocabulary import Examples, Vocabulary
+from hope_eval.data.labelled import LabelledTexts
+from hope_eval.data.vocabulary import Vocabulary
 from hope_eval.encodings import facts_of
 from hope_eval.errors import ContextTooShortError, TaskError
 from hope_eval.evaluation.perplexity import Count, Report, batch_size, identity_of, session
@@ -52,7 +53,7 @@ class Material:
     """What a user brings along, or what is taken in its place."""
 
     corpus: Corpus | None = None
-    examples: Examples | None = None
+    examples: LabelledTexts | None = None
 
     @property
     def name(self) -> str:

@@ -360,7 +360,11 @@ BAD = [
     (["copy", "--task", "cpoy"], "no task is called `cpoy`", "did you mean `copy`"),
     (["copy", "--task", "nowhere.py"], "no file `nowhere.py`", "--task takes"),
     (["retrieve", "--task", "needle:n_nedles=4"], "`needle` has no parameter `n_nedles`", "did you mean `n_needles`"),
-    (["retrieve", "--task", "passkey:digits=many"], "`digits` of `passkey` is a int, got `many`", "passkey:digits=5"),
+    (
+        ["retrieve", "--task", "passkey:digits=many"],
+        "`digits` of `passkey` must be of type int",
+        "passkey:digits=5",
+    ),
     (["retrieve", "--task", "passkey:control=floor"], "no parameter `control`", "digits"),
     (["copy", "--lengths", "2x,1x"], "lengths must ascend", "--lengths 1x,2x"),
     (["copy", "--lengths", "64,1x"], "mixes tokens and training lengths", "1x,4x"),
@@ -388,8 +392,8 @@ def test_bad_input_is_one_error_and_a_hint(arguments, message, hint, hope, tmp_p
     ("arguments", "message", "hint"),
     [
         (["fewshot", "--task", "rule_induction:rule=srot"], "there is no rule `srot`", "sort"),
-        (["fewshot", "--task", "label_map:placement=far"], "is no `far`", "spread"),
-        (["retrieve", "--task", "needle:haystack=hay"], "is no `hay`", "prose, text"),
+        (["fewshot", "--task", "label_map:placement=far"], "cannot be `far`", "spread"),
+        (["retrieve", "--task", "needle:haystack=hay"], "cannot be `hay`", "prose, text"),
         (["retrieve", "--task", "needle:n_needles=900"], "107 words", "lower n_needles"),
         (["copy", "--task", "copy_distance:distance=3"], "tokens away at least", "distance=17"),
     ],

@@ -31,7 +31,7 @@ def test_parquet(tmp_path):
 
     pandas.DataFrame({"body": TEXTS}).to_parquet(tmp_path / "a.parquet")
     assert [document.text for document in load_corpus(str(tmp_path / "a.parquet"), "body").documents] == TEXTS
-    with pytest.raises(CorpusError, match=r"no text in `text` \(it has: body\)"):
+    with pytest.raises(CorpusError, match=r"no text in the field `text` \(it has: body\)"):
         load_corpus(str(tmp_path / "a.parquet"))
 
 
@@ -89,9 +89,9 @@ def test_installed_packages():
     ("name", "content", "message"),
     [
         ("a.txt", b"caf\xe9", "is not UTF-8: byte 3 is 0xe9"),
-        ("a.jsonl", b'{"text": "fine"}\n{"text": oops}\n', "line 2, is no JSON"),
-        ("a.jsonl", b'{"text": "fine"}\n{"txt": "no"}\n', r"line 2, has no text in `text` \(it has: txt\)"),
-        ("a.jsonl", b'{"text": 5}\n', "has no text in `text`"),
+        ("a.jsonl", b'{"text": "fine"}\n{"text": oops}\n', "line 2, is not JSON"),
+        ("a.jsonl", b'{"text": "fine"}\n{"txt": "no"}\n', r"line 2, has no text in the field `text` \(it has: txt\)"),
+        ("a.jsonl", b'{"text": 5}\n', "has no text in the field `text`"),
         ("a.jsonl", b'{"text": "\xff"}\n', "line 1 is not UTF-8"),
         ("a.jsonl", b"[1]\n", "has no text"),
         ("a.jsonl.bz2", b"not bz2", "cannot read"),
@@ -99,8 +99,8 @@ def test_installed_packages():
         ("a.jsonl.xz", b"not xz", "cannot read"),
         ("a.jsonl.xz", lzma.compress(lines())[:-20], "cannot read"),
         ("a.parquet", b"not parquet", "cannot read"),
-        ("a.pdf", b"%PDF", "of a kind that cannot be read"),
-        ("a.txt", b"", "holds no text"),
+        ("a.pdf", b"%PDF", "has an ending that is not supported"),
+        ("a.txt", b"", "contains no text"),
     ],
 )
 def test_what_cannot_be_read_is_an_error(name, content, message, tmp_path):
@@ -115,8 +115,8 @@ def test_what_cannot_be_read_is_an_error(name, content, message, tmp_path):
     [
         ("nowhere.txt", "no text at `nowhere.txt`"),
         ("pyhton", "no text at `pyhton`"),
-        ("python:no_such_package", "no package called `no_such_package`"),
-        ("hf:org/data", "names no revision"),
+        ("python:no_such_package", "the package `no_such_package` is not installed"),
+        ("hf:org/data", "has no revision"),
     ],
 )
 def test_what_is_not_there_is_an_error(name, message):
@@ -146,5 +146,5 @@ def test_a_dataset_is_read_through_datasets(monkeypatch):
 
 
 def test_a_folder_without_text_is_an_error(tmp_path):
-    with pytest.raises(CorpusError, match="holds no text"):
+    with pytest.raises(CorpusError, match="contains no text"):
         load_corpus(str(tmp_path))

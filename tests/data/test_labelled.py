@@ -10,7 +10,7 @@ import re
 
 import pytest
 
-from hope_eval.data.labelled import load_examples
+from hope_eval.data.labelled import load_labelled
 from hope_eval.errors import CorpusError
 
 LABELS = ("good", "bad", "so so")
@@ -58,14 +58,14 @@ def texts_of(part):
     ],
 )  # fmt: skip
 def test_every_kind_of_file_gives_the_same_texts(name, tmp_path):
-    found = load_examples(written(tmp_path / name, rows(), "\t" if "tsv" in name else ","))
+    found = load_labelled(written(tmp_path / name, rows(), "\t" if "tsv" in name else ","))
     assert all_of(found) == {label: sorted(row["text"] for row in rows() if row["label"] == label) for label in LABELS}
     assert found.name == name
 
 
 def test_every_kind_of_file_gives_the_same_split(tmp_path):
     names = ("data.csv", "data.jsonl", "data.json")
-    first, *others = (load_examples(written(tmp_path / name, rows())) for name in names)
+    first, *others = (load_labelled(written(tmp_path / name, rows())) for name in names)
     for other in others:
         assert other.fingerprint == first.fingerprint
         assert {label: list(texts) for label, texts in other.asked.items()} == first.asked
@@ -75,20 +75,20 @@ def test_columns_may_be_called_otherwise(tmp_path):
     path = written(
         tmp_path / "data.csv", [{"id": 1, "question": row["text"], "intent": row["label"]} for row in rows()]
     )
-    assert set(load_examples(path, "question", "intent").shown) == set(LABELS)
+    assert set(load_labelled(path, "question", "intent").shown) == set(LABELS)
 
 
 def test_a_byte_order_mark_and_blank_lines_are_no_part_of_the_texts(tmp_path):
     path = tmp_path / "data.csv"
     path.write_text("text,label\n" + "".join(f"t{n},{'ab'[n % 2]}\n" for n in range(8)), "utf-8-sig")
-    assert set(load_examples(str(path)).shown) == {"a", "b"}
+    assert set(load_labelled(str(path)).shown) == {"a", "b"}
     path = tmp_path / "data.jsonl"
     path.write_text("\n\n".join(json.dumps(row) for row in rows()), "utf-8-sig")
-    assert len(texts_of(load_examples(str(path)).shown)) > 10
+    assert len(texts_of(load_labelled(str(path)).shown)) > 10
 
 
 def test_labels_may_be_numbers(tmp_path):
-    found = load_examples(written(tmp_path / "data.json", [{"text": f"t {n}", "label": n % 2} for n in range(8)]))
+    found = load_labelled(written(tmp_path / "data.json", [{"text": f"t {n}", "label": n % 2} for n in range(8)]))
     assert set(found.shown) == {"0", "1"}
 
 
@@ -98,7 +98,7 @@ def test_a_line_of_jsonl_ends_at_a_line_feed_only(break_, tmp_path):
     path = tmp_path / "data.jsonl"
     # As JSON allows them in strings, all but the form feed, which it wants escaped.
     path.write_text("\n".join(json.dumps(row, ensure_ascii=break_ == "\x0c") for row in found), "utf-8")
-    assert texts_of(load_examples(str(path)).shown) < {row["text"] for row in found}
+    assert texts_of(load_labelled(str(path)).shown) < {row["text"] for row in found}
 
 
 # Splits
@@ -113,15 +113,15 @@ def test_json_with_splits_is_shown_and_asked_for_by_them(tmp_path):
         "test": [*pairs(3, "test"), ["a text of a label that is never shown", "other"]],
         "about": "a note",
     }
-    found = load_examples(written(tmp_path / "data_full.json", data))
+    found = load_labelled(written(tmp_path / "data_full.json", data))
     assert {text.split()[0] for text in texts_of(found.shown)} == {"train"}
     assert {text.split()[0] for text in texts_of(found.asked)} == {"test"}
     assert set(found.shown) == set(found.asked) == set(LABELS)
     assert all(len(texts) == 5 for texts in found.shown.values())
     del data["test"]
-    assert {text.split()[0] for text in texts_of(load_examples(written(tmp_path / "d.json", data)).asked)} == {"val"}
+    assert {text.split()[0] for text in texts_of(load_labelled(written(tmp_path / "d.json", data)).asked)} == {"val"}
     objects = {"train": rows(5, "train"), "dev": rows(2, "dev")}
-    found = load_examples(written(tmp_path / "o.json", objects))
+    found = load_labelled(written(tmp_path / "o.json", objects))
     assert {text.split()[0] for text in texts_of(found.asked)} == {"dev"}
 
 
@@ -130,12 +130,12 @@ def test_a_folder_has_a_file_for_each_split(tmp_path):
     written(tmp_path / "valid.jsonl.gz", rows(2, "valid"))
     (tmp_path / "README.md").write_text("about")
     (tmp_path / "categories.json").write_text("[]")
-    found = load_examples(str(tmp_path))
+    found = load_labelled(str(tmp_path))
     assert {text.split()[0] for text in texts_of(found.shown)} == {"train"}
     assert {text.split()[0] for text in texts_of(found.asked)} == {"valid"}
     assert found.name == tmp_path.name
     written(tmp_path / "test.tsv", rows(2, "test"), "\t")
-    assert {text.split()[0] for text in texts_of(load_examples(str(tmp_path)).asked)} == {"test"}
+    assert {text.split()[0] for text in texts_of(load_labelled(str(tmp_path)).asked)} == {"test"}
 
 
 def test_a_folder_with_one_file_is_that_file_and_one_with_train_alone_is_split(tmp_path):
@@ -143,18 +143,18 @@ def test_a_folder_with_one_file_is_that_file_and_one_with_train_alone_is_split(t
         folder = tmp_path / name.removesuffix(".csv")
         folder.mkdir()
         written(folder / name, rows())
-        found = load_examples(str(folder))
-        assert all_of(found) == all_of(load_examples(str(folder / name)))
+        found = load_labelled(str(folder))
+        assert all_of(found) == all_of(load_labelled(str(folder / name)))
 
 
 def test_a_quarter_of_the_texts_of_each_label_is_asked_for_and_never_shown(tmp_path):
-    found = load_examples(written(tmp_path / "data.json", [*rows(40), *rows(3)]))
+    found = load_labelled(written(tmp_path / "data.json", [*rows(40), *rows(3)]))
     assert not texts_of(found.shown) & texts_of(found.asked)
     for label in LABELS:
         assert len(found.asked[label]) == 10
         assert len(found.shown[label]) == 30
     # Which ones does not depend on the order, nor on whether there are other labels.
-    again = load_examples(written(tmp_path / "again.json", rows(40, labels=LABELS[:2])[::-1]))
+    again = load_labelled(written(tmp_path / "again.json", rows(40, labels=LABELS[:2])[::-1]))
     assert {label: sorted(texts) for label, texts in again.asked.items()} == {
         label: sorted(found.asked[label]) for label in LABELS[:2]
     }
@@ -163,16 +163,16 @@ def test_a_quarter_of_the_texts_of_each_label_is_asked_for_and_never_shown(tmp_p
 def test_a_text_is_never_both_shown_and_asked_for(tmp_path):
     # Two labels for one text, in one file.
     twice = [{"text": f"text {n}", "label": label} for n in range(40) for label in ("good", "bad")]
-    found = load_examples(written(tmp_path / "twice.json", twice))
+    found = load_labelled(written(tmp_path / "twice.json", twice))
     assert not texts_of(found.shown) & texts_of(found.asked)
     # The same texts in two splits, as they are in some published ones.
-    found = load_examples(written(tmp_path / "both.json", {"train": rows(8), "test": [*rows(2), *rows(2, "test")]}))
+    found = load_labelled(written(tmp_path / "both.json", {"train": rows(8), "test": [*rows(2), *rows(2, "test")]}))
     assert not texts_of(found.shown) & texts_of(found.asked)
 
 
 def test_a_label_with_one_text_is_left_out_and_one_with_two_is_not(tmp_path):
     alone = [*rows(4), {"text": "alone", "label": "rare"}, *({"text": f"{n} of two", "label": "pair"} for n in "ab")]
-    found = load_examples(written(tmp_path / "data.json", alone))
+    found = load_labelled(written(tmp_path / "data.json", alone))
     assert set(found.shown) == set(found.asked) == {*LABELS, "pair"}
     assert "alone" not in texts_of(found.shown) | texts_of(found.asked)
     assert len(found.shown["pair"]) == len(found.asked["pair"]) == 1
@@ -183,7 +183,7 @@ def test_a_label_with_one_text_is_left_out_and_one_with_two_is_not(tmp_path):
 
 def refused(path, match, hint, **columns):
     with pytest.raises(CorpusError, match=match) as caught:
-        load_examples(str(path), **columns)
+        load_labelled(str(path), **columns)
     assert hint in caught.value.hint
     assert not caught.value.message.endswith(".")
 
@@ -204,16 +204,16 @@ def test_what_is_not_there_or_of_another_kind_is_an_error(tmp_path):
     refused(tmp_path / "none.csv", "no labelled texts at", "a folder or a file: .csv, .tsv, .jsonl, .json")
     for name in ("data.txt", "data.parquet", "data", "data.gz"):
         (tmp_path / name).write_text("text,label\n")
-        refused(tmp_path / name, "of a kind that cannot be read", ".csv, .tsv, .jsonl, .json")
+        refused(tmp_path / name, "has an ending that is not supported", ".csv, .tsv, .jsonl, .json")
 
 
 def test_a_folder_without_a_split_to_show_is_an_error(tmp_path):
-    refused(tmp_path, "none of these", "the file itself")
+    refused(tmp_path, "no such file", "the file itself")
     written(tmp_path / "test.csv", rows())
-    refused(tmp_path, r"has no train.*it has: test.csv", "the file itself")
+    refused(tmp_path, r"has no file train.*it has: test.csv", "the file itself")
     for name in ("one.csv", "two.csv"):
         written(tmp_path / name, rows())
-    refused(tmp_path, r"has no train", "the file itself")
+    refused(tmp_path, r"has no file train", "the file itself")
 
 
 def test_json_without_a_split_to_show_is_an_error(tmp_path):
@@ -247,4 +247,4 @@ def test_what_cannot_be_read_is_an_error_and_not_a_traceback(tmp_path):
     assert len(names) == 16
     for name in names:
         with pytest.raises(CorpusError, match=re.escape(name)):
-            load_examples(str(tmp_path / name))
+            load_labelled(str(tmp_path / name))

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from hope_eval import zoo
-from hope_eval.data.vocabulary import PROSE, Examples, Haystack, Vocabulary, lay_out
+from hope_eval.data.labelled import LabelledTexts
+from hope_eval.data.vocabulary import PROSE, Haystack, Vocabulary, lay_out
 from hope_eval.errors import OptionError, TaskError
 from hope_eval.task import generator, task_class
 
@@ -136,7 +137,7 @@ def test_a_chat_without_a_template_and_a_template_without_the_user_are_errors():
     assert "--plain" in caught.value.hint
     tokenizer = byte_tokenizer()
     tokenizer.chat_template = "[user]hello[end]"
-    with pytest.raises(OptionError, match="does not repeat"):
+    with pytest.raises(OptionError, match="leaves out the user's words"):
         Vocabulary(tokenizer, 0, chat=True)
 
 
@@ -198,7 +199,7 @@ def test_words_are_a_space_and_letters_and_the_first_stay_the_first(tokenizer):
     assert all(re.fullmatch(" [A-Za-z]{2,}", vocabulary.text([word])) for word in words)
     assert [len(vocabulary.encode(vocabulary.text([word]))) for word in words[:50]] == [1] * 50
     assert len(Vocabulary(metaspace_tokenizer(), None).words(3)) == 3
-    with pytest.raises(TaskError, match="needs 4 words that are one token each, and the tokenizer has 3"):
+    with pytest.raises(TaskError, match="needs 4 words of one token each, and the tokenizer has 3"):
         Vocabulary(metaspace_tokenizer(), None).words(4)
 
 
@@ -270,7 +271,7 @@ def test_a_character_of_several_tokens_is_not_cut():
 
 def test_texts_that_are_too_short_are_an_error(tokenizer):
     for texts in ([], ["a line\n"]):
-        with pytest.raises(TaskError, match="tokens, and 100 are to be cut") as caught:
+        with pytest.raises(TaskError, match="haystack needs 100 tokens") as caught:
             Vocabulary(tokenizer, None, texts=texts).haystack("text", 100, generator(0))
         assert "--data" in caught.value.hint
     vocabulary = Vocabulary(tokenizer, None, texts=["a line of text\n" * 10])
@@ -288,7 +289,7 @@ def test_no_text_has_a_place_too(tokenizer, texts):
 
 
 def test_another_haystack_is_an_error(tokenizer):
-    with pytest.raises(TaskError, match="no haystack of `tale`"):
+    with pytest.raises(TaskError, match="`tale` is not a kind of haystack"):
         Vocabulary(tokenizer, None).haystack("tale", 10, generator(0))
 
 
@@ -312,15 +313,15 @@ def test_shots_are_laid_out_in_their_order_and_fill_the_room(tokenizer):
             laid = lay_out(vocabulary, shots, room, placement, generator(0))
             assert len(laid) == room
             assert re.findall(r" shot (\w)\n", vocabulary.text(laid)) == list("abcd")
-    with pytest.raises(TaskError, match="no placement `over there`"):
+    with pytest.raises(TaskError, match="`over there` is not a placement"):
         lay_out(vocabulary, shots, 100, "over there", generator(0))
 
 
 def test_the_fingerprint_of_examples_is_that_of_texts_and_labels():
     shown, asked = {"a": ["one", "two"], "b": ["three"]}, {"a": ["four"], "b": ["five"]}
-    one = Examples("one", shown, asked).fingerprint
+    one = LabelledTexts("one", shown, asked).fingerprint
     assert re.fullmatch("[0-9a-f]{16}", one)
-    assert Examples("other name", dict(reversed(shown.items())), asked).fingerprint == one
+    assert LabelledTexts("other name", dict(reversed(shown.items())), asked).fingerprint == one
     for others in (
         (asked, shown),
         ({"a": ["one"], "b": ["two", "three"]}, asked),
@@ -328,4 +329,4 @@ def test_the_fingerprint_of_examples_is_that_of_texts_and_labels():
         ({"a": ["two", "one"], "b": ["three"]}, asked),
         ({"a": ["one", "two"], "c": ["three"]}, {"a": ["four"], "c": ["five"]}),
     ):
-        assert Examples("one", *others).fingerprint != one
+        assert LabelledTexts("one", *others).fingerprint != one

@@ -11,7 +11,7 @@ from asking import material, prompts, run
 from fakes import Oracle, Parrot, Recency, Uniform, fake, zoo_tokenizer
 
 from hope_eval.analysis import answers
-from hope_eval.data.vocabulary import Examples
+from hope_eval.data.labelled import LabelledTexts
 from hope_eval.errors import LengthError, OptionError, TaskError
 from hope_eval.evaluation import perplexity as evaluate
 from hope_eval.evaluation import questions as ask
@@ -280,7 +280,7 @@ def test_the_data_that_is_asked_of_are_part_of_the_run(tmp_path):
     ids = set()
     for word in ("sour", "bitter"):
         texts = {"fruit": [f"a {word} apple {n}" for n in range(4)], "sea": [f"a {word} wave {n}" for n in range(4)]}
-        examples = Examples("mine.csv", texts, {key: [f"{one} now" for one in value] for key, value in texts.items()})
+        examples = LabelledTexts("mine.csv", texts, {key: [f"{t} now" for t in value] for key, value in texts.items()})
         store = run(fake(Uniform()), task, (200,), tmp_path, 1, material=Material(examples=examples))
         ids.add(store.id)
         assert store.header["provenance"]["data"] == "mine.csv"

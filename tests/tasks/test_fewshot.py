@@ -113,13 +113,13 @@ def test_of_the_last_shots_there_is_one_of_each_class(vocabulary):
 
 
 def test_labelled_texts_of_ones_own_are_shown_and_asked_for(vocabulary):
-    from hope_eval.data.vocabulary import Examples
+    from hope_eval.data.labelled import LabelledTexts
 
     parts = [
         {label: [f"{word} number {n} of {label}" for n in range(9)] for label in ("good", "bad", "so so")}
         for word in ("shown", "asked")
     ]
-    own = Vocabulary(vocabulary.tokenizer, 0, examples=Examples("own", *parts))
+    own = Vocabulary(vocabulary.tokenizer, 0, examples=LabelledTexts("own", *parts))
     for prompt in prompts("label_map", own, 600):
         context = context_text(own, prompt)
         shots = shots_of(context)

@@ -13,7 +13,7 @@ from conftest import byte_tokenizer
 from prompting import IN_HAYSTACKS, LENGTHS, asked, length_for, lines_of, n_read, prompts
 
 from hope_eval.errors import ContextTooShortError, TaskError
-from hope_eval.task import FAMILIES, Vocabulary, generator, parse_task, task_class, task_names
+from hope_eval.task import FAMILIES, FOLDER, Vocabulary, generator, parse_task, task_class, task_names
 
 # Another value of every parameter; of those that several tasks have, one that fits them all.
 OTHERS = {
@@ -204,7 +204,7 @@ def test_an_unknown_task_or_parameter_gets_a_hint():
     with pytest.raises(TaskError, match="no parameter `n_needle`") as caught:
         parse_task("needle:n_needle=4")
     assert "`n_needles`" in caught.value.hint
-    with pytest.raises(TaskError, match="`n_needles` of `needle` is a int, got `many`"):
+    with pytest.raises(TaskError, match="`n_needles` of `needle` must be of type int, got `many`"):
         parse_task("needle:n_needles=many")
     with pytest.raises(TaskError, match="no parameter `control`"):
         parse_task("needle:control=floor")
@@ -232,11 +232,27 @@ def test_a_task_of_ones_own(tmp_path, vocabulary):
     file = tmp_path / "two.py"
     file.write_text(OWN + OWN.replace("class Again", "class OnceMore"))
     assert task_class(f"{file}/once_more")().name == "once_more"
-    with pytest.raises(TaskError, match="defines 2 tasks") as caught:
+    with pytest.raises(TaskError, match="defines 2 tasks: again, once_more") as caught:
         task_class(str(file))
+    assert caught.value.hint.endswith("two.py/again")
+    with pytest.raises(TaskError, match="defines no task `twice`") as caught:
+        task_class(f"{file}/twice")
     assert "again, once_more" in caught.value.hint
     with pytest.raises(TaskError, match="no file"):
         task_class(str(tmp_path / "none.py"))
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(TaskError, match=r"empty\.py` defines no task"):
+        task_class(str(tmp_path / "empty.py"))
+
+
+def test_a_task_of_ones_own_cannot_take_the_name_of_a_bundled_one(tmp_path):
+    """It would have the identity of the bundled task, whose runs it would then resume."""
+    file = tmp_path / "mine.py"
+    file.write_text(OWN.replace("class Again", "class Needle"))
+    with pytest.raises(TaskError, match=r"mine\.py` defines a task `needle`, and hope-eval has a task") as caught:
+        task_class(str(file))
+    assert caught.value.hint == "rename the class"
+    assert task_class(str(FOLDER / "passkey.py")) is task_class("passkey"), "a bundled file is no file of one's own"
 
 
 @pytest.mark.parametrize("haystack", ["prose", "text"])
