@@ -16,7 +16,7 @@ from benchmarks import common
 from benchmarks.common import DEVICE, OURS, Figure, Work
 from hope_eval.encodings import Geometry, parse_encoding
 from hope_eval.model.kernels import attention as ours
-from hope_eval.model.kernels import fastest as kernels
+from hope_eval.model.kernels import attention_choice
 
 ENCODINGS = "rope,alibi,t5,kerple,fire"
 
@@ -94,14 +94,14 @@ def _sdpa(backend: SDPBackend, query: torch.Tensor, key: torch.Tensor, value: to
 
 @torch.inference_mode()
 def _flash4(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
-    with kernels.preferring(("flash4",), query.shape[2], alone=True, tried=kernels.Heads.of(query)):
-        kernels.by_flash4(query, key, value, 1 / math.sqrt(query.shape[-1]))
+    with attention_choice.preferring(("flash4",), query.shape[2], alone=True, tried=attention_choice.Heads.of(query)):
+        attention_choice.by_flash4(query, key, value, 1 / math.sqrt(query.shape[-1]))
 
 
 @torch.inference_mode()
 def _ours(layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     heads, length, head_dim = query.shape[1:]
-    with kernels.fastest(DEVICE, query.dtype, heads, key.shape[1], head_dim).preferred(length):
+    with attention_choice.fastest(DEVICE, query.dtype, heads, key.shape[1], head_dim).preferred(length):
         ours.attention(layer, query, key, value, None)
 
 

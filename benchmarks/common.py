@@ -36,7 +36,8 @@ from hope_eval.analysis.perplexity import table
 from hope_eval.data.corpora import Corpus, Document
 from hope_eval.evaluation import perplexity as evaluate
 from hope_eval.lengths import parse_length, parse_lengths, resolved
-from hope_eval.model.scoring import OutOfMemory, PrefixPolicy
+from hope_eval.model.reading import OutOfMemory
+from hope_eval.model.tokens import PrefixPolicy
 from hope_eval.protocols import protocol_named
 from hope_eval.runs.provenance import installed, origin
 from hope_eval.runs.shards import n_processes
@@ -136,7 +137,7 @@ def language_model(size: str, tokenizer: Any = None, seed: int = 0) -> LanguageM
     with torch.device(DEVICE):
         module: Any = AutoModelForCausalLM.from_config(config, dtype=dtype)
     model = LanguageModel(f"llama-{size}-random", module, tokenizer or number_tokenizer(config.vocab_size))
-    assert model.head == "chunked", model.head_reason
+    assert model.reading.head == "chunked", model.reading.head_reason
     return model
 
 

@@ -21,7 +21,7 @@ from benchmarks import common, peers
 from benchmarks.common import FULL_LOGITS, LM_EVAL, OURS, Figure, Work
 from hope_eval import LanguageModel
 from hope_eval.data.corpora import Corpus
-from hope_eval.model.scoring import PrefixPolicy
+from hope_eval.model.tokens import PrefixPolicy
 
 # Tokens that lm-eval reads side by side, in one of its two ways.
 BATCH_TOKENS = 32_768

@@ -97,7 +97,7 @@ def measured(
         torch.cuda.empty_cache()
     start = time.perf_counter()
     model = checkpoint.load(str(folder), device=device, dtype="bfloat16", group=group)
-    figure: dict[str, Any] = {"gpus": group.size if group else 1, "head": model.head}
+    figure: dict[str, Any] = {"gpus": group.size if group else 1, "head": model.reading.head}
     figure["loading_seconds"] = round(time.perf_counter() - start, 2)
     if model.device.type == "cuda":
         figure["weights_gib"] = round(torch.cuda.memory_allocated() / 2**30, 2)

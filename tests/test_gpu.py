@@ -1,6 +1,7 @@
 """What only a GPU can show. Run with `-m gpu`."""
 
 import json
+from dataclasses import replace
 from importlib.util import find_spec
 
 import numpy as np
@@ -10,8 +11,7 @@ from commands import hope_eval
 from conftest import VOCAB_SIZE, tiny_model, tiny_module
 
 from hope_eval.encodings import Geometry, parse_encoding
-from hope_eval.model.kernels import attention, layers, nll
-from hope_eval.model.kernels import fastest as kernels
+from hope_eval.model.kernels import attention, attention_choice, chunked_layers, nll
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Sample
 from hope_eval.train.loop import train
@@ -27,7 +27,7 @@ IDS = np.random.default_rng(0).integers(1, VOCAB_SIZE, 3000)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_gpu_agrees_with_the_cpu_and_uses_the_chunked_head(kind, dtype):
     model = LanguageModel(kind, tiny_module(kind).to("cuda", dtype), None)
-    assert (model.head, model.head_reason) == ("chunked", "")
+    assert (model.reading.head, model.reading.head_reason) == ("chunked", "")
     slow = tiny_model(kind)
     sample = Sample(IDS[:1], IDS[1:200])
     gap = np.abs(model.score([sample])[0].nll - slow.score([sample])[0].nll)
@@ -182,9 +182,9 @@ def test_sliding_windows_are_kept_right_without_their_masks(kind):
 
 @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
 def test_a_kernel_is_chosen_that_agrees(head_dim):
-    chosen = kernels.fastest(torch.device("cuda"), torch.bfloat16, 8, 2, head_dim)
+    chosen = attention_choice.fastest(torch.device("cuda"), torch.bfloat16, 8, 2, head_dim)
     assert chosen.order
-    assert set(chosen.order) | set(chosen.refused) == set(kernels.KERNELS)
+    assert set(chosen.order) | set(chosen.refused) == set(attention_choice.KERNELS)
     assert all(speed > 10 for speed in chosen.tflops.values())
 
 
@@ -201,9 +201,9 @@ def test_flash_attention_4_agrees_with_the_definition(n_queries, n_keys, heads, 
         torch.randn(2, n_keys, n, head_dim, generator=generator, device="cuda", dtype=torch.bfloat16).transpose(1, 2)
         for n in (heads, kv_heads, kv_heads)
     )
-    wanted = kernels.definition(query, key, value)[:, :, -n_queries:].transpose(1, 2)
-    with kernels.preferring(("flash4",), n_queries, tried=kernels.Heads.of(query)):
-        found = kernels.by_flash4(query[:, :, -n_queries:], key, value, head_dim**-0.5)
+    wanted = attention_choice.definition(query, key, value)[:, :, -n_queries:].transpose(1, 2)
+    with attention_choice.preferring(("flash4",), n_queries, tried=attention_choice.Heads.of(query)):
+        found = attention_choice.by_flash4(query[:, :, -n_queries:], key, value, head_dim**-0.5)
     assert float((found.double() - wanted).norm() / wanted.norm()) < 1e-2
 
 
@@ -219,12 +219,12 @@ def test_samples_score_the_same_whatever_is_read_beside_them(dtype, largest, mea
 
 
 def test_compiled_chunks_score_as_whole_layers_do(monkeypatch):
-    monkeypatch.setattr(layers, "largest_chunk", lambda device_type, width, compiling: 512)
+    monkeypatch.setattr(chunked_layers, "largest_chunk", lambda device_type, width, compiling: 512)
     whole, chunked = (
         LanguageModel("llama", tiny_module("llama").to("cuda", torch.bfloat16), None, compiling=compiling)
         for compiling in ("off", "on")
     )
-    whole._layers = None
+    whole.reading = replace(whole.reading, layers=None)
     sample = Sample(IDS[:1], IDS[1:2500])
     gap = chunked.score([sample])[0].nll - whole.score([sample])[0].nll
     # Bfloat16 on weights this wild; what is systematic would show in the mean.

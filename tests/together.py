@@ -30,6 +30,7 @@ from hope_eval.evaluation import questions as ask
 from hope_eval.model import checkpoint
 from hope_eval.model.decoder import LlamaForCausalLM
 from hope_eval.model.parallel import group as parallel
+from hope_eval.model.reading import Reader
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import protocol_named
 from hope_eval.runs import shards as sharding
@@ -117,7 +118,8 @@ def run(what: str, root: Path, arguments: list[str]) -> None:
             parameters = sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel()
                              for p in model.module.parameters())  # fmt: skip
             found[path] = {
-                "head": model.head, "keeps_contexts": model.keeps_contexts, "fingerprint": model.fingerprint,
+                "head": model.reading.head, "keeps_contexts": model.reading.keeps_contexts,
+                "fingerprint": model.fingerprint,
                 "parameters": parameters,
             }  # fmt: skip
             faults.spoil(model)
@@ -154,17 +156,18 @@ class Faults:
             tensor_parallel.RowwiseParallel.transform_output_post_forward = lambda style, module, output, mesh: output
         if self.kind == "ungathered":
             LlamaForCausalLM._tp_plan = {"lm_head": "colwise"}
-        scored = LanguageModel._scored
+        forwarded = Reader.forwarded
 
-        def faulty(model, samples):
-            self.left -= not model._checking
+        def faulty(reader, samples):
+            # Not while the model is checked, on loading.
+            self.left -= reader.reading.head_chunk is None
             if self.left == 0 and self.mine and self.kind == "dies":
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.left == 0 and self.mine and self.kind == "stops":
                 time.sleep(60)
-            return scored(model, samples)
+            return forwarded(reader, samples)
 
-        LanguageModel._scored = faulty
+        Reader.forwarded = faulty
 
     def spoil(self, model: LanguageModel) -> None:
         """Let memory end in the second layer, when sums of the first were begun; or the head prefer a token."""

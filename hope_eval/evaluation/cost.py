@@ -42,10 +42,12 @@ from hope_eval.encodings import PositionEncoding
 from hope_eval.errors import OptionError
 from hope_eval.lengths import short_length
 from hope_eval.model.configs import heads_of, inner_width, text_config
+from hope_eval.model.contexts import contexts_copied
 from hope_eval.model.kernels.attention import BLOCK_NUMBERS
-from hope_eval.model.kernels.fastest import CUDNN_FROM
-from hope_eval.model.kernels.layers import COMPILED_FROM, largest_chunk
-from hope_eval.model.scoring import LanguageModel, chunk_size, contexts_copied
+from hope_eval.model.kernels.attention_choice import CUDNN_FROM
+from hope_eval.model.kernels.chunked_layers import COMPILED_FROM, largest_chunk
+from hope_eval.model.reading import chunk_size
+from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Prompt, Question, Sample
 
 # The benchmark reads longer and longer inputs, until one takes this many seconds.
@@ -400,7 +402,7 @@ def _fitted(columns: np.ndarray, seconds: np.ndarray) -> tuple[float, ...]:
 
 def _with_answers(model: LanguageModel, shape: Shape, speed: Speed, ids: np.ndarray, lengths: Sequence[int]) -> Speed:
     """Return the speed with what answers after a kept context take, timed on a short context and a longer one."""
-    if not model.keeps_contexts:
+    if not model.reading.keeps_contexts:
         return speed
     columns, seconds = [], []
     for length in (lengths[0], lengths[-1]):

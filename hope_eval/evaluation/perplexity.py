@@ -28,7 +28,9 @@ from hope_eval.data.corpora import Corpus, Document
 from hope_eval.encodings import facts_of
 from hope_eval.errors import CorpusError
 from hope_eval.model.kernels.nll import choose as choose_nll
-from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy
+from hope_eval.model.reading import OutOfMemory
+from hope_eval.model.scoring import LanguageModel
+from hope_eval.model.tokens import PrefixPolicy
 from hope_eval.protocols import Cell, Protocol, Window, merge
 from hope_eval.runs.kinds import PPL
 from hope_eval.runs.provenance import Session, origin
@@ -217,7 +219,7 @@ def perplexity(
         "tokens_needed": needed,
         "prefix": None if token is None else model.token_text(token),
         "train_length_source": model.train_length_source,
-        "head_reason": model.head_reason,
+        "head_reason": model.reading.head_reason,
         "encoding": facts_of(model.encoding),
         "tokenizer": model.tokenizer_fingerprint,
         **protocol.provenance(lengths, [len(document.ids) for document in chosen.documents]),
@@ -243,7 +245,7 @@ def identity_of(model: LanguageModel) -> dict[str, Any]:
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
         "kernel": model.kernel,
-        "head": model.head,
+        "head": model.reading.head,
         "nll": choose_nll(model.device.type).name,
     }
 

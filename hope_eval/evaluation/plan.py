@@ -30,7 +30,8 @@ from hope_eval.evaluation.run import Models, Options, with_material
 from hope_eval.evaluation.suites import Entry
 from hope_eval.lengths import Lengths, lengths_text, resolved, short_length
 from hope_eval.model import checkpoint
-from hope_eval.model.scoring import LanguageModel, branches_of, contexts_copied
+from hope_eval.model.contexts import branches_of, contexts_copied
+from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import Protocol
 from hope_eval.runs.kinds import PPL
 from hope_eval.runs.token_store import TokenizedDocument
@@ -161,7 +162,7 @@ class Job:
 
     def score(self, rows: int, n_read: int, n_scored: int) -> Forward:
         """Return a forward that scores so many tokens of all rows; full logits are logits of all that is read."""
-        full = self.subject.model.head == "full"
+        full = self.subject.model.reading.head == "full"
         return Forward("score", rows, n_read, n_scored=rows * n_read if full else n_scored)
 
 
@@ -262,7 +263,7 @@ class TaskJob(Job):
         subject, shape = self.subject, self.subject.shape
         context = Forward("context", len(group), length - 1)
         one = Forward("answers", 1, 1, length - 1, n_scored=1, n_beside=length - 1)
-        if not (subject.model.keeps_contexts and length > 1 and subject.fits(one)):
+        if not (subject.model.reading.keeps_contexts and length > 1 and subject.fits(one)):
             for prompt in group:
                 for question in prompt.questions:
                     for answer in question.answers:
@@ -429,7 +430,7 @@ def planned(
             lengths.append(resolved(entry.lengths, model.train_length))
             if entry.lengths is Entry.lengths:
                 lengths[-1] = lengths_of.setdefault(number, lengths[-1])
-        shape = replace(Shape.of(model.module), full_logits=model.head == "full")
+        shape = replace(Shape.of(model.module), full_logits=model.reading.head == "full")
         free = memory or free_memory(place, 0 if outline else shape.n_bytes)
         speed = Speed.stated(tflops * 1e12) if tflops else None
         if not outline:

@@ -23,7 +23,9 @@ from hope_eval.data.vocabulary import Vocabulary
 from hope_eval.encodings import facts_of
 from hope_eval.errors import ContextTooShortError, TaskError
 from hope_eval.evaluation.perplexity import Count, Report, batch_size, identity_of, session
-from hope_eval.model.scoring import LanguageModel, OutOfMemory, PrefixPolicy, Score, prefix_token
+from hope_eval.model.reading import OutOfMemory, Score
+from hope_eval.model.scoring import LanguageModel
+from hope_eval.model.tokens import PrefixPolicy, prefix_token
 from hope_eval.runs.columns import Record
 from hope_eval.runs.provenance import origin
 from hope_eval.runs.records.answer import ANSWER

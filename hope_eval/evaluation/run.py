@@ -25,7 +25,8 @@ from hope_eval.evaluation.questions import Material
 from hope_eval.evaluation.suites import Entry
 from hope_eval.lengths import resolved
 from hope_eval.model import checkpoint
-from hope_eval.model.scoring import LanguageModel, PrefixPolicy
+from hope_eval.model.scoring import LanguageModel
+from hope_eval.model.tokens import PrefixPolicy
 from hope_eval.protocols import Protocol
 from hope_eval.runs.shards import ALONE, Ranks
 from hope_eval.runs.store import RunStore

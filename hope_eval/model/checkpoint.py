@@ -41,8 +41,8 @@ from hope_eval.model.attach import (
     set_rope_parameters,
 )
 from hope_eval.model.configs import text_config, training_length
-from hope_eval.model.kernels.layers import Compile
-from hope_eval.model.parallel import sequence as parts
+from hope_eval.model.kernels.chunked_layers import Compile
+from hope_eval.model.parallel import sequence
 from hope_eval.model.parallel.group import INSTEAD, Group, check_shardable, sharded
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.plugins import module_from_file
@@ -206,7 +206,7 @@ def load_checkpoint(
                 if sharing:
                     check_shardable(label, planned, sharing.size)
                 else:
-                    parts.check_readable(label, planned)
+                    sequence.check_readable(label, planned)
             where = sharded(sharing.size) if sharing else {"device_map": device_map or {"": place}}
             module, tokenizer = _from_folder(folder, gguf, numbers, where, trust_remote_code)
         fingerprint = "" if outline else _fingerprint([folder / gguf] if gguf else _content_files(folder), group)
@@ -510,7 +510,10 @@ def _from_loader(loader: str, name: str, device: torch.device, dtype: str) -> tu
 
 def _check_group(model: LanguageModel, group: Group) -> None:
     """Raise CheckpointError if not all processes that hold a model read it, and score, in the same way."""
-    group.check_same("how it is read", [model.head, model.head_reason, model.keeps_contexts, model.fingerprint])
+    group.check_same(
+        "how it is read",
+        [model.reading.head, model.reading.head_reason, model.reading.keeps_contexts, model.fingerprint],
+    )
     n = min(48, model.max_length or 48)
     ids = np.random.default_rng(2).integers(0, int(text_config(model.module).vocab_size), n)
     (score,) = model.score([Sample(ids[:1], ids[1:])])

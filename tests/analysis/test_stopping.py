@@ -19,7 +19,8 @@ from hope_eval.data.corpora import Corpus, Document
 from hope_eval.errors import OptionError
 from hope_eval.evaluation import perplexity as evaluate
 from hope_eval.evaluation import questions as ask
-from hope_eval.model.scoring import LanguageModel, OutOfMemory
+from hope_eval.model.reading import OutOfMemory
+from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import protocol_named
 from hope_eval.runs import manage as runs
 from hope_eval.runs.shards import ALONE, Ranks

@@ -14,6 +14,7 @@ from conftest import tiny_module
 from rich.console import Console
 
 from hope_eval.model import checkpoint as checkpoints
+from hope_eval.model.reading import Reader
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.show.tables import render
 
@@ -182,14 +183,14 @@ def test_nan_is_marked_and_the_exit_code_is_1(ppl, monkeypatch):
 
 
 def test_out_of_memory_is_marked_and_explained(ppl, monkeypatch):
-    own = LanguageModel._scored
+    own = Reader.forwarded
 
     def scored(self, samples):
         if samples[0].n_read > 100:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 62.60 GiB.")
         return own(self, samples)
 
-    monkeypatch.setattr(LanguageModel, "_scored", scored)
+    monkeypatch.setattr(Reader, "forwarded", scored)
     result = ppl("--lengths", "32,64,256")
     assert "oom*" in result.stdout
     assert "could not read 256 tokens" in result.stdout

@@ -103,7 +103,7 @@ def test_generation_goes_on_beyond_the_training_length(spec):
 def test_scores_are_finite_at_16_times_the_training_length(spec):
     ids = IDS.repeat(1, 18)[0, : 16 * TRAIN_LENGTH].numpy()
     model = LanguageModel("tiny", decoder(spec), None)
-    assert (model.head, model.head_reason) == ("chunked", "")
+    assert (model.reading.head, model.reading.head_reason) == ("chunked", "")
     score = model.score([Sample(ids[:1], ids[1:])])[0]
     assert bool(torch.isfinite(torch.from_numpy(score.nll)).all())
 

@@ -21,7 +21,7 @@ from hope_eval.evaluation.cost import Forward, Shape, Speed
 from hope_eval.evaluation.plan import Choice, commands, planned
 from hope_eval.evaluation.run import Models, Options, measure
 from hope_eval.evaluation.suites import Entry, parse_measure
-from hope_eval.model import scoring
+from hope_eval.model import contexts
 from hope_eval.model.scoring import LanguageModel
 
 LENGTHS = (160, 256, 320)
@@ -101,14 +101,14 @@ def test_tokens_are_those_of_the_run_however_it_reads(why, stories, tmp_path, mo
         monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", 700)
     if why == "few copies":
         names += ["label_map"]
-        monkeypatch.setitem(scoring._COPIES_BYTES, "cpu", 1_000_000)
+        monkeypatch.setitem(contexts._COPIES_BYTES, "cpu", 1_000_000)
     if why == "length-dependent":
         changes["rope_parameters"] = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     if why == "no controls":
         options = Options(data=str(stories), controls=False)
     one = model(**changes)
     if why == "no kept contexts":
-        one.keeps_contexts = False
+        one.reading = replace(one.reading, keeps_contexts=False)
     plan = plan_of(names, one, options=options)
     tokens, n_calls, _ = counted(one, list(plan.entries), tmp_path, options)
     rows = [row for row in plan.rows() if row["what"] != "loading"]

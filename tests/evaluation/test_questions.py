@@ -17,7 +17,8 @@ from hope_eval.evaluation import perplexity as evaluate
 from hope_eval.evaluation import questions as ask
 from hope_eval.evaluation.questions import Material
 from hope_eval.model.checkpoint import load
-from hope_eval.model.scoring import LanguageModel, OutOfMemory
+from hope_eval.model.reading import OutOfMemory
+from hope_eval.model.scoring import LanguageModel
 from hope_eval.runs.store import RunStore
 from hope_eval.task import Prompt, Question, Task, parse_task, task_class, task_names
 

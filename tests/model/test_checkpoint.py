@@ -20,7 +20,7 @@ def copy(checkpoint, tmp_path):
 
 def test_a_folder(checkpoint):
     model = load(str(checkpoint), device="cpu")
-    assert (model.name, model.encoding, model.head) == ("tiny-llama", "rope", "chunked")
+    assert (model.name, model.encoding, model.reading.head) == ("tiny-llama", "rope", "chunked")
     assert (model.train_length, model.train_length_source) == (64, "max_position_embeddings")
     assert model.dtype == torch.float32
     ids = torch.tensor([[0, *range(1, 100)]])
@@ -275,7 +275,7 @@ def test_a_loader_of_ones_own(tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(LOADER.format(vocab=VOCAB_SIZE))
     model = load("big", loader=f"{file}:load", device="cpu")
-    assert (model.name, model.head, model.train_length, model.encoding) == ("big", "full", None, "native")
+    assert (model.name, model.reading.head, model.train_length, model.encoding) == ("big", "full", None, "native")
     np.testing.assert_allclose(model.score([SAMPLE])[0].nll, np.log(VOCAB_SIZE), rtol=1e-6)
     assert len(model.fingerprint) == 16
     with pytest.raises(EncodingError, match="has no rotary encoding"):

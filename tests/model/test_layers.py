@@ -2,6 +2,7 @@
 
 import gc
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,9 +14,9 @@ from torch import nn
 from hope_eval import load
 from hope_eval.encodings import Geometry, PositionEncoding, encoding_class, encoding_names, parse_encoding
 from hope_eval.errors import OptionError
-from hope_eval.model import attach
-from hope_eval.model.kernels import attention, layers
-from hope_eval.model.kernels import fastest as kernels
+from hope_eval.model import configs
+from hope_eval.model.kernels import attention, attention_choice, chunked_layers
+from hope_eval.model.reading import Reader
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Prompt, Question, Sample
 
@@ -159,22 +160,22 @@ def test_layers_in_chunks_score_as_whole_ones(kind, monkeypatch):
     changes = {"max_position_embeddings": 512}
     if kind == "opt":
         changes |= {"ffn_dim": 64, "word_embed_proj_dim": 32}
-    monkeypatch.setattr(layers, "LARGEST_CHUNK", 256)
+    monkeypatch.setattr(chunked_layers, "LARGEST_CHUNK", 256)
     model = LanguageModel(kind, tiny_module(kind, **changes), None)
-    assert model._layers, "it has layers that work by tokens"
+    assert model.reading.layers, "it has layers that work by tokens"
     sample = Sample(IDS[:1], IDS[1:400])
     wanted = model.score([sample])[0].nll
-    model._layers.chunk = 32
+    model.reading.layers.chunk = 32
     sizes = watch(model) if kind not in ("opt", "mixtral") else [32]
     np.testing.assert_allclose(model.score([sample])[0].nll, wanted, atol=2e-5)
     assert max(sizes) == 32
-    assert not any("forward" in part.__dict__ for part in model._layers.parts), "nothing is left changed"
+    assert not any("forward" in part.__dict__ for part in model.reading.layers.parts), "nothing is left changed"
 
 
 def watch(model):
     """Return a list that the numbers of tokens that go through the first MLP are added to."""
     sizes = []
-    linear = next(m for part in model._layers.parts for m in part.modules() if isinstance(m, torch.nn.Linear))
+    linear = next(m for part in model.reading.layers.parts for m in part.modules() if isinstance(m, torch.nn.Linear))
     linear.register_forward_hook(lambda module, inputs, output: sizes.append(inputs[0][..., 0].numel()))
     return sizes
 
@@ -182,7 +183,7 @@ def watch(model):
 def test_what_is_wide_is_never_whole():
     module = tiny_module(max_position_embeddings=2048, intermediate_size=4096, num_hidden_layers=1)
     model = LanguageModel("wide", module, None)
-    model._layers.chunk = 64
+    model.reading.layers.chunk = 64
     sizes = watch(model)
     model.score([Sample(IDS[:1], IDS[1:])] * 3)
     assert len(sizes) == -(-3 * 499 // 64)
@@ -200,20 +201,20 @@ def test_layers_that_do_not_work_by_tokens_are_left_whole():
     module = tiny_module()
     module.model.layers[1].mlp = Mixing()
     model = LanguageModel("mixing", module, None)
-    assert model.head == "chunked"
-    assert model._layers is None
+    assert model.reading.head == "chunked"
+    assert model.reading.layers is None
     assert model.how["layer_chunk"] is None
 
 
 @pytest.mark.parametrize(("chunk", "first"), [(1024, [1024, 512, 256]), (65_536, [2000, 1024, 512, 256])])
 def test_out_of_memory_halves_the_chunk_of_the_layers_first(chunk, first, monkeypatch):
     """Also where a read is shorter than a chunk, as it may be in a narrow model on a GPU."""
-    monkeypatch.setattr(layers, "LARGEST_CHUNK", 1024)
+    monkeypatch.setattr(chunked_layers, "LARGEST_CHUNK", 1024)
     module = tiny_module(max_position_embeddings=2048)
     model = LanguageModel("tight", module, None)
     sample = Sample(IDS[:1], IDS[1:])
     wanted = model.score([sample])[0].nll
-    model._layers.chunk = chunk
+    model.reading.layers.chunk = chunk
     own, sizes = module.model.layers[0].mlp.forward, []
 
     def narrow(hidden_BLD):
@@ -233,7 +234,7 @@ def test_contexts_are_read_in_chunks_too():
     model = LanguageModel("tiny", tiny_module(max_position_embeddings=512), None)
     prompt = Prompt(IDS[:300], (Question(IDS[300:303], IDS[303:306]), Question(IDS[310:312], IDS[312:316])))
     wanted = model.score_prompts([prompt])[0]
-    model._layers.chunk = 32
+    model.reading.layers.chunk = 32
     sizes = watch(model)
     for found, score in zip(model.score_prompts([prompt])[0], wanted, strict=True):
         np.testing.assert_allclose(found.nll, score.nll, atol=2e-5)
@@ -242,28 +243,28 @@ def test_contexts_are_read_in_chunks_too():
 
 def test_training_is_left_alone():
     model = LanguageModel("tiny", tiny_module(max_position_embeddings=512), None)
-    model._layers.chunk = 32
+    model.reading.layers.chunk = 32
     sizes = watch(model)
-    with model._layers.reading(100):
+    with model.reading.layers.reading(100):
         model.module(torch.from_numpy(IDS[None, :100])).logits.sum().backward()
     assert sizes == [100]
 
 
 def test_chunks_follow_the_memory_that_is_free():
     for device_type in ("cpu", "cuda"):
-        assert layers.chunk_for(float("inf"), 14_336, 2, device_type) == layers.LARGEST_CHUNK
-        assert layers.chunk_for(1 << 30, 14_336, 2, device_type) == 1024
-        assert layers.chunk_for(0, 14_336, 2, device_type) == layers.SMALLEST_CHUNK
-    assert layers.chunk_for(float("inf"), 1536, 2, "cuda") == 8 * layers.LARGEST_CHUNK
-    assert layers.chunk_for(float("inf"), 1536, 2, "cpu") == layers.LARGEST_CHUNK
-    assert layers.chunk_for(float("inf"), 99_999, 2, "cuda") == layers.LARGEST_CHUNK
+        assert chunked_layers.chunk_for(float("inf"), 14_336, 2, device_type) == chunked_layers.LARGEST_CHUNK
+        assert chunked_layers.chunk_for(1 << 30, 14_336, 2, device_type) == 1024
+        assert chunked_layers.chunk_for(0, 14_336, 2, device_type) == chunked_layers.SMALLEST_CHUNK
+    assert chunked_layers.chunk_for(float("inf"), 1536, 2, "cuda") == 8 * chunked_layers.LARGEST_CHUNK
+    assert chunked_layers.chunk_for(float("inf"), 1536, 2, "cpu") == chunked_layers.LARGEST_CHUNK
+    assert chunked_layers.chunk_for(float("inf"), 99_999, 2, "cuda") == chunked_layers.LARGEST_CHUNK
     # What may be compiled is in chunks.
-    assert layers.chunk_for(float("inf"), 64, 2, "cuda") == layers.COMPILED_FROM // 2
-    assert layers.chunk_for(float("inf"), 64, 2, "cuda", "on") == layers.LARGEST_CHUNK
+    assert chunked_layers.chunk_for(float("inf"), 64, 2, "cuda") == chunked_layers.COMPILED_FROM // 2
+    assert chunked_layers.chunk_for(float("inf"), 64, 2, "cuda", "on") == chunked_layers.LARGEST_CHUNK
 
 
 def test_no_kernel_is_forced_on_a_cpu():
-    assert kernels.fastest(torch.device("cpu"), torch.float32, 4, 2, 64) == kernels.Kernels()
+    assert attention_choice.fastest(torch.device("cpu"), torch.float32, 4, 2, 64) == attention_choice.Kernels()
     assert attention.biased_kernel("cpu") is None
 
 
@@ -282,9 +283,9 @@ def flash4(query, key, value, softmax_scale, causal):
 
 @pytest.fixture
 def flash4_preferred(monkeypatch):
-    monkeypatch.setattr(kernels, "_flash4", lambda: flash4)
+    monkeypatch.setattr(attention_choice, "_flash4", lambda: flash4)
     flash4.calls = 0
-    with kernels.preferring(("flash4", "cudnn"), 100, tried=kernels.Heads(None, torch.float32, 16)):
+    with attention_choice.preferring(("flash4", "cudnn"), 100, tried=attention_choice.Heads(None, torch.float32, 16)):
         yield
 
 
@@ -298,7 +299,7 @@ def test_flash_attention_4_is_called_where_it_is_preferred(n_queries, flash4_pre
     layer = SimpleNamespace(num_key_value_groups=2, is_causal=True)
     found, _ = attention.plain(layer, query, key, value, None)
     assert flash4.calls == (n_queries > 1)
-    with kernels.preferring(("efficient",), 100):
+    with attention_choice.preferring(("efficient",), 100):
         wanted, _ = attention.plain(layer, query, key, value, None)
     assert flash4.calls == (n_queries > 1), "only where it comes first"
     torch.testing.assert_close(found, wanted)
@@ -328,7 +329,7 @@ def test_what_is_written_is_read_in_chunks_and_never_compiled(monkeypatch):
     model = LanguageModel("tiny", tiny_module(max_position_embeddings=512), None, compiling="on")
     wanted = model.generate([IDS[:90], IDS[100:190]], 6)
     monkeypatch.setattr(torch, "compile", None)
-    model._layers.chunk = 32
+    model.reading.layers.chunk = 32
     sizes = watch(model)
     assert model.generate([IDS[:90], IDS[100:190]], 6) == wanted
     assert set(sizes) == {32, 20, 2}, "180 tokens in chunks, then a token of each row"
@@ -337,16 +338,16 @@ def test_what_is_written_is_read_in_chunks_and_never_compiled(monkeypatch):
 def test_memory_that_ends_while_writing_halves_the_chunks_first(monkeypatch):
     model = LanguageModel("tiny", tiny_module(max_position_embeddings=512), None)
     wanted = model.generate([IDS[:300], IDS[100:400]], 4)
-    model._layers.chunk = 512
-    seen, own = [], model._written
+    model.reading.layers.chunk = 512
+    seen, own = [], Reader.written
 
-    def written(ids_BL, n, ends):
-        seen.append((len(ids_BL), model._layers.chunk))
-        if len(ids_BL) > 1 or model._layers.chunk > 256:
+    def written(reader, ids_BL, n, ends):
+        seen.append((len(ids_BL), model.reading.layers.chunk))
+        if len(ids_BL) > 1 or model.reading.layers.chunk > 256:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return own(ids_BL, n, ends)
+        return own(reader, ids_BL, n, ends)
 
-    monkeypatch.setattr(model, "_written", written)
+    monkeypatch.setattr(Reader, "written", written)
     assert model.generate([IDS[:300], IDS[100:400]], 4) == wanted
     assert seen == [(2, 512), (2, 256), (1, 256), (1, 256)]
 
@@ -360,8 +361,8 @@ def test_whole_models_score_the_same_with_flash_attention_4(flash4_preferred, mo
         sample = Sample(IDS[:1], IDS[1:200])
         wanted = model.score([sample])[0].nll
         before = flash4.calls
-        heads = kernels.Heads(None, torch.float32, attach.heads_of(module.config)[2])
-        monkeypatch.setattr(model, "_kernels", kernels.Kernels(("flash4",), tried=heads))
+        heads = attention_choice.Heads(None, torch.float32, configs.heads_of(module.config)[2])
+        model.reading = replace(model.reading, kernels=attention_choice.Kernels(("flash4",), tried=heads))
         np.testing.assert_allclose(model.score([sample])[0].nll, wanted, atol=1e-4)
         assert flash4.calls > before
 
@@ -376,9 +377,9 @@ def test_where_nothing_can_be_compiled_auto_does_without_and_on_says_so(compilin
 
     wanted = nll(tiny_module(max_position_embeddings=512), 300)
     model = LanguageModel("tiny", tiny_module(max_position_embeddings=512), None, compiling=compiling)
-    model._layers.chunk = 64
+    model.reading.layers.chunk = 64
     monkeypatch.setattr(torch, "compile", broken)
-    monkeypatch.setattr(layers.Chunked, "_compiles", lambda self, n: not self.compile_refused)
+    monkeypatch.setattr(chunked_layers.ChunkedLayers, "_compiles", lambda self, n: not self.compile_refused)
     sample = Sample(IDS[:1], IDS[1:300])
     if compiling == "on":
         with pytest.raises(OptionError, match="C compiler"):
@@ -391,14 +392,14 @@ def test_where_nothing_can_be_compiled_auto_does_without_and_on_says_so(compilin
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text", "mistral"])
 def test_what_is_compiled_scores_the_same_and_no_length_compiles_anew(kind, monkeypatch):
-    monkeypatch.setattr(layers, "LARGEST_CHUNK", 256)
+    monkeypatch.setattr(chunked_layers, "LARGEST_CHUNK", 256)
     torch._dynamo.reset()
     gc.collect()
     wanted = [nll(windowed_module(kind), n) for n in (300, 450, 500)]
     module = windowed_module(kind)
     attention.put_on(module)
     model = LanguageModel(kind, module, None, compiling="on")
-    model._layers.chunk = 64
+    model.reading.layers.chunk = 64
     torch._dynamo.utils.counters.clear()
     compiled = []
     for n, values in zip((300, 450, 500), wanted, strict=True):
@@ -416,7 +417,7 @@ class TestOfWhatModelsAreMadeOf:
         module = tiny_module(max_position_embeddings=512)
         module.model.layers[1].mlp = module.model.layers[0].mlp
         model = LanguageModel("shared", module, None)
-        model._layers.chunk = 32
+        model.reading.layers.chunk = 32
         model.score([Sample(IDS[:1], IDS[1:200])])
         assert not any("forward" in part.__dict__ for part in module.modules())
 
@@ -425,14 +426,14 @@ class TestOfWhatModelsAreMadeOf:
         tower = torch.nn.ModuleList([torch.nn.ModuleDict({"mlp": torch.nn.Linear(2, 2)}) for _ in range(5)])
         wrapped = torch.nn.Module()
         wrapped.vision, wrapped.text = tower, module.model
-        found = layers.Chunked(wrapped, "off", 3)
+        found = chunked_layers.ChunkedLayers(wrapped, "off", 3)
         assert module.model.layers[0].mlp in found.parts
         assert not set(found.parts) & set(tower.modules())
 
     def test_what_is_kept_elsewhere_is_not_fetched_chunk_by_chunk(self):
         module = tiny_module()
         module.model.layers[0].mlp.to("meta")
-        found = layers.Chunked(module.model, "off", 2)
+        found = chunked_layers.ChunkedLayers(module.model, "off", 2)
         assert module.model.layers[0].mlp not in found.parts
         assert module.model.layers[1].mlp in found.parts
 
@@ -441,7 +442,7 @@ class TestOfWhatModelsAreMadeOf:
         own = module.model.layers[0].mlp.forward
         module.model.layers[0].mlp.forward = lambda hidden_BLD: own(hidden_BLD).double()
         chunk_1ND, out_1ND = torch.zeros(1, 4, 32), torch.zeros(1, 4, 32)
-        assert not layers._step(module.model.layers[0].mlp.forward, chunk_1ND, out_1ND)
+        assert not chunked_layers._step(module.model.layers[0].mlp.forward, chunk_1ND, out_1ND)
 
     def test_sparse_attention_keeps_the_attention_that_it_asks_for(self):
         config = {"index_topk": 24, "index_n_heads": 2, "index_head_dim": 16, "q_lora_rank": 16, "kv_lora_rank": 16,
@@ -453,7 +454,7 @@ class TestOfWhatModelsAreMadeOf:
 
     @pytest.mark.parametrize("told", [[64, 64], (32, 64), 64])
     def test_a_config_may_tell_a_number_for_each_layer(self, told):
-        assert attach.number_of(SimpleNamespace(intermediate_size=told), "intermediate_size") == 64
+        assert configs.number_of(SimpleNamespace(intermediate_size=told), "intermediate_size") == 64
 
     def test_a_config_may_refuse_to_tell(self):
         class Ambiguous:
@@ -461,8 +462,8 @@ class TestOfWhatModelsAreMadeOf:
             def head_dim(self):
                 raise RuntimeError("it depends on the layer")
 
-        assert attach.number_of(Ambiguous(), "head_dim") is None
-        assert attach.number_of(None, "head_dim") is None
+        assert configs.number_of(Ambiguous(), "head_dim") is None
+        assert configs.number_of(None, "head_dim") is None
 
     def test_what_is_not_causal_is_not_made_so(self):
         q, (k, v) = torch.randn(1, 2, 4, 16), torch.randn(2, 1, 2, 9, 16)

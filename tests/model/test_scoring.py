@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,11 @@ from conftest import VOCAB_SIZE, Uniform, byte_tokenizer, story, tiny_model, tin
 
 from hope_eval.errors import LengthError, OptionError
 from hope_eval.evaluation.perplexity import batch_size
-from hope_eval.model import scoring
+from hope_eval.model import contexts, reading
 from hope_eval.model.checkpoint import load
 from hope_eval.model.kernels import nll
-from hope_eval.model.scoring import LanguageModel, OutOfMemory
+from hope_eval.model.reading import OutOfMemory, Reader
+from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Prompt, Question, Sample, Vocabulary, generator, parse_task
 
 IDS = np.random.default_rng(0).integers(1, VOCAB_SIZE, 150)
@@ -50,10 +52,10 @@ def full_logits_nll(module, ids: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_head_in_chunks_equals_full_logits(name, monkeypatch):
     # Chunks of 16 tokens, so that there are many.
-    monkeypatch.setattr(scoring, "_CHUNK_BYTES", {"cpu": 0})
+    monkeypatch.setattr(reading, "_CHUNK_BYTES", {"cpu": 0})
     module = family(name)
     model = LanguageModel(name, module, None)
-    assert (model.head, model.head_reason) == ("chunked", "")
+    assert (model.reading.head, model.reading.head_reason) == ("chunked", "")
     score = model.score([Sample(IDS[:1], IDS[1:])])[0]
     np.testing.assert_allclose(score.nll, full_logits_nll(module, IDS), atol=2e-5)
     assert score.nll.dtype == np.float32
@@ -68,7 +70,7 @@ def test_soft_capping_and_scaling_matter_here():
 
 def test_no_logits_of_the_whole_length_are_made(monkeypatch):
     # A chunk of 64 tokens of float32 logits.
-    monkeypatch.setattr(scoring, "_CHUNK_BYTES", {"cpu": 64 * 4 * VOCAB_SIZE})
+    monkeypatch.setattr(reading, "_CHUNK_BYTES", {"cpu": 64 * 4 * VOCAB_SIZE})
     model = tiny_model()
     rows = []
     model.module.lm_head.register_forward_hook(lambda module, inputs, output: rows.append(output.shape[1]))
@@ -129,8 +131,8 @@ def test_a_head_that_cannot_be_chunked_is_scored_with_full_logits_and_says_so():
 
     module = Odd(tiny_module().config).eval()
     model = LanguageModel("odd", module, None)
-    assert model.head == "full"
-    assert "nats off" in model.head_reason
+    assert model.reading.head == "full"
+    assert "nats off" in model.reading.head_reason
     np.testing.assert_allclose(model.score([Sample(IDS[:1], IDS[1:])])[0].nll, full_logits_nll(module, IDS), atol=2e-5)
 
 
@@ -146,7 +148,7 @@ def test_bfloat16_logits_are_summed_in_float32():
 
 def test_a_module_of_ones_own_is_scored_with_full_logits():
     model = LanguageModel("uniform", Uniform(), None)
-    assert model.head == "full"
+    assert model.reading.head == "full"
     np.testing.assert_allclose(model.score([Sample(IDS[:1], IDS[1:])])[0].nll, math.log(VOCAB_SIZE), rtol=1e-6)
 
 
@@ -169,8 +171,8 @@ def test_out_of_memory_halves_the_chunk_then_the_batch_then_gives_up(monkeypatch
         tried.append(tuple(logits.shape))
         return own(logits, target)
 
-    monkeypatch.setattr(scoring, "choose", lambda device: small_head)
-    monkeypatch.setattr(LanguageModel, "_chunk_size", lambda self: 64)
+    monkeypatch.setattr(nll, "choose", lambda device: nll.Kernel("plain", small_head))
+    model.reading = replace(model.reading, head_chunk=64)
     for score, values in zip(model.score(samples), wanted, strict=True):
         np.testing.assert_allclose(score.nll, values, atol=1e-5)
     assert all(rows <= 20 for rows, _ in tried)
@@ -210,7 +212,7 @@ def test_the_end_of_a_learned_position_table_is_an_error():
     )
     model = LanguageModel("gpt2", transformers.GPT2LMHeadModel(config), None)
     assert model.max_length == 32
-    assert model.head == "chunked"
+    assert model.reading.head == "chunked"
     model.check_length(32)
     with pytest.raises(LengthError, match="learned position table of 32"):
         model.check_length(33)
@@ -278,13 +280,13 @@ def check_read_separately(model: LanguageModel, prompts: list[Prompt], atol: flo
 def calls_of(model: LanguageModel) -> list[tuple[int, ...]]:
     """Return a list that the shapes of what the decoder reads are added to."""
     calls: list[tuple[int, ...]] = []
-    own = model._decoder.forward
+    own = model.reading.decoder.forward
 
     def forward(input_ids, **rest):
         calls.append(tuple(input_ids.shape))
         return own(input_ids=input_ids, **rest)
 
-    model._decoder.forward = forward
+    model.reading.decoder.forward = forward
     return calls
 
 
@@ -297,13 +299,13 @@ def test_contexts_read_once_give_the_scores_of_contexts_read_for_every_answer(na
     # To the very end of the position table of `learned`, and for one model beyond where it was trained.
     prompts = prompts_of(4096, n=1 + (name == "learned"), size={"learned": 240, "hope": 300}.get(name, 130))
     for copies in (1, 1 << 40):
-        monkeypatch.setitem(scoring._COPIES_BYTES, "cpu", copies)
+        monkeypatch.setitem(contexts._COPIES_BYTES, "cpu", copies)
         check_read_separately(model, prompts, 5e-4)
 
 
 @pytest.mark.parametrize("copies", [1, 1 << 40], ids=["one by one", "all at once"])
 def test_answers_are_read_side_by_side_as_far_as_memory_goes(copies, monkeypatch):
-    monkeypatch.setitem(scoring._COPIES_BYTES, "cpu", copies)
+    monkeypatch.setitem(contexts._COPIES_BYTES, "cpu", copies)
     model = tiny_model()
     prompts = prompts_of(VOCAB_SIZE)
     calls = calls_of(model)
@@ -359,7 +361,7 @@ class Logits(torch.nn.Module):
 
 def test_a_module_of_ones_own_gives_the_same_scores():
     own, ours = LanguageModel("own", Logits(), byte_tokenizer()), tiny_model()
-    assert own.head == "full"
+    assert own.reading.head == "full"
     prompts = prompts_of(VOCAB_SIZE)
     check_read_separately(own, prompts, 1e-6)
     for mine, others in zip(own.score_prompts(prompts), ours.score_prompts(prompts), strict=True):
@@ -474,7 +476,7 @@ def test_sampling_and_penalties_of_a_checkpoint_do_not_apply_and_are_left_as_the
 
 def test_what_does_not_fit_is_written_in_halves(monkeypatch):
     model, starts = tiny_model(), starts_of(VOCAB_SIZE)
-    wanted, own, tried, most = model.generate(starts, 6), LanguageModel._written, [], 1
+    wanted, own, tried, most = model.generate(starts, 6), Reader.written, [], 1
 
     def written(self, ids_BL, n, ends):
         tried.append(len(ids_BL))
@@ -482,7 +484,7 @@ def test_what_does_not_fit_is_written_in_halves(monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
         return own(self, ids_BL, n, ends)
 
-    monkeypatch.setattr(LanguageModel, "_written", written)
+    monkeypatch.setattr(Reader, "written", written)
     assert model.generate(starts, 6) == wanted
     assert tried == [3, 1, 2, 1, 1]
     most = 0

@@ -44,7 +44,11 @@ def check_given(found: dict, name: str) -> None:
     for key in ("nll", "answers"):
         np.testing.assert_allclose(found[key], wanted[key], rtol=0, atol=TOLERANCE)
     assert found["written"] == wanted["written"]
-    assert (found["head"], found["keeps_contexts"]) == (whole.head, whole.keeps_contexts) == ("chunked", True)
+    assert (
+        (found["head"], found["keeps_contexts"])
+        == (whole.reading.head, whole.reading.keeps_contexts)
+        == ("chunked", True)
+    )
     assert found["fingerprint"] == whole.fingerprint
     n, n_embeddings = (sum(p.numel() for p in part.parameters())
                        for part in (whole.module, whole.module.get_input_embeddings()))  # fmt: skip

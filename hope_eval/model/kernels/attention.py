@@ -3,8 +3,8 @@
     no bias                      scaled_dot_product_attention, with the fastest kernel there is
     no bias, a sliding window    the same in query blocks, each with the keys that it can see
     logits that are capped       query blocks, as the kernels know nothing of it (Gemma 2)
-    parts of a text              the same, with keys that other processes have made: `parts.py`
-    a bias, on a GPU             `biased.py`: computed where it is added
+    parts of a text              the same, with keys that other processes have made: `parallel/sequence.py`
+    a bias, on a GPU             `triton_bias.py`: computed where it is added
     a bias linear in distance    elsewhere: as further features of query and key
     any other bias               elsewhere, and for gradients: made in query blocks
 
@@ -31,8 +31,8 @@ from torch.utils.checkpoint import checkpoint
 
 from hope_eval.encodings import Curve, PositionEncoding
 from hope_eval.errors import CheckpointError
-from hope_eval.model.kernels import fastest as kernels
-from hope_eval.model.parallel import sequence as parts
+from hope_eval.model.kernels import attention_choice
+from hope_eval.model.parallel import sequence
 
 # Of a decoder with an encoding of this package; and of any other, in place of transformers' `sdpa`.
 NAME, PLAIN = "hope_eval", "hope_eval_plain"
@@ -58,7 +58,7 @@ class Parts:
     window: how many keys a query sees, itself among them; None: all before it.
     """
 
-    cut: parts.Cut
+    cut: sequence.Cut
     window: int | None
 
 
@@ -128,14 +128,14 @@ def mask(
     """
     from transformers.masking_utils import sdpa_mask
 
-    cut = parts.current()
+    cut = sequence.current()
     if cut is not None:
         if not allow_is_causal_skip or use_vmap or mask_function is None:
-            raise CheckpointError("a mask that is neither causal nor a sliding window cannot be cut", parts.INSTEAD)
+            raise CheckpointError("a mask that is neither causal nor a sliding window cannot be cut", sequence.INSTEAD)
         if local_size is None or local_size >= cut.length:
             return Parts(cut, None)
         if not _slides(mask_function, local_size, cut.length):
-            raise CheckpointError(f"attention within chunks of {local_size:,} tokens cannot be cut", parts.INSTEAD)
+            raise CheckpointError(f"attention within chunks of {local_size:,} tokens cannot be cut", sequence.INSTEAD)
         return Parts(cut, local_size)
     usual = attention_mask is None and allow_is_causal_skip and not use_vmap and mask_function is not None
     if usual and int(q_offset) + q_length == kv_length and not int(kv_offset):
@@ -193,8 +193,8 @@ def plain(
     scale = scaling or 1 / math.sqrt(query.shape[-1])
     if isinstance(attention_mask, Parts):
         return in_parts(query, key, value, attention_mask, scale, rest.get("softcap")), None
-    if parts.current() is not None:
-        raise CheckpointError("a layer makes a mask of its own, which cannot be cut", parts.INSTEAD)
+    if sequence.current() is not None:
+        raise CheckpointError("a layer makes a mask of its own, which cannot be cut", sequence.INSTEAD)
     if rest.get("softcap") is not None and not dropout:
         return capped(query, key, value, attention_mask, scale, rest["softcap"]), None
     n_queries, n_keys = query.shape[2], key.shape[2]
@@ -207,7 +207,7 @@ def plain(
     if attention_mask is None and causes and n_queries > 1 and not dropout and not biased:
         if n_queries < n_keys:
             return causal(query, key, value, scale), None
-        found = kernels.by_flash4(query, key, value, scale)
+        found = attention_choice.by_flash4(query, key, value, scale)
         if found is not None:
             return found, None
     attended: tuple[Tensor, None] = sdpa_attention_forward(
@@ -281,7 +281,7 @@ def attention(
 
 def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     """Return causal attention without a bias, of the last Q positions of K, [B, Q, H, E]."""
-    found = kernels.by_flash4(query, key, value, scale)
+    found = attention_choice.by_flash4(query, key, value, scale)
     if found is not None:
         return found
     n_queries, n_keys = query.shape[2], key.shape[2]
@@ -392,7 +392,7 @@ def _for_all_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, T
 
 def _for_masks(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """Blocks have many shapes, and cuDNN's kernel makes a plan for each."""
-    return kernels.preferring(("efficient", "flash"), 0) if device.type == "cuda" else contextlib.nullcontext()
+    return attention_choice.preferring(("efficient", "flash"), 0) if device.type == "cuda" else contextlib.nullcontext()
 
 
 def _wants_gradients(encoding: nn.Module, *tensors: Tensor) -> bool:
@@ -418,11 +418,11 @@ def _kind(bias: Tensor | Curve) -> str:
 def biased_kernel(
     device_type: str, kind: str = "table", dtype: torch.dtype = torch.float32, head_dim: int = 32
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | Curve, float], Tensor] | None:
-    """Return the kernel of `biased.py` on CUDA if Triton works here, and it agrees with the definition; else None."""
+    """The kernel of `triton_bias.py` on CUDA if Triton works here, and it agrees with the definition; else None."""
     if device_type != "cuda":
         return None
     try:
-        from hope_eval.model.kernels.biased import biased
+        from hope_eval.model.kernels.triton_bias import biased
 
         n, generator = 200, torch.Generator("cuda").manual_seed(0)
         draw = functools.partial(torch.randn, generator=generator, device="cuda")
@@ -439,7 +439,7 @@ def biased_kernel(
             bias = Curve(places_N, torch.ones(n, device="cuda"), ends_H2)
             table_HN = torch.lerp(ends_H2[:, :1], ends_H2[:, 1:], places_N[None])
         bias_HQK = table_HN[:, (distances_N[:, None] - distances_N).clamp(min=0)].double()
-        wanted = kernels.definition(q, k, v, bias_HQK).transpose(1, 2)
+        wanted = attention_choice.definition(q, k, v, bias_HQK).transpose(1, 2)
         tolerance = 1e-3 if dtype == torch.float32 else 5e-2
         agrees = torch.allclose(biased(q, k, v, bias, head_dim**-0.5).double(), wanted, atol=tolerance)
     except Exception:

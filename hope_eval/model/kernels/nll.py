@@ -1,6 +1,6 @@
 """The nll of target tokens from logits, and the tokens that greedy decoding would have written in their place.
 
-`plain` is the definition. `fused_nll.fused` reads the logits once and writes two numbers a row, in a Triton kernel, so
+`plain` is the definition. `triton_nll.fused` reads the logits once and writes two numbers a row, in a Triton kernel, so
 that no float32 copy of the logits is made. `choose` takes it on a GPU where it works and agrees.
 
 Shape letters: N tokens, V vocabulary.
@@ -34,13 +34,13 @@ def choose(device_type: str) -> Kernel:
     if device_type != "cuda":
         return definition
     try:
-        from hope_eval.model.kernels.fused_nll import fused
+        from hope_eval.model.kernels.triton_nll import fused
 
         generator = torch.Generator().manual_seed(0)
         logits = (9 * torch.randn(5, 10_007, generator=generator)).to("cuda", torch.bfloat16)
         target = torch.tensor([0, 10_006, 5000, 4096, int(logits[4].argmax())], device="cuda")
-        (nll, greedy), (fused_nll, fused_greedy) = plain(logits, target), fused(logits, target)
-        agrees = torch.allclose(nll, fused_nll, atol=1e-4) and torch.equal(greedy, fused_greedy)
+        (nll, greedy), (triton_nll, fused_greedy) = plain(logits, target), fused(logits, target)
+        agrees = torch.allclose(nll, triton_nll, atol=1e-4) and torch.equal(greedy, fused_greedy)
     except Exception:
         # No Triton, no C compiler for it, a GPU it does not know: the definition is right everywhere.
         return definition

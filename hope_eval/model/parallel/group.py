@@ -5,7 +5,7 @@ part of every feed-forward layer, and what they compute is summed up twice a lay
 have all of them.
 
 Context parallel: each process holds the whole model, and reads a part of the tokens. Keys and values are gathered in
-every layer (`parts.py`), and the scores in the end.
+every layer (`sequence.py`), and the scores in the end.
 
 Each group of processes is a world of its own to torch.distributed, and nothing passes between groups. What could set
 those of a group apart is agreed on, through the store by which they found each other, since others may be waiting in a
@@ -38,7 +38,7 @@ from torch.distributed.distributed_c10d import PrefixStore
 
 from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, StoreError
 from hope_eval.model.configs import text_config
-from hope_eval.model.parallel import sequence as parts
+from hope_eval.model.parallel import sequence
 from hope_eval.runs.shards import GO_ON, Ranks
 
 # How long a process waits for the others of its group: reading weights may take some of them that much longer.
@@ -123,7 +123,7 @@ class Group:
     @property
     def instead(self) -> str:
         """What to do where a model cannot be shared in that way."""
-        return INSTEAD if self.shares == "model" else parts.INSTEAD
+        return INSTEAD if self.shares == "model" else sequence.INSTEAD
 
     def check_same(self, what: str, own: Sequence[Any]) -> None:
         """Raise CheckpointError if not all of the group have the same."""
@@ -146,9 +146,9 @@ class Group:
             f"{cause}they do not read the same files: {self.instead}",
         )
 
-    def cut(self, n_tokens: int) -> parts.Cut:
+    def cut(self, n_tokens: int) -> sequence.Cut:
         """Return how a sequence is cut."""
-        return parts.Cut(n_tokens, self.size, self.member)
+        return sequence.Cut(n_tokens, self.size, self.member)
 
     def summed(self, own: Tensor) -> Tensor:
         """Return the sum over the group."""

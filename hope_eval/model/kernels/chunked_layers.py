@@ -1,6 +1,6 @@
 """What a decoder does token by token, over chunks of tokens: of a long input, little is in memory at once.
 
-    with Chunked(decoder).reading(n_tokens): decoder(ids)
+    with ChunkedLayers(decoder).reading(n_tokens): decoder(ids)
 
 An MLP makes tensors many times as wide as the model, and a norm copies its input in float32. Both are the same for
 every token, whatever stands before it; so they are run over some thousand tokens at a time, and only what they return
@@ -37,7 +37,7 @@ _LARGEST_CHUNK_WIDTH = 14_336
 COMPILED_FROM = 65_536
 
 
-class Chunked:
+class ChunkedLayers:
     """The token-wise parts of a decoder: of its layers, what is no attention, and its norms.
 
     chunk:           tokens that they are given at once; halved where memory does not suffice.
