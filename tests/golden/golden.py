@@ -4,7 +4,7 @@ A refactor must not change a number, the name of a run, or a byte of its records
 hope-eval with the code of a checkout, and writes hashes of all that they leave behind. It knows that code by its
 command line and by its files only, so that the same script runs old code and new code.
 
-    python tests/golden/golden.py make    --code CHECKOUT --out DIR   # run all; 15 to 20 minutes on two cores
+    python tests/golden/golden.py make    --code CHECKOUT --out DIR   # run all; 20 minutes on two idle cores
     python tests/golden/golden.py compare tests/golden/hashes.json DIR/hashes.json
     python tests/golden/golden.py start   --code OLD --out HALF       # every second run, each killed in the middle
     python tests/golden/golden.py finish  --code NEW --out HALF       # goes on with all of them, and makes the rest
@@ -292,7 +292,7 @@ def measuring() -> list[Command]:
     ]
     short = ["--lengths", "128,320", "--samples", "3"]
     texts = ["--data", "{out}/given/texts.jsonl"]
-    more: dict[str, list[str]] = {
+    others: dict[str, list[str]] = {
         "until-ppl": ["ppl", *pair, *until, "--until-ci", "0.25"],
         "until-ppl-windows": ["ppl", *pair, *until, "--protocol", "windows", "--until-ci", "0.2"],
         "until-recall": ["retrieve", *pair, *_tasks("associative_recall"), *until, "--until-ci", "0.12"],
@@ -322,7 +322,7 @@ def measuring() -> list[Command]:
         "suite-quick": ["run", "--suite", "quick", *_models("zoo:rope", "zoo:hope"), "--lengths", "128,256",
                         "--samples", "3"],
     }  # fmt: skip
-    found += [Command(name, words) for name, words in more.items()]
+    found += [Command(name, words) for name, words in others.items()]
     return [Command(one.name, one.words, to=one.name) for one in found]
 
 
@@ -360,7 +360,8 @@ def following() -> list[Command]:
     main = ["{runs:main-}"]
     for name, words, form in (
         ("by-task", ["compare", *main, "--by", "task"], "table"),
-        ("by-encoding", ["compare", "{runs:seeds-,main-ppl-bucket}", "--by", "encoding", "--format", "json"], "json"),
+        ("by-encoding", ["compare", "{runs:seeds-,main-ppl-bucket/ppl-zoo_hope}", "--by", "encoding",
+                         "--format", "json"], "json"),
         ("multiples", ["compare", *main, "--columns", "multiples", "--baseline", "zoo:alibi", "--show", "differences",
                        "--format", "csv"], "csv"),
         ("reach", ["compare", *main, "--show", "reach", "--format", "csv"], "csv"),
@@ -461,7 +462,8 @@ def leaves(value: Json, path: str = "") -> Iterator[tuple[str, Json]]:
 
 def split(value: Json) -> tuple[list[str], list[str]]:
     """Return the numbers of a value of JSON, each with its path, and its words in the same way."""
-    numbers, words = [], []
+    numbers: list[str] = []
+    words: list[str] = []
     for path, one in leaves(value):
         (words if isinstance(one, str) else numbers).append(f"{path} {json.dumps(one, ensure_ascii=False)}")
     return numbers, words
