@@ -6,13 +6,13 @@ from typing import Any
 import click
 
 import hope_eval
-from hope_eval.cli.answers import copy, fewshot, retrieve
 from hope_eval.cli.compare import compare
 from hope_eval.cli.encodings import encodings
 from hope_eval.cli.plan import plan
 from hope_eval.cli.plot import plot
 from hope_eval.cli.ppl import ppl
 from hope_eval.cli.progress import speaks
+from hope_eval.cli.questions import copy, fewshot, retrieve
 from hope_eval.cli.report import report
 from hope_eval.cli.run import run
 from hope_eval.cli.runs import runs

@@ -1,26 +1,33 @@
-"""Options that every evaluating command has, and how their values are read."""
+"""Options that several commands have. A command gets the values of a group of options as one object.
+
+models     ModelOptions    which models, and how they are loaded
+grid       GridOptions     lengths, samples, precision, seed
+running    RunOptions      where runs are kept, what is printed, how many processes
+texts      TextOptions     which texts
+reading    ReadingOptions  how prompts are written
+"""
 
 import dataclasses
+import functools
 import math
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from hope_eval.analysis.rows import BY, COLUMNS
-from hope_eval.cli.progress import progress, speaks
 from hope_eval.errors import OptionError
 from hope_eval.lengths import Lengths, parse_length, parse_lengths, resolved
 from hope_eval.show.tables import FORMATS
 
 if TYPE_CHECKING:
     from hope_eval.analysis.compare import Comparison
-    from hope_eval.analysis.rows import RunTable
     from hope_eval.evaluation.run import Models, Options
-    from hope_eval.evaluation.suites import Entry
+    from hope_eval.model.scoring import PrefixPolicy
     from hope_eval.task import Task
 
 # Where runs are kept.
@@ -39,10 +46,20 @@ def read_length(ctx: click.Context, param: click.Parameter, value: str | None) -
     return None if value is None else parse_length(value)
 
 
+def _read_distances(ctx: click.Context, param: click.Parameter, value: str | None) -> tuple[int, ...] | None:
+    """Read `256,1k`, in tokens."""
+    if not value:
+        return None
+    distances = [length for length in parse_lengths(value) if isinstance(length, int)]
+    if not distances:
+        raise OptionError("--distance is in tokens, not in training lengths", "--distance 256,1k")
+    return tuple(distances)
+
+
 def _read_number(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
-    """Refuse `nan`, which lies in every range."""
+    """Refuse `nan`, which no range excludes."""
     if value is not None and math.isnan(value):
-        raise click.BadParameter("nan is no number", ctx, param)
+        raise click.BadParameter("`nan` is not a valid number", ctx, param)
     return value
 
 
@@ -55,22 +72,64 @@ def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
     return decorate
 
 
-# How a checkpoint is loaded.
-checkpoint = _stack(
+def gathered(kind: type, name: str, *options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """Add options to a command. It gets their values as one object of that kind, as the argument `name`."""
+    keys = [key.name for key in dataclasses.fields(kind)]
+
+    def decorate(function: F) -> F:
+        @functools.wraps(function)
+        def command(**values: Any) -> Any:
+            group = kind(**{key: values.pop(key) for key in keys})
+            return function(**{name: group}, **values)
+
+        decorated: F = _stack(*options)(command)
+        return decorated
+
+    return decorate
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which models are measured, and how they are loaded."""
+
+    models: tuple[str, ...]
+    encodings: tuple[str, ...]
+    dtype: str
+    device: str
+    device_map: str | None
+    compiling: str
+    revision: str | None
+    trust_remote_code: bool
+    train_length: int | None
+    loader: str | None
+
+    def to_load(self) -> "Models":
+        """The models, ready to be loaded."""
+        from hope_eval.evaluation.run import Models
+
+        how = dataclasses.asdict(self)
+        names, encodings = how.pop("models"), how.pop("encodings")
+        return Models(tuple(names), tuple(encodings), how)
+
+
+models = gathered(
+    ModelOptions,
+    "models",
     click.option(
         "--model",
         "models",
         multiple=True,
         metavar="CHECKPOINT",
-        help="Folder, .gguf file or hub id, or zoo:hope. Repeatable: several make one table.  [default: the whole zoo]",
+        help="Folder, .gguf file or hub id, or zoo:hope. Repeatable: several models make one table.  "
+        "[default: the whole zoo]",
     ),
     click.option(
         "--encoding",
         "encodings",
         multiple=True,
         metavar="NAME",
-        help="Position encoding to put in place of the checkpoint's own, e.g. hope, hope:multiplier=2, nope, "
-        "my/file.py. Repeatable; `native` leaves it as it is.  [default: native]",
+        help="Position encoding that replaces the checkpoint's own: hope, hope:multiplier=2, nope, my/file.py. "
+        "Repeatable; `native` keeps the checkpoint's own.  [default: native]",
     ),
     click.option(
         "--dtype",
@@ -79,17 +138,15 @@ checkpoint = _stack(
         metavar="DTYPE",
         help="float32, bfloat16, float16; auto: the checkpoint's own on a GPU, float32 on a CPU.",
     ),
-    click.option(
-        "--device", default="auto", show_default=True, help="cuda, cuda:1, mps, cpu; auto: the best there is."
-    ),
-    click.option("--device-map", metavar="MAP", help="`auto` spreads a checkpoint over all GPUs."),
+    click.option("--device", default="auto", show_default=True, help="cuda, cuda:1, mps, cpu; auto: the fastest here."),
+    click.option("--device-map", metavar="MAP", help="`auto` spreads one model over all GPUs."),
     click.option(
         "--compile",
         "compiling",
         type=click.Choice(["auto", "on", "off"]),
         default="auto",
         show_default=True,
-        help="Compile what is around attention; auto: on a GPU, for inputs of 64k tokens and more.",
+        help="Compile the layers around attention; auto: on a GPU, for inputs of 64k tokens and more.",
     ),
     click.option("--revision", metavar="COMMIT", help="Revision of a hub id."),
     click.option("--trust-remote-code", is_flag=True, help="Run Python code that comes with a checkpoint."),
@@ -97,65 +154,91 @@ checkpoint = _stack(
         "--train-length",
         callback=read_length,
         metavar="LENGTH",
-        help="Length the model was trained at.  [default: what its config says]",
+        help="Length the model was trained at.  [default: from its config]",
     ),
     click.option(
         "--loader",
         metavar="FILE.py:FUNCTION",
-        help="For models transformers does not know: function(name) returns (module, tokenizer).",
+        help="For models that transformers cannot load: function(name) returns (module, tokenizer).",
     ),
 )
 
-# What of everything is measured.
-grid = _stack(
+
+@dataclass(frozen=True)
+class GridOptions:
+    """At which lengths, and how precisely, is measured."""
+
+    lengths: Lengths | None
+    samples: int | None
+    until_ci: float | None
+    seed: int
+
+
+grid = gathered(
+    GridOptions,
+    "grid",
     click.option(
         "--lengths",
         callback=read_lengths,
         metavar="LENGTHS",
-        help="Context lengths in the model's own tokens, e.g. 2k,8k,32k, or in training lengths, e.g. 1x,4x.  "
+        help="Context lengths in the model's own tokens: 2k,8k,32k; or in training lengths: 1x,4x.  "
         "[default: 0.5x,1x,2x,4x]",
     ),
     click.option(
         "--samples",
         type=click.IntRange(1),
         metavar="N",
-        help="Samples (documents, contexts) of each length; the first n of more are the same.  [default: 10 documents, "
-        "with --until-ci 400; or contexts for 400 questions]",
+        help="Samples of each length: documents for perplexity, contexts for tasks. More samples include the fewer.  "
+        "[default: 10 documents, with --until-ci 400; contexts for 400 questions]",
     ),
     click.option(
         "--until-ci",
         type=click.FloatRange(0, 1, min_open=True, max_open=True),
         callback=_read_number,
         metavar="HALF_WIDTH",
-        help="End the measurement of a length when its 95 % interval reaches at most that far to either side, on "
-        "average of the two: 0.05 is 5 points of an accuracy (of a task's main metric), and 0.05 nats of nll, which "
-        "are 5 % of a perplexity (all lengths of which have the same documents, and end together). There are looks "
-        "after 20, 30, 45, 67… samples, each time half as many again; --samples is the most. A run that holds more is "
-        "not cut; without this, the same command goes on with the run.  [default: all samples]",
+        help="Stop a length when half of its 95 % interval is at most this wide. 0.05 is 5 points of accuracy (of a "
+        "task's main metric), or 0.05 nats of nll: 5 % of a perplexity. The interval is checked after 20, 30, 45, 67… "
+        "samples; --samples is the most. All lengths of a perplexity share their documents and stop together. A run "
+        "that holds more samples keeps them; without this option, the same command adds the rest.  "
+        "[default: all samples]",
     ),
-    click.option("--seed", type=int, default=0, show_default=True, help="Which samples are drawn."),
+    click.option("--seed", type=int, default=0, show_default=True, help="Seed of the samples."),
 )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Where runs are kept, how they are printed, and how many processes share the work."""
+
+    out: Path
+    form: str
+    jobs: int
+    tensor_parallel: int
+    context_parallel: int
 
 
 def _processes(name: str, metavar: str, about: str) -> Callable[[F], F]:
     return click.option(name, type=click.IntRange(1), default=1, show_default=True, metavar=metavar, help=about)
 
 
-evaluation = _stack(
-    grid,
+running = gathered(
+    RunOptions,
+    "run",
     click.option(
         "--out",
         type=click.Path(file_okay=False, path_type=Path),
         default=RUNS,
         show_default=True,
-        help="Where runs are kept; the same command again goes on with its run.",
+        help="Folder of the runs. Rerun the command to resume.",
     ),
-    click.option("--format", "form", type=click.Choice(FORMATS), default="table", show_default=True),
+    click.option(
+        "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="What is printed."
+    ),
     _processes(
         "--jobs",
         "N",
-        "Processes of this machine that share samples out, over all its GPUs: several on one for small models, which "
-        "leave it idle.",
+        "Processes of this machine that share the samples, over all its GPUs. Several on one GPU help small models, "
+        "which leave it idle.",
     ),
     _processes(
         "--tensor-parallel",
@@ -171,13 +254,24 @@ evaluation = _stack(
 )
 
 
-texts = _stack(
+@dataclass(frozen=True)
+class TextOptions:
+    """Which texts are read."""
+
+    data: str | None
+    text_field: str
+    label_field: str
+
+
+texts = gathered(
+    TextOptions,
+    "texts",
     click.option(
         "--data",
         metavar="TEXTS",
         help="python (the standard library), python:torch,numpy, a .txt, .md, .jsonl[.bz2|.gz|.xz] or .parquet file, a "
         "folder, or hf:name[:config]@revision. For label_map: labelled texts, as .csv, .jsonl, .json or a folder of "
-        "train.csv and test.csv.  [default: python, or what a task makes up]",
+        "train.csv and test.csv.  [default: python; tasks generate their texts]",
     ),
     click.option("--field", "text_field", default="text", show_default=True, metavar="NAME", help="Field of the text."),
     click.option(
@@ -185,8 +279,32 @@ texts = _stack(
     ),
 )
 
+
+@dataclass(frozen=True)
+class ReadingOptions:
+    """How prompts are written, and whether the controls of tasks are measured."""
+
+    chat: bool | None
+    prefix: "PrefixPolicy"
+    controls: bool
+
+    def how(self, grid: GridOptions, texts: TextOptions, by: str = "", pool_seeds: bool = False) -> "Options":
+        """How tasks are measured."""
+        from hope_eval.evaluation.run import Options
+
+        return Options(
+            **dataclasses.asdict(texts),
+            **dataclasses.asdict(self),
+            seed=grid.seed,
+            until_ci=grid.until_ci,
+            by=by,
+            pool_seeds=pool_seeds,
+            command=command_line(),
+        )
+
+
 chat = click.option(
-    "--chat/--plain", default=None, help="Ask in the model's chat template, or in plain text.  [default: by the model]"
+    "--chat/--plain", default=None, help="Use the model's chat template, or plain text.  [default: by the model]"
 )
 
 prefix = click.option(
@@ -194,34 +312,46 @@ prefix = click.option(
     type=click.Choice(["auto", "bos", "eos", "none"]),
     default="auto",
     show_default=True,
-    help="Token read before everything else; auto: BOS if there is one, else EOS.",
+    help="Token before everything else; auto: BOS if there is one, else EOS.",
 )
 
-pool_seeds = click.option(
-    "--pool-seeds", is_flag=True, help="Models named hope-0, hope-1… (see `train --seed`) make one line: their mean."
-)
-
-distance = click.option(
-    "--distance",
-    callback=lambda ctx, param, value: tokens_only(parse_lengths(value)) if value else None,
-    metavar="LENGTHS",
-    help="Tokens from what is asked for to the question, whatever the context length, e.g. 256,1k; each makes a line.",
-)
-
-# How tasks are asked, and documents read.
-reading = _stack(
-    texts,
+reading = gathered(
+    ReadingOptions,
+    "reading",
     chat,
     prefix,
     click.option(
         "--controls/--no-controls",
         default=True,
         show_default=True,
-        help="Also ask without what the answer depends on, and with nothing else.",
+        help="Measure controls too: without what the answer depends on, and with nothing else.",
     ),
 )
 
-asking = _stack(reading, pool_seeds)
+pool_seeds = click.option(
+    "--pool-seeds",
+    is_flag=True,
+    help="Show models named hope-0, hope-1… (see `train --seed`) as one line, their mean.",
+)
+
+distance = click.option(
+    "--distance",
+    callback=_read_distances,
+    metavar="LENGTHS",
+    help="Tokens between what is asked for and the question, at every context length: 256,1k. Each makes a line.",
+)
+
+
+def from_runs(about: str) -> Callable[[F], F]:
+    """The option --from, of commands that can make their table from runs on disk."""
+    return click.option(
+        "--from",
+        "from_runs",
+        type=click.Path(path_type=Path),
+        metavar="RUN",
+        multiple=True,
+        help=f"{about} Repeatable.",
+    )
 
 
 # Which runs are put side by side, and how.
@@ -247,7 +377,7 @@ runs = _stack(
         help="Lengths in tokens, or in training lengths.",
     ),
     click.option("--task", "tasks", multiple=True, metavar="NAME", help="Only this task, or ppl. Repeatable."),
-    click.option("--force", is_flag=True, help="Put into one column what was measured under different conditions."),
+    click.option("--force", is_flag=True, help="Compare runs that were measured under different conditions."),
 )
 
 
@@ -260,7 +390,7 @@ def compared(
     force: bool,
     by_fact: str = "",
 ) -> "Comparison":
-    """Return the comparison that the options of `runs` ask for; what is not whole is told on standard error.
+    """The comparison that the options of `runs` ask for. Warnings go to standard error.
 
     by_fact: a fact of the questions that tasks are broken down by too, where they have it.
     """
@@ -271,138 +401,37 @@ def compared(
 
     stores = comparison.opened(runs or (RUNS,), warn)
     tables = comparison.tables_of(stores, by == "encoding", by_fact, warn)
-    found = comparison.compare(tables, by=by, baseline=baseline, columns=columns, tasks=tasks, force=force)
-    for note in found.notes:
+    outcome = comparison.compare(tables, by=by, baseline=baseline, columns=columns, tasks=tasks, force=force)
+    for note in outcome.notes:
         if note.startswith(("forced: ", "left out: ")):
             warn(note)
-    return found
-
-
-def tokens_only(lengths: Lengths) -> tuple[int, ...]:
-    """Return lengths in tokens as they are. Raises OptionError for those in training lengths."""
-    if not all(isinstance(length, int) for length in lengths):
-        raise OptionError("--distance is in tokens", "--distance 256,1k")
-    return lengths  # type: ignore[return-value]
+    return outcome
 
 
 def at_distances(task: "Task", distances: Sequence[int] | None) -> list["Task"]:
-    """Return the task at each of these distances. Raises OptionError for one that has none."""
+    """The task at each of these distances. Raises OptionError for a task without distances."""
     if not distances:
         return [task]
-    if "distance" not in {f.name for f in dataclasses.fields(task)}:
+    if "distance" not in {parameter.name for parameter in dataclasses.fields(task)}:
         raise OptionError(f"`{task.name}` has no distance to vary", "leave --distance out, or choose other tasks")
     return [dataclasses.replace(task, distance=distance) for distance in distances]  # type: ignore[call-arg]
 
 
-def measured(entries: Sequence["Entry"], out: Path, heading: str = "", **rest: Any) -> list["RunTable"]:
-    """Measure on the models that the options of `checkpoint` name; `rest` are those of `asking` and `evaluation`.
-
-    heading: is said before.
-    """
-    from hope_eval.analysis import stopping
-    from hope_eval.evaluation.run import measure
-    from hope_eval.model.parallel.group import held_together
-    from hope_eval.protocols import Protocol
-    from hope_eval.runs import shards as sharding
-
-    groups = {kind: rest.pop(kind) for kind in ("tensor_parallel", "context_parallel")}
-    asked = [entry.what.name for entry in entries if not isinstance(entry.what, Protocol)]
-    if groups["context_parallel"] > 1 and asked:
-        raise OptionError(
-            f"--context-parallel is for perplexity: the contexts of `{asked[0]}` are kept for their questions, and not "
-            "cut",
-            "hope-eval ppl, or leave it out: torchrun shares contexts out",
-        )
-    jobs = rest.pop("jobs")
-    models, options = models_and_options(**rest)
-    n_processes = max(jobs, sharding.n_processes())
-    if models.how["device_map"] and n_processes > 1:
-        raise OptionError(
-            "--device-map spreads a checkpoint over the GPUs of one process", "leave it out, or --jobs and torchrun"
-        )
-    stopping.check(options.until, [None], n_processes)
-    if jobs > 1:
-        # What is wrong with them is said once, and before processes are started.
-        models.check()
-        sharding.start(jobs, **groups)
-    if heading and speaks():
-        click.echo(heading, err=True)
-    with sharding.joined(out, lambda text: click.echo(text, err=True), **groups) as ranks:
-        models.how["device"] = ranks.device(models.how["device"])
-        with held_together(ranks, models.how["device"]) as models.how["group"]:
-            tables = measure(entries, models, out, options, progress, ranks)
-    if ranks.rank:
-        # The first process has the tables of all.
-        click.get_current_context().exit()
-    if sharding.n_jobs() > 1 and any(row["status"] == "oom" for table in tables for row in table.rows):
-        click.echo(f"{jobs} processes shared the memory: with fewer --jobs, the same command may read more", err=True)
-    return tables
-
-
-def models_and_options(
-    *,
-    models: tuple[str, ...],
-    encodings: tuple[str, ...],
-    dtype: str,
-    device: str,
-    device_map: str | None,
-    compiling: str,
-    revision: str | None,
-    trust_remote_code: bool,
-    train_length: int | None,
-    loader: str | None,
-    **rest: Any,
-) -> tuple["Models", "Options"]:
-    """Return the models that the options of `checkpoint` name, and how to measure: `rest` are those of `asking`."""
-    from hope_eval.evaluation.run import Models, Options
-
-    how = {
-        "dtype": dtype,
-        "device": device,
-        "device_map": device_map,
-        "compiling": compiling,
-        "revision": revision,
-        "trust_remote_code": trust_remote_code,
-        "train_length": train_length,
-        "loader": loader,
-    }
-    return Models(models, encodings, how), Options(**rest, command=command_line())
-
-
-def check_from(rest: Mapping[str, Any]) -> None:
-    """Raise OptionError for options that measure something, beside --from."""
-    if rest["models"] or rest["encodings"]:
+def check_from(models: ModelOptions, grid: GridOptions, run: RunOptions) -> None:
+    """Raise OptionError for options that measure something, together with --from."""
+    if models.models or models.encodings:
         raise OptionError("--from reads runs that are there, and takes no --model or --encoding", "leave one out")
-    if rest["jobs"] > 1:
-        raise OptionError("--from measures nothing that --jobs could share out", "leave one out")
-    if rest["until_ci"] is not None:
-        raise OptionError("--from measures nothing that --until-ci could end", "leave one out; --samples takes fewer")
-
-
-def show(tables: Sequence["RunTable"], form: str) -> None:
-    """Print tables of runs as one, and exit with 1 if a number is none."""
-    from hope_eval.analysis.rows import joint_notes
-    from hope_eval.show.tables import render
-
-    rows = [row for table in tables for row in table.rows]
-    render(rows, form, joint_notes(tables))
-    fail_on_nan(rows)
-
-
-def fail_on_nan(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Exit with 1 if a number is none, and say which."""
-    broken = [f"{row['model']} {row['encoding']} at {row['length']}" for row in rows if row["status"] == "nan"]
-    if broken:
-        click.echo(f"Error: NaN in the scores of {', '.join(dict.fromkeys(broken))}", err=True)
-        click.echo("hint: --dtype float32 shows whether it is an overflow", err=True)
-        click.get_current_context().exit(1)
+    if run.jobs > 1:
+        raise OptionError("--from measures nothing, so --jobs has nothing to share", "leave one out")
+    if grid.until_ci is not None:
+        raise OptionError("--from measures nothing, so --until-ci cannot stop it", "leave one out; use --samples")
 
 
 def in_tokens(lengths: Lengths | None, header: Mapping[str, Any]) -> tuple[int, ...] | None:
-    """Return lengths in tokens for the model of a run, by its header; None stays what it is."""
+    """Lengths in tokens for the model of a run, by its header; None stays None."""
     return None if lengths is None else resolved(lengths, header["identity"]["train_length"])
 
 
 def command_line() -> str:
-    """Return the command as it was given."""
+    """The command as the user typed it."""
     return shlex.join(["hope-eval", *sys.argv[1:]])

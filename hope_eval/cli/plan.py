@@ -1,14 +1,20 @@
-"""`hope-eval plan`: what a run takes, before it starts."""
+"""`hope-eval plan`: tokens, memory and time of a run, before it starts."""
 
+import dataclasses
 import re
 import shlex
-from typing import Any
+from collections.abc import Container
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hope_eval.cli import options
 from hope_eval.errors import OptionError
-from hope_eval.lengths import DEFAULT, Lengths, lengths_text
+from hope_eval.lengths import DEFAULT, lengths_text
+
+if TYPE_CHECKING:
+    from hope_eval.evaluation.plan import Plan
+    from hope_eval.evaluation.suites import Entry
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
@@ -18,7 +24,7 @@ _PASSED_ON = (
     "train_length", "loader", "data", "text_field", "label_field", "chat", "prefix", "seed", "until_ci",
 )  # fmt: skip
 
-# Those of them that perplexity by itself does not know.
+# Those of them that `hope-eval ppl` does not have.
 _OF_TASKS = ("label_field", "chat")
 
 # Those that say which texts are read.
@@ -31,7 +37,7 @@ def _read_budget(ctx: click.Context, param: click.Parameter, value: str | None) 
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", value.strip().lower())
     if not match or not float(match[1]):
-        raise OptionError(f"`{value}` is no time", "write 90s, 30m or 2h: --budget 30m")
+        raise OptionError(f"`{value}` is not a valid time", "write 90s, 30m or 2h: --budget 30m")
     return float(match[1]) * _UNITS[match[2]]
 
 
@@ -41,38 +47,96 @@ def _read_memory(ctx: click.Context, param: click.Parameter, value: str | None) 
         return None
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(?:gib|gb|g)?", value.strip().lower())
     if not match or not float(match[1]):
-        raise OptionError(f"`{value}` is no amount of memory", "write it in GiB: --memory 80")
+        raise OptionError(f"`{value}` is not a valid amount of memory", "write it in GiB: --memory 80")
     return float(match[1]) * 2**30
 
 
+@dataclasses.dataclass(frozen=True)
+class _Question:
+    """What is planned, and with what.
+
+    tflops, memory: of a device that is not here or not timed.
+    """
+
+    suite: str | None
+    tasks: tuple[str, ...]
+    budget: float | None
+    benchmark: bool
+    tflops: float | None
+    memory: float | None
+
+    def check(self) -> None:
+        """Raise OptionError for options that do not go together."""
+        if self.suite and self.tasks:
+            raise OptionError("--suite and --task both say what is measured", "leave one out")
+        if self.tflops and self.benchmark:
+            raise OptionError("--tflops states a throughput, and a benchmark measures it", "add --no-benchmark")
+        if self.budget and not self.benchmark and not self.tflops:
+            raise OptionError("--budget with --no-benchmark needs a throughput", "state it with --tflops")
+
+    def entries(self, grid: options.GridOptions) -> tuple["Entry", ...]:
+        """What is measured."""
+        from hope_eval.evaluation.suites import Entry, parse_measure, suite_named
+
+        if self.tasks:
+            return tuple(Entry(parse_measure(name), grid.lengths or DEFAULT, grid.samples) for name in self.tasks)
+        return suite_named(self.suite or "quick").with_changes(grid.lengths, grid.samples).entries
+
+
+_question = options.gathered(
+    _Question,
+    "question",
+    click.option("--suite", metavar="NAME", help="quick, standard, paper, my.toml, or my.toml:name.  [default: quick]"),
+    click.option(
+        "--task",
+        "tasks",
+        multiple=True,
+        metavar="NAME[:PARAMETER=VALUE,...]",
+        help="Instead of a suite: a task, ppl, or ppl:sliding:stride=512 for another protocol. Repeatable.",
+    ),
+    click.option(
+        "--budget",
+        callback=_read_budget,
+        metavar="TIME",
+        help="90s, 30m, 2h: plan what fits into it. First it takes fewer samples, down to a quarter and to five; then "
+        "it drops the longest lengths; then the controls.",
+    ),
+    click.option(
+        "--benchmark/--no-benchmark",
+        default=True,
+        show_default=True,
+        help="Load the models and time a few short forwards, or use their configs and --tflops.",
+    ),
+    click.option(
+        "--tflops",
+        type=click.FloatRange(0, min_open=True),
+        metavar="N",
+        help="With --no-benchmark: the throughput of the device, in 10^12 operations per second.",
+    ),
+    click.option(
+        "--memory",
+        callback=_read_memory,
+        metavar="GIB",
+        help="Memory of the device in GiB, weights included.  [default: what is free on it]",
+    ),
+)
+
+
 @click.command()
-@click.option("--suite", metavar="NAME", help="quick, standard, paper, my.toml, or my.toml:name.  [default: quick]")
-@click.option("--task", "tasks", multiple=True, metavar="NAME[:PARAMETER=VALUE,...]",
-              help="A task, ppl, or ppl:bucket for another protocol, in place of a suite. Repeatable.")  # fmt: skip
-@options.checkpoint
+@_question
+@options.models
 @options.grid
+@options.texts
 @options.reading
-@click.option("--budget", callback=_read_budget, metavar="TIME",
-              help="90s, 30m, 2h: plan what fits into it. Fewer samples first, down to a quarter and to five; then "
-              "without the longest lengths; then without controls.")  # fmt: skip
-@click.option("--benchmark/--no-benchmark", default=True, show_default=True,
-              help="Load the models and time a few short forwards, or go by their configs and --tflops.")  # fmt: skip
-@click.option("--tflops", type=click.FloatRange(0, min_open=True), metavar="N",
-              help="With --no-benchmark: the throughput of the device, 10^12 operations a second.")  # fmt: skip
-@click.option("--memory", callback=_read_memory, metavar="GIB",
-              help="Memory of the device, for weights and all.  [default: what is free on it]")  # fmt: skip
-@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True)
+@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True,
+              help="What is printed.")  # fmt: skip
 def plan(
-    suite: str | None,
-    tasks: tuple[str, ...],
-    lengths: Lengths | None,
-    samples: int | None,
-    budget: float | None,
-    benchmark: bool,
-    tflops: float | None,
-    memory: float | None,
+    question: _Question,
+    models: options.ModelOptions,
+    grid: options.GridOptions,
+    texts: options.TextOptions,
+    reading: options.ReadingOptions,
     form: str,
-    **rest: Any,
 ) -> None:
     """Tokens, operations, memory and time of a run, before it starts.
 
@@ -80,56 +144,49 @@ def plan(
     hope-eval plan --suite standard --model ckpt
     hope-eval plan --suite standard --model ckpt --model other-ckpt --budget 30m
     hope-eval plan --task ppl --task needle --model ckpt --encoding yarn:factor=8 --lengths 8k,32k,128k
+    hope-eval plan --task ppl:sliding:stride=512 --model ckpt --lengths 8k
     hope-eval plan --task ppl --model ckpt --lengths 128k --no-benchmark --tflops 400 --memory 80 --device cuda
 
-    Time is predicted from a few short forwards of each model on the device that would be used, memory from its config.
-    With --until-ci, figures are upper bounds: how soon a length is known well enough is not known beforehand.
+    Time is predicted from a few short forwards of each model on the device, memory from its config. With --until-ci,
+    the numbers are upper bounds: nobody knows beforehand how soon an interval is narrow enough.
 
-    With --no-benchmark, no weights are loaded, or needed. What does not fit into memory is said, and left out.
+    --no-benchmark neither loads nor needs weights. Runs that do not fit in memory are listed and skipped.
     """
-    if suite and tasks:
-        raise OptionError("--suite and --task both say what is measured", "leave one out")
-    if tflops and benchmark:
-        raise OptionError("--tflops states a throughput, and a benchmark measures it", "add --no-benchmark")
-    if budget and not benchmark and not tflops:
-        raise OptionError("--budget with --no-benchmark needs a throughput", "state it with --tflops")
+    question.check()
     from hope_eval.evaluation import plan as planning
-    from hope_eval.evaluation.suites import Entry, parse_measure, suite_named
 
-    if tasks:
-        entries = tuple(Entry(parse_measure(name), lengths or DEFAULT, samples) for name in tasks)
-    else:
-        entries = suite_named(suite or "quick").with_changes(lengths, samples).entries
-    models, how = options.models_and_options(**rest)
-    if not benchmark:
-        models.how["outline"] = True
-    whole = planning.planned(entries, models, how, tflops, memory)
-    chosen = whole.within(budget) if budget else whole
+    entries = question.entries(grid)
+    to_load = models.to_load()
+    if not question.benchmark:
+        to_load.how["outline"] = True
+    how = reading.how(grid, texts)
+    whole = planning.planned(entries, to_load, how, question.tflops, question.memory)
+    chosen = whole.within(question.budget) if question.budget else whole
     _show(chosen, form)
-    if tasks or chosen is not whole:
-        lines = [
+    if question.tasks or chosen is not whole:
+        commands = [
             [words[0], *_given(words[0], takes_texts, int(words[words.index("--samples") + 1])), *words[1:]]
             for words, takes_texts in planning.commands(chosen)
         ]
     else:
-        grid = _option_words(("lengths", "samples")) + ([] if rest["controls"] else ["--no-controls"])
-        lines = [["run", "--suite", suite or "quick", *_given("run", True), *grid]]
-    for words in lines:
+        more = _option_words(("lengths", "samples")) + ([] if reading.controls else ["--no-controls"])
+        commands = [["run", "--suite", question.suite or "quick", *_given("run", True), *more]]
+    for words in commands:
         click.echo(shlex.join(["hope-eval", *words]), err=form != "table")
 
 
-def _show(chosen: Any, form: str) -> None:
+def _show(plan: "Plan", form: str) -> None:
     """Print a plan in that format."""
     from hope_eval.evaluation.plan import duration
     from hope_eval.show.tables import csv_text, json_text, print_records
 
-    rows = chosen.rows()
+    rows = plan.rows()
     if form != "table":
         click.echo(csv_text(rows) if form == "csv" else json_text(rows), nl=False)
-        for note in chosen.notes():
+        for note in plan.notes():
             click.echo(note, err=True)
         return
-    total = {"model": "total", "encoding": "", "what": "", "lengths": "", "samples": 0, "seconds": None}
+    total: dict[str, Any] = {"model": "total", "encoding": "", "what": "", "lengths": "", "samples": 0, "seconds": None}
     total |= {key: sum(row[key] for row in rows) for key in ("tokens", "flops")}
     total["peak_bytes"] = max((row["peak_bytes"] for row in rows), default=0)
     if rows and rows[0]["seconds"] is not None:
@@ -150,12 +207,15 @@ def _show(chosen: Any, form: str) -> None:
             for row in [*rows, total]
         ]
     )
-    for note in chosen.notes():
+    for note in plan.notes():
         click.echo(note)
 
 
 def _given(command: str, takes_texts: bool, samples: int | None = None) -> list[str]:
-    """Return the options of this call that the planned command takes as well; with too few samples, none ends early."""
+    """Options of this call that the planned command takes as well.
+
+    samples: --until-ci is left out if there are too few of them to stop early.
+    """
     from hope_eval.analysis.stopping import FIRST
 
     left_out = (*(_OF_TASKS if command == "ppl" else ()), *(() if takes_texts else _OF_TEXTS))
@@ -163,8 +223,8 @@ def _given(command: str, takes_texts: bool, samples: int | None = None) -> list[
     return _option_words([name for name in _PASSED_ON if name not in left_out])
 
 
-def _option_words(names: Any) -> list[str]:
-    """Return options of these names as they were given, without those that were not."""
+def _option_words(names: Container[str]) -> list[str]:
+    """Options of these names as the user typed them, without defaults."""
     ctx = click.get_current_context()
     words: list[str] = []
     for param in ctx.command.params:
@@ -177,6 +237,6 @@ def _option_words(names: Any) -> list[str]:
         elif name == "lengths":
             words += [param.opts[0], lengths_text(value)]
         else:
-            for one in value if isinstance(value, tuple) else (value,):
-                words += [param.opts[0], str(one)]
+            for text in value if isinstance(value, tuple) else (value,):
+                words += [param.opts[0], str(text)]
     return words

@@ -1,14 +1,16 @@
 """`hope-eval ppl`: perplexity against context length."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from hope_eval.cli import options
+from hope_eval.cli.measuring import measured, show
 from hope_eval.errors import OptionError
-from hope_eval.lengths import DEFAULT, Lengths
+from hope_eval.lengths import DEFAULT
 from hope_eval.protocols import (
     DEFAULT_PROTOCOL,
     protocol_class,
@@ -17,6 +19,10 @@ from hope_eval.protocols import (
     settings_of,
     split_protocol,
 )
+
+if TYPE_CHECKING:
+    from hope_eval.analysis.rows import RunTable
+    from hope_eval.model.scoring import PrefixPolicy
 
 
 class _Command(click.Command):
@@ -35,8 +41,9 @@ class _Command(click.Command):
 
 
 @click.command(cls=_Command)
-@options.checkpoint
-@options.evaluation
+@options.models
+@options.grid
+@options.running
 @options.texts
 @click.option("--min-documents", type=click.IntRange(1), default=1, show_default=True,
               help="Fewer documents are an error.")  # fmt: skip
@@ -49,21 +56,22 @@ class _Command(click.Command):
 @click.option("--weighting", metavar="token|window", help="The same as --protocol sliding:weighting=….")
 @click.option("--tokens", type=click.IntRange(0), metavar="T",
               help="The same as tokens=T of windows, sliding and rolling.")  # fmt: skip
-@click.option("--from", "runs", type=click.Path(path_type=Path), metavar="RUN", multiple=True,
-              help="Make the table from the stored tokens of a run, without a model. Repeatable.")  # fmt: skip
+@options.from_runs("Make the table from the stored tokens of a run, without a model.")
 @options.pool_seeds
 def ppl(
-    lengths: Lengths | None,
-    samples: int | None,
-    out: Path,
-    form: str,
+    models: options.ModelOptions,
+    grid: options.GridOptions,
+    run: options.RunOptions,
+    texts: options.TextOptions,
+    min_documents: int,
     protocol: str | None,
+    prefix: "PrefixPolicy",
     stride: int | None,
     k: int | None,
     weighting: str | None,
     tokens: int | None,
-    runs: tuple[Path, ...],
-    **rest: Any,
+    from_runs: tuple[Path, ...],
+    pool_seeds: bool,
 ) -> None:
     """Perplexity at growing context lengths, beyond the training length too.
 
@@ -75,28 +83,45 @@ def ppl(
 
     Every number carries its protocol, and a 95 % interval from a bootstrap over documents.
     """
-    from hope_eval.analysis import perplexity
-    from hope_eval.analysis.rows import by_seed
+    name, parameters = _protocol(protocol, {"stride": stride, "k": k, "weighting": weighting, "tokens": tokens})
+    if from_runs:
+        options.check_from(models, grid, run)
+        show(_tables(from_runs, grid, name, parameters, pool_seeds), run.form)
+        return
+    from hope_eval.evaluation.run import Options
     from hope_eval.evaluation.suites import Entry
 
-    name, parameters = _protocol(protocol, {"stride": stride, "k": k, "weighting": weighting, "tokens": tokens})
-    if not runs:
-        entry = Entry(protocol_named(name or DEFAULT_PROTOCOL, **parameters), lengths or DEFAULT, samples)
-        options.show(options.measured([entry], out, **rest), form)
-        return
-    options.check_from(rest)
+    how = Options(
+        **asdict(texts),
+        min_documents=min_documents,
+        prefix=prefix,
+        seed=grid.seed,
+        until_ci=grid.until_ci,
+        pool_seeds=pool_seeds,
+        command=options.command_line(),
+    )
+    entry = Entry(protocol_named(name or DEFAULT_PROTOCOL, **parameters), grid.lengths or DEFAULT, grid.samples)
+    show(measured([entry], models, run, how), run.form)
+
+
+def _tables(
+    runs: Sequence[Path], grid: options.GridOptions, name: str | None, parameters: Mapping[str, object], pool: bool
+) -> list["RunTable"]:
+    """The tables of runs on disk, by their own protocol or by another."""
+    from hope_eval.analysis import perplexity
+    from hope_eval.analysis.rows import by_seed
+
     stores = [perplexity.tokens_of(run) for run in runs]
-    groups = by_seed(stores) if rest["pool_seeds"] else [[store] for store in stores]
-    tables = [
-        perplexity.other_table(group, name, parameters, options.in_tokens(lengths, group[0].header), samples)
+    groups = by_seed(stores) if pool else [[store] for store in stores]
+    return [
+        perplexity.other_table(group, name, parameters, options.in_tokens(grid.lengths, group[0].header), grid.samples)
         for group in groups
     ]
-    options.show(tables, form)
 
 
-def _protocol(text: str | None, options: Mapping[str, object]) -> tuple[str | None, dict[str, object]]:
+def _protocol(text: str | None, apart: Mapping[str, object]) -> tuple[str | None, dict[str, object]]:
     """Name and parameters of the protocol: those of `--protocol`, and those that have an option of their own."""
-    given = {key: value for key, value in options.items() if value is not None}
+    given = {key: value for key, value in apart.items() if value is not None}
     if text is None:
         return None, given
     name, parameters = split_protocol(text)

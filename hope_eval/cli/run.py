@@ -1,27 +1,28 @@
 """`hope-eval run`: a whole suite."""
 
-from pathlib import Path
-from typing import Any
-
 import click
 
 from hope_eval.cli import options
-from hope_eval.lengths import Lengths
+from hope_eval.cli.measuring import fail_on_nan, measured, show
 
 
 @click.command()
 @click.option("--suite", default="quick", show_default=True, metavar="NAME",
               help="quick, standard, paper, my.toml, or my.toml:name.")  # fmt: skip
-@options.checkpoint
-@options.evaluation
-@options.asking
+@options.models
+@options.grid
+@options.running
+@options.texts
+@options.reading
+@options.pool_seeds
 def run(
     suite: str,
-    lengths: Lengths | None,
-    samples: int | None,
-    out: Path,
-    form: str,
-    **rest: Any,
+    models: options.ModelOptions,
+    grid: options.GridOptions,
+    run: options.RunOptions,
+    texts: options.TextOptions,
+    reading: options.ReadingOptions,
+    pool_seeds: bool,
 ) -> None:
     """Run a suite: perplexity, copying, retrieval and few-shot following together.
 
@@ -31,7 +32,7 @@ def run(
     hope-eval run --suite standard --jobs 6
     hope-eval run --suite my.toml --model ckpt --encoding native --encoding hope --format csv
 
-    --lengths and --samples replace those of the suite. What is printed is what `hope-eval compare` makes of the runs.
+    --lengths and --samples replace those of the suite. The tables are those of `hope-eval compare` on the runs.
     """
     from hope_eval.analysis import compare as comparison
     from hope_eval.evaluation.suites import suite_named
@@ -40,13 +41,15 @@ def run(
 
     chosen = suite_named(suite)
     heading = f"{chosen.name}: {chosen.about}".removesuffix(": ")
-    tables = options.measured(chosen.with_changes(lengths, samples).entries, out, heading, **rest)
-    if form in ("csv", "json"):
-        options.show(tables, form)
+    entries = chosen.with_changes(grid.lengths, grid.samples).entries
+    tables = measured(entries, models, run, reading.how(grid, texts, pool_seeds=pool_seeds), heading)
+    if run.form in ("csv", "json"):
+        show(tables, run.form)
         return
-    found = comparison.compare(tables)
-    blocks = compared.blocks(found, ("scores", "differences", "reach"))
-    compared.draw_all(blocks, found.notes, form, plain_console())
-    if form == "table":
-        click.echo(f"\nall of it: {out}\nhope-eval compare {out}\nhope-eval report {out} --out report.html", err=True)
-    options.fail_on_nan([row for table in tables for row in table.rows])
+    outcome = comparison.compare(tables)
+    blocks = compared.blocks(outcome, ("scores", "differences", "reach"))
+    compared.draw_all(blocks, outcome.notes, run.form, plain_console())
+    if run.form == "table":
+        out = run.out
+        click.echo(f"\nmore: hope-eval compare {out}\nhope-eval report {out} --out report.html", err=True)
+    fail_on_nan([row for table in tables for row in table.rows])

@@ -1,6 +1,6 @@
 """`hope-eval tasks`: the list of tasks, or one sample of a task, exactly as a model reads it."""
 
-from typing import Any
+from dataclasses import asdict
 
 import click
 
@@ -18,7 +18,9 @@ from hope_eval.cli import options
               help="Number of the sample: 0, 1, 2…")  # fmt: skip
 @options.texts
 @options.chat
-def tasks(name: str | None, length: int, model: str, seed: int, index: int, **rest: Any) -> None:
+def tasks(
+    name: str | None, length: int, model: str, seed: int, index: int, texts: options.TextOptions, chat: bool | None
+) -> None:
     """List the tasks, or show one sample of the task NAME, with the right answer in ⟦brackets⟧.
 
     \b
@@ -32,7 +34,7 @@ def tasks(name: str | None, length: int, model: str, seed: int, index: int, **re
     if name is None:
         print_records(preview.describe_all())
         return
-    shown = preview.sample(name, model, length, seed, index, **rest)
+    shown = preview.sample(name, model, length, seed, index, **asdict(texts), chat=chat)
     click.echo(f"{shown.task}: {shown.one_line}")
     click.echo(f"{shown.facts}\n")
     click.echo(shown.context, nl=False)

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from hope_eval.errors import OptionError
-from hope_eval.protocols import Cell, Column, Window, WindowsOf
+from hope_eval.protocols import Cell, Column, Window, WindowsOf, parameter
 from hope_eval.protocols.windows import Windows
 
 _COLUMNS = (
@@ -28,6 +28,8 @@ class Rolling(Windows):
 
     one_line = "lm-evaluation-harness loglikelihood_rolling, with word and byte perplexity"
     title = "Rolling perplexity"
+
+    tokens: int | None = parameter(None, "tokens of each document that are scored; by default all", least=0)
 
     def cells(self, lengths: Sequence[int]) -> list[Cell]:
         if not self.prefixed:

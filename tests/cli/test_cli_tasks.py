@@ -351,10 +351,10 @@ def test_every_task_can_be_shown(name, stories):
 
 
 BAD = [
-    (["copy", "--task", "needle"], "`needle` is not asked by `hope-eval copy`", "hope-eval retrieve --task needle"),
+    (["copy", "--task", "needle"], "`hope-eval copy` does not measure `needle`", "hope-eval retrieve --task needle"),
     (
         ["fewshot", "--task", "copy:n_symbols=4"],
-        "`copy:n_symbols=4` is not asked",
+        "does not measure `copy:n_symbols=4`",
         "hope-eval copy --task copy:n_symbols=4",
     ),
     (["copy", "--task", "cpoy"], "no task is called `cpoy`", "did you mean `copy`"),
@@ -410,7 +410,7 @@ def test_what_is_not_there_to_be_shown_is_one_error_and_a_hint():
 
 def test_the_hint_of_perplexity_is_a_command_that_there_is(hope):
     error = hope("copy", "--task", "ppl", code=1).stderr
-    assert "`ppl` is not asked by `hope-eval copy`" in error
+    assert "`hope-eval copy` does not measure `ppl`" in error
     assert "--task" not in error.rpartition("hint: ")[2], "hope-eval ppl has no --task"
 
 
