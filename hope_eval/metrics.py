@@ -8,7 +8,7 @@ A name that is not listed here is a metric of a task or protocol of one's own. I
 its label, higher is better, tables show it, and its values decide whether it is a share.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,8 @@ class Metric:
     control:         whether it is the main metric under a control, rather than a metric of its own.
     logarithmic:     whether its axis is.
     from_zero:       whether its axis holds zero, which means something.
+    charted:         whether the report draws it; None: where tables show it.
+    stands_for:      metrics that say nothing more where it is known: differences are shown of this one only.
     interval:        how its interval is made; empty: Wilson's for a share, else a bootstrap.
     """
 
@@ -49,6 +51,8 @@ class Metric:
     control: bool = False
     logarithmic: bool = False
     from_zero: bool = False
+    charted: bool | None = None
+    stands_for: tuple[str, ...] = ()
     interval: str = ""
 
     def __post_init__(self) -> None:
@@ -112,6 +116,7 @@ _METRICS = {
             per_token=True,
             shown="never",
             compared=True,
+            stands_for=("perplexity", "bits_per_byte", "context_gain"),
         ),
         Metric(
             "bits_per_byte",
@@ -121,6 +126,8 @@ _METRICS = {
             lower_is_better=True,
             share=False,
             compared=True,
+            # It stands beside a perplexity, in a table.
+            charted=False,
         ),
         Metric(
             "word_perplexity",
@@ -149,6 +156,7 @@ _METRICS = {
             per_token=True,
             shown="alone",
             compared=True,
+            charted=True,
             from_zero=True,
         ),
         Metric(
@@ -243,6 +251,13 @@ def ordered(names: set[str]) -> list[Metric]:
     """Metrics in the order of this file; those that are not listed come last, by name."""
     listed = [metric for name, metric in _METRICS.items() if name in names]
     return listed + [Metric(name) for name in sorted(names - _METRICS.keys())]
+
+
+def distinct(names: Iterable[str]) -> list[str]:
+    """Metrics without those that another of them stands for, in order."""
+    present = dict.fromkeys(names)
+    covered = {name for metric in map(metric_of, present) for name in metric.stands_for}
+    return [name for name in present if name not in covered]
 
 
 def is_share(row: Mapping[str, Any]) -> bool:

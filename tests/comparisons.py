@@ -12,7 +12,9 @@ def score(line, length, value, *, task="copy", metric="accuracy", **changes):
     nan = float("nan")
     return {
         "line": line, "model": f"zoo:{line}", "encoding": line, "family": "ppl" if is_ppl else "copy", "task": task,
-        "section": "ppl@prefix" if is_ppl else "copy", "protocol": f"ppl@prefix:L={length}" if is_ppl else f"{task}@v1",
+        "section": "ppl@prefix" if is_ppl else "copy",
+        "section_title": "Perplexity over the first L tokens" if is_ppl else "Copying",
+        "protocol": f"ppl@prefix:L={length}" if is_ppl else f"{task}@v1",
         "length": length, "label": "", "train_length": TRAINED, "extrapolation": length / TRAINED, "n": 40,
         "n_questions": 40, "n_seeds": 1, "corpus": "generated", "metric": metric, "slice": "", "headline": True,
         "chance": None, "best": False, "run": f"{task}-{line}", "dtype": "float32", "prefix_token": 0,

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from hope_eval.analysis import answers, perplexity
 from hope_eval.analysis import differences as contrasts
 from hope_eval.analysis import reach as far
-from hope_eval.analysis.rows import INTERNAL, PILLARS, Row, RunTable, by_seed, joint_notes
+from hope_eval.analysis.rows import INTERNAL, PILLARS, Row, RunTable, by_seed, joint_notes, subject
 from hope_eval.errors import ComparisonError, OptionError, StoreError, did_you_mean
 from hope_eval.lengths import short_length
 from hope_eval.metrics import metric_of
@@ -227,6 +227,7 @@ def _rows(table: RunTable, columns: str) -> Iterable[Row]:
     identity = table.stores[0].header["identity"]
     provenance = table.stores[0].header["provenance"]
     conditions = _conditions(table)
+    protocol = protocol_of_run(table.stores[0].header) if kind_of(identity) is PERPLEXITY else None
     settings = {
         "dtype": identity["dtype"],
         "prefix token": identity["prefix_token"],
@@ -244,7 +245,9 @@ def _rows(table: RunTable, columns: str) -> Iterable[Row]:
             "clusters": None,
             "share": False,
             **row,
-            "section": f"ppl@{identity['protocol']}" if kind_of(row) is PERPLEXITY else row["family"],
+            "section": f"{PPL}@{identity['protocol']}" if protocol else row["family"],
+            "section_title": protocol.title if protocol else PILLARS.get(row["family"], row["family"]),
+            "axis": protocol.axis if protocol else "length",
             "column": heading,
             "tokenizer": provenance.get("tokenizer", ""),
             "conditions": digest,
@@ -298,7 +301,7 @@ def _on_tokenizers(scores: "DataFrame") -> list[str]:
 
 
 def _on_numbers(scores: "DataFrame") -> list[str]:
-    shown = contrasts.shown(scores[scores.status == "ok"])
+    shown = contrasts.compared_rows(scores[scores.status == "ok"])
     numbers = shown.groupby(["section", "task", "metric", "column"], sort=False).n.nunique()
     if not (numbers > 1).any():
         return []
@@ -321,7 +324,7 @@ def _once(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
         group = (row["section"], row["task"], row["model"], row["encoding"])
         groups.setdefault(group, {})[row["run"]] = row
     notes = []
-    for (section, task, model, encoding), runs in groups.items():
+    for (_, _, model, encoding), runs in groups.items():
         settings = {run: row["settings"] for run, row in runs.items()}
         differing = [
             name for name in next(iter(settings.values())) if len({str(s[name]) for s in settings.values()}) > 1
@@ -330,8 +333,8 @@ def _once(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
             if row["run"] in runs and differing:
                 row["twin"] = ", ".join(f"{name} {settings[row['run']][name]}" for name in differing)
         if len(runs) > 1 and not differing:
-            what = section if task == PPL else task
-            notes.append(f"{model} {encoding}: {len(runs)} runs of {what}, of each column the one with most contexts")
+            of = subject(next(iter(runs.values())))
+            notes.append(f"{model} {encoding}: {len(runs)} runs of {of}, of each column the one with most contexts")
     kept: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         place = (*_identity(row), row["section"], row["task"], row["metric"], row["slice"], row["column"])

@@ -30,7 +30,7 @@ _Drawn = tuple[Any, np.ndarray]
 _MEASURE = ["section", "family", "task", "metric"]
 
 
-def shown(scores: "DataFrame") -> "DataFrame":
+def compared_rows(scores: "DataFrame") -> "DataFrame":
     """Return the rows that lines are compared by, such as nll, and the metric of each task; no slices."""
     chosen = scores.metric.map(lambda name: metric_of(name).compared)
     by_metric = chosen.where(chosen.notna(), scores.headline).astype(bool)
@@ -61,6 +61,7 @@ def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
                     "column": row.column,
                     "length": row.length,
                     "label": row.label,
+                    "axis": row.axis,
                     "line": row.line,
                     "encoding": row.encoding,
                     "baseline": baseline,
@@ -77,7 +78,7 @@ def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
             for one, p in zip(own, holm([one["p"] for one in own]), strict=True):
                 one |= {"p_holm": p, "verdict": verdict(one["metric"], one["value"], p)}
         found += mine
-    names = [*_MEASURE, "protocol", "column", "length", "label", "line", "encoding", "baseline"]
+    names = [*_MEASURE, "protocol", "column", "length", "label", "axis", "line", "encoding", "baseline"]
     return pandas.DataFrame(found, columns=[*names, "value", "low", "high", "p", "p_holm", "verdict", "n", "paired"])
 
 
@@ -152,7 +153,7 @@ def _drawn_together(pairs: Sequence[tuple[_Drawn, _Drawn]]) -> list[tuple[np.nda
 
 def _measures(scores: "DataFrame") -> Iterator[tuple[tuple[str, ...], "DataFrame"]]:
     """Yield what lines are compared by, and the rows of it."""
-    for measure, rows in shown(scores).groupby(_MEASURE, sort=False):
+    for measure, rows in compared_rows(scores).groupby(_MEASURE, sort=False):
         assert isinstance(measure, tuple)
         yield tuple(map(str, measure)), rows
 

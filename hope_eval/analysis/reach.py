@@ -28,10 +28,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hope_eval.analysis.differences import each
+from hope_eval.analysis.differences import compared_rows, each
 from hope_eval.analysis.intervals import ALPHA, Clusters, difference, holm
 from hope_eval.lengths import parse_length, short_length
-from hope_eval.metrics import metric_of
+from hope_eval.metrics import distinct, metric_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -93,13 +93,12 @@ def reach(scores: "DataFrame", differences: "DataFrame") -> "DataFrame":
     shared = _shared_lengths(whole)
     for names, rows in whole.groupby(["section", "family", "task", "line"], sort=False):
         section, family, task, line = map(str, names)
-        metrics = ["nll"] if family == "ppl" else list(dict.fromkeys(rows[rows.headline.astype(bool)].metric))
-        for metric in metrics:
+        for metric in distinct(compared_rows(rows).metric):
             curve = _curve(rows, metric, shared[section, task])
             if curve is None:
                 continue
             parity = _parity(differences, section, task, metric, line, curve.train_length)
-            for definition, extent in _extents(section, family, curve, rows):
+            for definition, extent in _extents(metric, curve, rows):
                 ratio = extent["value"] / curve.train_length
                 found.append(
                     {
@@ -190,13 +189,16 @@ def _curve(rows: "DataFrame", metric: str, shared: set[int]) -> _Curve | None:
     )
 
 
-def _extents(section: str, family: str, curve: _Curve, rows: "DataFrame") -> list[tuple[str, dict[str, Any]]]:
-    if section == "ppl@paired":
-        return _useful_and_breaking(rows)
-    area = ("area", _area(curve, -1.0 if family == "ppl" else 1.0))
-    if section == "ppl@bucket":
+def _extents(metric: str, curve: _Curve, rows: "DataFrame") -> list[tuple[str, dict[str, Any]]]:
+    """Effective lengths of a curve, by the definitions that fit its metric and its axis."""
+    axis, is_loss = rows.axis.iloc[0], metric_of(metric).lower_is_better
+    if axis == "context" and is_loss:
+        return _useful_and_breaking(rows, metric)
+    area = ("area", _area(curve, float(metric_of(metric).sign)))
+    if axis == "position" and is_loss:
         return [("ppl", _by_bucket(curve)), area]
-    if family == "ppl":
+    if is_loss or axis != "length":
+        # No value of a loss is that of chance, and positions are different tokens: neither gives a scale.
         return [area]
     if curve.unclear:
         nothing = {"value": math.nan, "low": math.nan, "high": math.nan, "censored": curve.unclear}
@@ -314,8 +316,8 @@ def _area(curve: _Curve, sign: float) -> dict[str, Any]:
     return {"value": float(mean(values)), "low": float(low), "high": float(high), "censored": ""}
 
 
-def _useful_and_breaking(rows: "DataFrame") -> list[tuple[str, dict[str, Any]]]:
-    cells = [row for row in each(rows[rows.metric == "nll"].sort_values("length")) if row.status == "ok"]
+def _useful_and_breaking(rows: "DataFrame", metric: str) -> list[tuple[str, dict[str, Any]]]:
+    cells = [row for row in each(rows[rows.metric == metric].sort_values("length")) if row.status == "ok"]
     contexts = [parse_length(row.label.removeprefix("c=")) for row in cells]
     gaps, least = [], 0
     for number in range(1, len(cells)):

@@ -2,9 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+
+from hope_eval.runs.kinds import PERPLEXITY, PPL, kind_of
 
 if TYPE_CHECKING:
     from hope_eval.runs.store import RunStore
@@ -43,6 +45,11 @@ def joint_notes(tables: Sequence[RunTable]) -> list[str]:
     return [*notes, f"run{'s' * (len(runs) > 1)} {', '.join(runs)}"]
 
 
+def subject(row: Mapping[str, Any]) -> str:
+    """Name of what a number is of: the protocol of a perplexity, `ppl@bucket`, or the task."""
+    return str(row["section"] if kind_of(row) is PERPLEXITY else row["task"])
+
+
 def without_seed(model: str) -> str:
     """Return the name of a model without the training seed that ends it: hope-0 is hope."""
     return re.sub(r"-\d+$", "", model)
@@ -67,7 +74,7 @@ def by_seed(runs: Iterable[R]) -> list[list[R]]:
 
 
 # What tables are made of, in this order.
-PILLARS = {"ppl": "Perplexity", "copy": "Copying", "retrieve": "Retrieval", "fewshot": "Few-shot following"}
+PILLARS = {PPL: "Perplexity", "copy": "Copying", "retrieve": "Retrieval", "fewshot": "Few-shot following"}
 
 # What the lines and the columns of a comparison may be, and which frames it has.
 BY = ("model", "encoding", "task")

@@ -55,13 +55,14 @@ def plot(
         sparklines(frame)
         click.echo("--out figure.png draws it, or .svg or .pdf", err=True)
         return
+    from hope_eval.runs.kinds import PERPLEXITY, kind_of
     from hope_eval.show import plots
 
-    families = set(frame.family)
     if kind is None:
-        kind = "curve" if "ppl" in families else "accuracy"
-        if kind == "curve" and len(families) > 1:
-            click.echo("perplexity is drawn; --kind accuracy draws the tasks", err=True)
+        measured = {kind_of({"task": task}) for task in frame.task}
+        kind = "curve" if PERPLEXITY in measured else "accuracy"
+        if kind == "curve" and len(measured) > 1:
+            click.echo("this figure shows perplexity; --kind accuracy shows the tasks", err=True)
     how: dict[str, Any] = {"width": column_width}
     if kind in ("curve", "accuracy"):
         how["relative"] = rest["columns"] == "multiples"

@@ -15,11 +15,12 @@ from rich.text import Text
 
 from hope_eval.analysis.differences import BETTER, SAME, WORSE, each
 from hope_eval.analysis.reach import DEFINITIONS, worded
-from hope_eval.analysis.rows import PILLARS, Row
+from hope_eval.analysis.rows import PILLARS, Row, subject
 from hope_eval.errors import OptionError, StoreError
 from hope_eval.lengths import short_length
-from hope_eval.metrics import metric_of
-from hope_eval.show.tables import Cell, Grid, clean, draw, grid, legend, metric_name, number
+from hope_eval.metrics import distinct, metric_of
+from hope_eval.runs.kinds import PERPLEXITY, PPL, kind_of
+from hope_eval.show.tables import Cell, Grid, clean, draw, grid, legend, number
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -68,15 +69,12 @@ def blocks(comparison: Compared, show: Sequence[str], by_task: bool = False) -> 
         notes = [f"{name}: {DEFINITIONS[name]}" for name in used]
         if baseline:
             notes.append(f"in window: minus {baseline} at the greatest length within the training window")
-        if "ppl" not in used and "ppl" in set(reach.family):
+        if "ppl" not in used and PPL in set(reach.family):
             notes.append("how far by perplexity: `--protocol bucket`, also with --from and these runs")
         yield Block("How far they read: tokens, but for area", _reach(reach, used, baseline), notes)
     if "wins" in show and not (wins := comparison.frame("wins")).empty:
         title = "How probably the line is better than the column"
-        # Where texts are cut alike, nll says all that bits per byte and context gain do.
-        told = wins[(wins.family != "ppl") | (wins.metric == "nll")]
-        shown = wins if told.empty else told
-        yield Block(title, _wins(shown), ["on the mean over the lengths that both have"])
+        yield Block(title, _wins(_distinct(wins)), ["on the mean over the lengths that both have"])
 
 
 def draw_all(tables: Iterable[Block], notes: Sequence[str], form: str, console: Console) -> None:
@@ -101,7 +99,7 @@ def draw_all(tables: Iterable[Block], notes: Sequence[str], form: str, console: 
 def _scores(scores: "DataFrame", by_task: bool) -> Iterator[Block]:
     if by_task:
         # Perplexities have columns of their own; all other tasks share lengths.
-        parts = scores.section.where(scores.family == "ppl", "tasks")
+        parts = scores.section.where(scores.task.map(_is_perplexity), "tasks")
         order = scores.line.map({line: at for at, line in enumerate(dict.fromkeys(scores.line))})
         for (_, line, part), rows in scores.groupby([order, "line", parts]):
             content = grid(rows_of(rows), by_task)
@@ -125,16 +123,26 @@ def section_title(section: str) -> str:
 
 def _measure(row: Any) -> str:
     """Return what a row of differences or of reach is about."""
-    if row.family == "ppl":
-        return f"{row.section} {metric_of(row.metric).title}"
-    return metric_name({"task": row.task, "metric": row.metric, "slice": ""})
+    return f"{subject(row._asdict())} {metric_of(row.metric).title}"
+
+
+def _is_perplexity(task: str) -> bool:
+    return kind_of({"task": task}) is PERPLEXITY
+
+
+def _distinct(frame: "DataFrame") -> "DataFrame":
+    """Return the rows of each task without metrics that another one stands for: of perplexities, nll says all."""
+    kept = frame.groupby(["section", "task"], sort=False).metric.transform(
+        lambda metrics: metrics.isin(distinct(metrics))
+    )
+    rows: DataFrame = frame[kept.astype(bool)]
+    return rows
 
 
 def _differences(frame: "DataFrame", baseline: str) -> Iterator[Block]:
     marks = f"▲ better, ▼ worse than {baseline} at 5 % (Holm over the lengths of a line), ≈ not distinguishable"
     for section, rows in frame.groupby("section", sort=False):
-        # Where texts are cut alike, nll says all that bits per byte and context gain do.
-        main = rows[rows.metric == "nll"] if "nll" in set(rows.metric) else rows
+        main = _distinct(rows)
         columns = list(dict.fromkeys(main.sort_values("length", kind="stable").column))
         lines: dict[tuple[str, str], dict[str, Cell]] = {}
         for row in each(main):

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from hope_eval.analysis.rows import subject
 from hope_eval.lengths import short_length
 from hope_eval.metrics import is_share, metric_of
 from hope_eval.show.figures.rows import Row, context_of, records
@@ -42,7 +43,7 @@ def sparklines(scores: "DataFrame", console: Console | None = None) -> None:
         mine = [row for row in rows if (row["section"], row["task"], row["metric"]) == (section, task, metric)]
         places = sorted({_place(row) for row in mine})
         lines = list(dict.fromkeys(row["line"] for row in mine))
-        table.add_row(Text(f"{section if task == 'ppl' else task} {metric_of(metric).title}", style="bold"))
+        table.add_row(Text(f"{subject(mine[0])} {metric_of(metric).title}", style="bold"))
         for line in lines:
             own = sorted((row for row in mine if row["line"] == line), key=_place)
             drawn = Text(_spark(own, places, mine), style=style_of[line].colour)
@@ -55,9 +56,9 @@ def sparklines(scores: "DataFrame", console: Console | None = None) -> None:
 
 
 def _is_shown(row: Row) -> bool:
-    if row["family"] == "ppl":
-        return str(row["metric"]) == ("perplexity" if context_of(row) is None else "context_gain")
-    return bool(row.get("headline", True)) and not metric_of(row["metric"]).control
+    metric = metric_of(row["metric"])
+    shown = row.get("headline", True) if metric.charted is None else metric.charted
+    return bool(shown) and not metric.control
 
 
 def _is_number(row: Row) -> bool:

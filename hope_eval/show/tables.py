@@ -24,6 +24,7 @@ from rich.text import Text
 from hope_eval.analysis.rows import INTERNAL, Row
 from hope_eval.lengths import short_length
 from hope_eval.metrics import metric_of
+from hope_eval.runs.kinds import PERPLEXITY, kind_of
 
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 
@@ -176,7 +177,8 @@ def _is_known(length: float | None) -> bool:
 def metric_name(row: Mapping[str, Any]) -> str:
     """Return the name of a metric: of a task, with its name before it, and after it what part of it this is."""
     title = metric_of(row["metric"]).title
-    if row["task"] == "ppl":
+    if kind_of(row) is PERPLEXITY:
+        # The title of its table says the rest.
         return title
     return f"{row['task']} {title}" + (f", {row['slice']}" if row["slice"] else "")
 

@@ -353,7 +353,7 @@ def test_who_wins_is_a_matrix(runs):
 def test_a_figure_a_sketch_and_a_page_are_made_of_the_same_runs(runs, tmp_path):
     assert "ppl@prefix perplexity" in hope_eval("plot", runs).stdout
     figure = tmp_path / "curve.png"
-    assert "--kind accuracy draws the tasks" in hope_eval("plot", runs, "--out", figure).output
+    assert "--kind accuracy shows the tasks" in hope_eval("plot", runs, "--out", figure).output
     assert figure.read_bytes().startswith(b"\x89PNG")
     hope_eval("plot", runs, "--kind", "difference", "--section", "retrieve", "--out", tmp_path / "difference.svg")
     hope_eval("plot", runs, "--kind", "heatmap", "--out", tmp_path / "depth.pdf")

@@ -144,7 +144,7 @@ def paired(values):
     rng = np.random.default_rng(1)
     return [
         row("hope", context + 257, level + value + rng.normal(0, 0.02, 30), metric="nll", section="ppl@paired",
-            label=f"c={context}")
+            axis="context", label=f"c={context}")
         for context, value in zip(contexts, values, strict=True)
     ]  # fmt: skip
 

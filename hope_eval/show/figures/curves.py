@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from hope_eval.lengths import short_length
 from hope_eval.metrics import metric_of
+from hope_eval.runs.kinds import PERPLEXITY, kind_of
 from hope_eval.show.figures.rows import (
     CONTEXTS,
     MULTIPLES,
@@ -104,7 +105,7 @@ def accuracy(
         shown = [row["metric"] for row in mine if row.get("headline", True) and not metric_of(row["metric"]).control]
         return next(iter(shown), None)
 
-    rows = [row for row in records(scores) if not row["slice"] and row["family"] != "ppl"]
+    rows = [row for row in records(scores) if not row["slice"] and kind_of(row) is not PERPLEXITY]
     scale = MULTIPLES if relative else TOKENS
     return _curves(panels_of(rows, chosen), metric or "accuracy", scale, controls, width)
 

@@ -6,8 +6,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from hope_eval.analysis.differences import SAME
+from hope_eval.analysis.rows import subject
 from hope_eval.lengths import short_length
-from hope_eval.metrics import metric_of
+from hope_eval.metrics import distinct, metric_of
 from hope_eval.show.figures.rows import Row, check_any, context_of, counted, records, sentence
 from hope_eval.show.figures.sheet import (
     FAINT,
@@ -50,9 +51,10 @@ def difference(
     metric:    None: of each task what tables show; of perplexity nll, and of the same block at other contexts its gain.
     """
     rows = [row for row in records(differences) if math.isfinite(row["value"])]
-    rows = [row for row in rows if row["metric"] == metric or (metric is None and _is_shown(row))]
+    shown = _shown(rows) if metric is None else None
+    rows = [row for row in rows if (row["metric"] == metric if shown is None else _group(row) in shown)]
     check_any(rows, "no line has a difference from a baseline; at least two lines are needed")
-    groups = list(dict.fromkeys((row["section"], row["task"], row["metric"]) for row in rows))
+    groups = list(dict.fromkeys(map(_group, rows)))
     names = list(dict.fromkeys(row["line"] for row in rows))
     style_of = styles((name, (encodings or {}).get(name, name)) for name in names)
     page_width = page_width_of(width)
@@ -91,29 +93,32 @@ def difference(
         for line, row in mine.items():
             _draw_interval(axes, names.index(line), row, style_of[line])
         _axes(axes, family, len(names), (page_width - MARGIN - indent) / n_columns)
-        shown = [shortened(name, indent - 6, SMALL) for name in names] if column == 0 else []
-        axes.set_yticks(range(len(names)), shown or [""] * len(names))
+        words_of_lines = [shortened(name, indent - 6, SMALL) for name in names] if column == 0 else []
+        axes.set_yticks(range(len(names)), words_of_lines or [""] * len(names))
         note(axes, place[1], (0.5, 1), (0, 2), ha="center", size=TEXT)
         if column == 0:
             title = metric_of(group[2]).difference_title
-            words = shortened(f"{_called(group)} · {title} · {counted(family)}", page_width - 2 * MARGIN, TEXT)
+            words = shortened(f"{subject(family[0])} · {title} · {counted(family)}", page_width - 2 * MARGIN, TEXT)
             note(axes, words, (0, 1), (MARGIN - 4 - indent, 12), size=TEXT)
     return page.figure
 
 
-def _is_shown(row: Row) -> bool:
-    if row["family"] != "ppl":
-        return True
-    return str(row["metric"]) == ("nll" if context_of(row) is None else "context_gain")
+def _shown(rows: list[Row]) -> set[tuple[str, str, str]]:
+    """Return what is drawn of each task: what charts show by all means, else metrics that no other one stands for."""
+    shown = set()
+    for section, task in dict.fromkeys((row["section"], row["task"]) for row in rows):
+        metrics = [row["metric"] for row in rows if (row["section"], row["task"]) == (section, task)]
+        chosen = [name for name in metrics if metric_of(name).charted] or distinct(metrics)
+        shown |= {(section, task, name) for name in chosen}
+    return shown
+
+
+def _group(row: Row) -> tuple[str, str, str]:
+    return row["section"], row["task"], row["metric"]
 
 
 def _is_of(row: Row, group: tuple[str, str, str]) -> bool:
-    return (row["section"], row["task"], row["metric"]) == group
-
-
-def _called(group: tuple[str, str, str]) -> str:
-    section, task, _ = group
-    return section if task == "ppl" else task
+    return _group(row) == group
 
 
 def _place(row: Row) -> tuple[float, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from hope_eval.errors import OptionError
 from hope_eval.lengths import parse_length, short_length
 from hope_eval.metrics import interval_way, is_share, metric_of
+from hope_eval.runs.kinds import kind_of
 from hope_eval.show.palette import Style, styles
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def counted(rows: Sequence[Row], noun: bool = True) -> str:
     counts = [int(row["n"]) for row in rows if row["status"] == "ok" and row["n"] == row["n"]]
     if not counts:
         return "n unknown"
-    what = "document" if rows[0]["family"] == "ppl" else "context"
+    what = kind_of(rows[0]).sample
     n = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
     return f"n = {n} {what}{'s' * (max(counts) > 1)}" if noun else f"n = {n}"
 
@@ -194,12 +195,13 @@ def counted(rows: Sequence[Row], noun: bool = True) -> str:
 def interval_of(rows: Sequence[Row], shape: str) -> str:
     """Return what kind of interval the bands, or another shape, of these rows are."""
     measured = [row for row in rows if row["status"] == "ok"]
-    what = "documents" if measured[0]["family"] == "ppl" else "contexts"
     n_seeds = max(int(row["n_seeds"]) if row["n_seeds"] > 1 else 1 for row in measured)
     seeds = f" and {n_seeds} training seeds" if n_seeds > 1 else ""
     known = [row for row in measured if row["low"] == row["low"]]
     ways = sorted({interval_way(row) for row in known})
-    return f"{shape}: 95 % interval ({', '.join(ways)} over {what}{seeds})" if ways else "no intervals: too few to tell"
+    if not ways:
+        return "no intervals: too few to tell"
+    return f"{shape}: 95 % interval ({', '.join(ways)} over {kind_of(measured[0]).sample}s{seeds})"
 
 
 def corpus_of(rows: Sequence[Row]) -> str:

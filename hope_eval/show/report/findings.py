@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from hope_eval.analysis.rows import Row
 from hope_eval.metrics import metric_of
+from hope_eval.runs.kinds import PERPLEXITY, kind_of
 from hope_eval.show.report.frames import Results, grouped, heading
 from hope_eval.show.report.words import (
     REACHES,
@@ -31,9 +32,8 @@ _ALONE = 3
 # Topics that a report without a baseline sums up.
 _TOPICS = 6
 
-# The definition of reach that is told, by pillar: the first that is there.
-_TOLD = {"ppl": ("ppl", "useful")}
-_TOLD_ELSE = ("relative", "half", "ci")
+# Definitions of effective length, the most telling first: of each pillar, the first that it has is told.
+_TOLD = ("ppl", "useful", "relative", "half", "ci")
 
 _ZONES = {
     "beyond": "beyond the training length",
@@ -194,8 +194,7 @@ def _reached(results: Results) -> Iterator[Finding]:
     texts = []
     for family in results.families:
         rows = [row for row in results.reach if row["family"] == family]
-        told_of = _TOLD.get(family, _TOLD_ELSE)
-        definition = next((name for name in told_of if any(row["definition"] == name for row in rows)), None)
+        definition = next((name for name in _TOLD if any(row["definition"] == name for row in rows)), None)
         rows = [row for row in rows if row["definition"] == definition]
         if not rows:
             continue
@@ -204,7 +203,9 @@ def _reached(results: Results) -> Iterator[Finding]:
         known, none = ([row for row in rows if (row.get("value") is not None) == wanted] for wanted in (True, False))
         far = [*sorted(known, key=lambda row: (-row["value"], row.get("censored") != ">=")), *none]
         told = [f"{text} for {_names(group)}" for text, group in grouped(far, _reach_with_interval).items()]
-        of = "Perplexity" if family == "ppl" else f"{rows[0]['task']}, {metric_name(rows[0]['metric'])}"
+        kind = kind_of(rows[0])
+        metric = metric_name(rows[0]["metric"])
+        of = kind.name.capitalize() if kind is PERPLEXITY else f"{rows[0]['task']}, {metric}"
         texts.append((f"{of} ({REACHES[str(definition)]}): {'; '.join(told)}.", _parity(rows, results.baseline)))
     parities = {parity for _, parity in texts}
     if len(parities) > 1:

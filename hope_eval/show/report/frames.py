@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from hope_eval.analysis.rows import PILLARS, Row
+from hope_eval.analysis.rows import PILLARS, Row, subject
 from hope_eval.lengths import short_length
+from hope_eval.metrics import metric_of
+from hope_eval.runs.kinds import PERPLEXITY, kind_of
 
 if TYPE_CHECKING:
     import pandas
@@ -83,12 +85,10 @@ class Results:
 
     def name(self, about: Topic | Row) -> str:
         """Return how sentences call a topic, or that of a row: the task, or the protocol where there are several."""
-        task, section = (
-            (about.task, about.section) if isinstance(about, Topic) else (about["task"], about.get("section"))
-        )
-        if task != "ppl":
-            return str(task)
-        return str(section) if section and sum(topic.task == "ppl" for topic in self.topics) > 1 else "perplexity"
+        row = vars(about) if isinstance(about, Topic) else about
+        kind = kind_of(row)
+        alone = sum(kind_of(vars(topic)) is kind for topic in self.topics) == 1
+        return kind.name if kind is PERPLEXITY and (alone or not row.get("section")) else subject(row)
 
     @cached_property
     def families(self) -> list[str]:
@@ -115,11 +115,9 @@ class Results:
         """Return the metrics that tables show, the first of which is the main one."""
         rows = self.about(topic)
         present = list(dict.fromkeys(row["metric"] for row in rows))
-        shown = list(dict.fromkeys(row["metric"] for row in rows if row.get("headline"))) or present[:1]
-        if topic.family != "ppl":
-            return shown
-        # Bits per byte stand beside a perplexity, in a table.
-        return [metric for metric in ("perplexity", "context_gain") if metric in present] or shown
+        shown = {row["metric"] for row in rows if row.get("headline")}
+        charted = [name for name in present if _or(metric_of(name).charted, name in shown)]
+        return charted or [name for name in present if name in shown] or present[:1]
 
     @cached_property
     def compared(self) -> list[Row]:
@@ -127,9 +125,10 @@ class Results:
         found = []
         for topic in self.topics:
             rows = [row for row in self.differences if topic.has(row)]
-            # Of perplexities, nll is what all protocols share, and lower is better of it.
-            metrics = [*(["nll"] if topic.family == "ppl" else []), *self.metrics(topic), *(r["metric"] for r in rows)]
-            main = next((metric for metric in metrics if any(row["metric"] == metric for row in rows)), None)
+            present = list(dict.fromkeys(row["metric"] for row in rows))
+            # Nll stands for all others: it is what all protocols share.
+            metrics = [*(name for name in present if metric_of(name).stands_for), *self.metrics(topic), *present]
+            main = next((name for name in metrics if name in present), None)
             found += [
                 {**row, "family": topic.family, "topic": self.name(topic), "zone": self.zone(row)}
                 for row in rows
@@ -141,6 +140,10 @@ class Results:
         """Return where the length of a row lies: `beyond` the training length of its line, `within` it, `unknown`."""
         trained = self.train_lengths.get(row["line"])
         return "unknown" if not trained else "beyond" if row["length"] > trained else "within"
+
+
+def _or(choice: bool | None, otherwise: bool) -> bool:
+    return otherwise if choice is None else choice
 
 
 def columns(rows: Iterable[Row]) -> dict[str, float]:

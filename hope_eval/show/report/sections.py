@@ -7,6 +7,7 @@ from typing import Any
 from hope_eval.analysis.reach import DEFINITIONS
 from hope_eval.analysis.rows import Row
 from hope_eval.metrics import ERRORS, metric_of, ordered
+from hope_eval.runs.kinds import PERPLEXITY, kind_of
 from hope_eval.show.report import charts, tables
 from hope_eval.show.report.charts import Spec
 from hope_eval.show.report.findings import reach_text
@@ -19,7 +20,6 @@ from hope_eval.show.report.words import (
     listed,
     metric_name,
     pillar,
-    section_name,
     titled,
 )
 
@@ -142,9 +142,11 @@ class _Maker:
             if rest
             else []
         )
+        is_perplexity = kind_of(rows[0]) is PERPLEXITY
         return Part(
             "",
-            section_name(topic.section, topic.task),
+            # A protocol has a title; a task is called by its name.
+            str(rows[0].get("section_title") or topic.section) if is_perplexity else topic.task,
             self._described(topic, rows),
             tables.facts([row for row in rows if row["metric"] in shown]),
             made,

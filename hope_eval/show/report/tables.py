@@ -8,6 +8,7 @@ from typing import Any
 from hope_eval.analysis.rows import Row
 from hope_eval.lengths import short_length
 from hope_eval.metrics import metric_of
+from hope_eval.runs.kinds import kind_of
 from hope_eval.show.report.findings import reach_text
 from hope_eval.show.report.frames import Results, columns, grouped, heading, in_multiples, same
 from hope_eval.show.report.words import (
@@ -326,8 +327,7 @@ def facts(rows: Sequence[Row]) -> list[str]:
     protocol = same(rows, "protocol")
     if protocol:
         told.append(str(protocol))
-    context = "document" if rows[0]["family"] == "ppl" else "context"
-    for key, noun in (("n", context), ("n_questions", "question"), ("n_seeds", "training seed")):
+    for key, noun in (("n", kind_of(rows[0]).sample), ("n_questions", "question"), ("n_seeds", "training seed")):
         counts = sorted({int(row[key]) for row in rows if row.get(key)})
         if counts and not (key == "n_seeds" and counts == [1]):
             many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"

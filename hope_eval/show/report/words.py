@@ -12,16 +12,6 @@ from hope_eval.show import tables
 # Spelt out, since they look like ASCII.
 MINUS, TIMES, UNKNOWN = "\u2212", "\u00d7", "\u2013"
 
-SECTIONS = {
-    "ppl@prefix": "Perplexity over the first L tokens",
-    "ppl@bucket": "Perplexity by position",
-    "ppl@last-k": "Perplexity of the last tokens of a context",
-    "ppl@windows": "Perplexity in disjoint windows",
-    "ppl@sliding": "Perplexity in sliding windows",
-    "ppl@rolling": "Rolling perplexity",
-    "ppl@paired": "The same tokens with more context",
-}
-
 # What definitions of effective length are called.
 REACHES = {
     "ppl": "nll within 0.05 of the best",
@@ -47,11 +37,6 @@ HOLES = {
 def pillar(family: str) -> str:
     """Return the heading of a family of tasks."""
     return PILLARS.get(family, family)
-
-
-def section_name(section: str, task: str) -> str:
-    """Return the heading of what is one set of tables."""
-    return SECTIONS.get(section, task if task != "ppl" else section)
 
 
 def metric_name(metric: str) -> str:
