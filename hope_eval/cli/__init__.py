@@ -11,7 +11,7 @@ from hope_eval.cli.encodings import encodings
 from hope_eval.cli.plan import plan
 from hope_eval.cli.plot import plot
 from hope_eval.cli.ppl import ppl
-from hope_eval.cli.progress import speaks
+from hope_eval.cli.progress import is_first_process
 from hope_eval.cli.questions import copy, fewshot, retrieve
 from hope_eval.cli.report import report
 from hope_eval.cli.run import run
@@ -26,13 +26,13 @@ _SHARED_OUT = ("run", "ppl", "copy", "retrieve", "fewshot")
 
 
 class _Group(click.Group):
-    """Prints what a user can mend as `Error:` and `hint:`, and exits with 1. Once, for all commands."""
+    """Prints an error that a user can fix as `Error:` and `hint:`, and exits with 1: once, for all commands."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except HopeEvalError as error:
-            if speaks():
+            if is_first_process():
                 click.echo(f"Error: {error}", err=True)
             ctx.exit(1)
 

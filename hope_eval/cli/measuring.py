@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hope_eval.cli.options import ModelOptions, RunOptions
-from hope_eval.cli.progress import progress, speaks
+from hope_eval.cli.progress import is_first_process, progress
 from hope_eval.errors import OptionError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def measured(
         # Mistakes in models are reported once, and before processes start.
         to_load.check()
         shards.start(run.jobs, **groups)
-    if heading and speaks():
+    if heading and is_first_process():
         click.echo(heading, err=True)
     with shards.joined(run.out, lambda text: click.echo(text, err=True), **groups) as ranks:
         to_load.how["device"] = ranks.device(to_load.how["device"])

@@ -27,7 +27,7 @@ from hope_eval.show.tables import FORMATS
 if TYPE_CHECKING:
     from hope_eval.analysis.compare import Comparison
     from hope_eval.evaluation.run import Models, Options
-    from hope_eval.model.scoring import PrefixPolicy
+    from hope_eval.model.tokens import PrefixPolicy
     from hope_eval.task import Task
 
 # Where runs are kept.

@@ -79,7 +79,8 @@ class _Question:
         from hope_eval.evaluation.suites import Entry, parse_measure, suite_named
 
         if self.tasks:
-            return tuple(Entry(parse_measure(name), grid.lengths or DEFAULT, grid.samples) for name in self.tasks)
+            lengths = grid.lengths or DEFAULT
+            return tuple(Entry(parse_measure(name), lengths, grid.samples, written=name) for name in self.tasks)
         return suite_named(self.suite or "quick").with_changes(grid.lengths, grid.samples).entries
 
 

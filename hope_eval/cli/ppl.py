@@ -22,7 +22,7 @@ from hope_eval.protocols import (
 
 if TYPE_CHECKING:
     from hope_eval.analysis.rows import RunTable
-    from hope_eval.model.scoring import PrefixPolicy
+    from hope_eval.model.tokens import PrefixPolicy
 
 
 class _Command(click.Command):

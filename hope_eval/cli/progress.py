@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-Report = Callable[[int, int], None]
+# Called with the amount that is done, and the amount in all.
+Advance = Callable[[int, int], None]
 
 # Seconds between two plain lines.
 _EVERY = 10.0
@@ -24,15 +25,15 @@ class _Speed(ProgressColumn):
         return Text(f"{task.speed:,.0f} {self.unit}/s" if task.speed else "", style="dim")
 
 
-def speaks() -> bool:
-    """Whether this process is the first of those that work together: the one that people hear."""
+def is_first_process() -> bool:
+    """Whether this process is the first of several that share the work. Only the first one prints."""
     return os.environ.get("RANK", "0") == "0"
 
 
 @contextlib.contextmanager
-def progress(title: str, unit: str = "tokens") -> Iterator[Report]:
-    """Show how far a piece of work is; what was done before it began is said once, and not counted as speed."""
-    if not speaks():
+def progress(title: str, unit: str = "tokens") -> Iterator[Advance]:
+    """Show the progress of a piece of work. Work of an earlier session is reported once, and not counted as speed."""
+    if not is_first_process():
         yield lambda done, total: None
         return
     console = Console(stderr=True, highlight=False)
@@ -51,7 +52,7 @@ def progress(title: str, unit: str = "tokens") -> Iterator[Report]:
 
 
 @contextlib.contextmanager
-def _bar(console: Console, title: str, unit: str) -> Iterator[Report]:
+def _bar(console: Console, title: str, unit: str) -> Iterator[Advance]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -64,7 +65,7 @@ def _bar(console: Console, title: str, unit: str) -> Iterator[Report]:
 
         def report(done: int, total: int) -> None:
             if bars.tasks[0].total is None:
-                # Speed is measured from here: what an earlier session did took no time in this one.
+                # The work of an earlier session took no time in this one.
                 bars.reset(task, total=total, completed=done)
             bars.update(task, completed=done, total=total)
 
@@ -72,20 +73,20 @@ def _bar(console: Console, title: str, unit: str) -> Iterator[Report]:
 
 
 @contextlib.contextmanager
-def _lines(console: Console, title: str, unit: str) -> Iterator[Report]:
-    start = said = time.monotonic()
+def _lines(console: Console, title: str, unit: str) -> Iterator[Advance]:
+    start = printed = time.monotonic()
     first: int | None = None
 
     def report(done: int, total: int) -> None:
-        nonlocal said, first
+        nonlocal printed, first
         if first is None:
             first = done
             if done < total:
                 console.print(f"{title}: {total - done:,} {unit} to go", soft_wrap=True)
         now = time.monotonic()
-        if now - said < _EVERY or done <= first:
+        if now - printed < _EVERY or done <= first:
             return
-        said = now
+        printed = now
         speed = (done - first) / (now - start)
         left = (total - done) / speed
         console.print(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hope_eval.cli import options
-from hope_eval.cli.progress import Report, progress
+from hope_eval.cli.progress import Advance, progress
 from hope_eval.errors import StoreError
 from hope_eval.lengths import short_length
 
@@ -215,7 +215,7 @@ def _named(names: tuple[str, ...], out: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _progress(title: str, n_bytes: int) -> Iterator[Report]:
+def _progress(title: str, n_bytes: int) -> Iterator[Advance]:
     if n_bytes < _LARGE:
         yield lambda done, total: None
         return

@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from hope_eval.cli import options
-from hope_eval.cli.progress import progress, speaks
+from hope_eval.cli.progress import is_first_process, progress
 from hope_eval.errors import OptionError
 from hope_eval.lengths import parse_count
 
@@ -99,6 +99,6 @@ def train(
             train_one(recipes[out], out, progress=bar, **how)
         else:
             train_all(recipes, out / ".work", jobs, progress=bar, **how)
-    if speaks():
+    if is_first_process():
         for folder in recipes:
             click.echo(folder)

@@ -11,7 +11,7 @@ def zoo() -> None:
     hope-eval zoo
     hope-eval ppl --model zoo:rope --model zoo:hope --lengths 256,1k
 
-    nll: of the second half of 256, 512 and 1,024 tokens of held-out text, at the end of training.
+    nll is measured on the second half of 256, 512 and 1,024 tokens of held-out text, at the end of training.
     """
     from hope_eval import zoo as models
     from hope_eval.show.tables import print_records

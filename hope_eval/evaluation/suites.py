@@ -1,13 +1,13 @@
-"""Suites: what is measured together, read from `tasks/suites.toml` or a file of one's own.
+"""Suites: several things that are measured together, from `tasks/suites.toml` or from a file of the user.
 
     [quick]
     about = "all pillars on the bundled models, in two minutes on a CPU"
     lengths = "1x,2x,4x"
     samples = 8
-    tasks = ["ppl", "copy", { task = "needle:n_needles=4", lengths = "2x", samples = 4 }]
+    tasks = ["ppl", "ppl:sliding:stride=64", { task = "needle:n_needles=4", lengths = "2x", samples = 4 }]
 
-Lengths are tokens, or multiples of each model's training length. A key that is not known is an error: what is misspelt
-would otherwise be left out without a word.
+Lengths are tokens, or multiples of each model's training length. An unknown key is an error: a misspelt one would
+otherwise be ignored silently.
 """
 
 import tomllib
@@ -22,7 +22,7 @@ from hope_eval.protocols import DEFAULT_PROTOCOL, Protocol, parse_protocol
 from hope_eval.runs.kinds import PPL
 from hope_eval.task import FOLDER, Task, parse_task
 
-# Keys of a suite that hold for all its tasks, and that a task may have for itself.
+# Keys of a suite that hold for all its tasks. A task may replace them.
 _SHARED = ("lengths", "samples", "controls")
 
 
@@ -30,15 +30,21 @@ _SHARED = ("lengths", "samples", "controls")
 class Entry:
     """One thing to measure.
 
-    what:    a task, or a perplexity protocol.
-    samples: contexts, or documents; None: the default of what is measured.
-    controls: whether a task's controls are measured too.
+    what:     a task, or a perplexity protocol.
+    samples:  contexts of a task, or documents of a perplexity; None: the default of either.
+    controls: whether the controls of a task are measured too.
+    written:  as the user wrote it, such as `my/task.py:n=4`; empty: as `what` prints itself.
     """
 
     what: Task | Protocol
     lengths: Lengths = DEFAULT
     samples: int | None = None
     controls: bool = True
+    written: str = ""
+
+    def __str__(self) -> str:
+        """As it is written on a command line: `needle:n_needles=4`, `ppl:sliding:stride=64`."""
+        return self.written or (f"{PPL}:{self.what}" if isinstance(self.what, Protocol) else str(self.what))
 
 
 @dataclass(frozen=True)
@@ -50,50 +56,50 @@ class Suite:
     entries: tuple[Entry, ...]
 
     def with_changes(self, lengths: Lengths | None, samples: int | None) -> "Suite":
-        """Return the suite with other lengths, or numbers of samples, for all that it measures."""
+        """The suite with other lengths, or another number of samples, for all its entries."""
         entries = (replace(e, lengths=lengths or e.lengths, samples=samples or e.samples) for e in self.entries)
         return replace(self, entries=tuple(entries))
 
 
 def suites(path: Path = FOLDER / "suites.toml") -> dict[str, Suite]:
-    """Return the suites of a file, by name.
+    """The suites of a file, by name.
 
-    Raises OptionError for what cannot be read, and for unknown keys; TaskError for unknown tasks.
+    Raises OptionError for a file that cannot be read and for unknown keys, TaskError for unknown tasks.
     """
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise OptionError(f"cannot read the suites of `{path}`: {error}", "give a TOML file as suites.toml") from error
     if not content:
-        raise OptionError(f"`{path}` holds no suite", '[mine], then tasks = ["ppl", "copy"]')
-    wrong = next((name for name, table in content.items() if not isinstance(table, dict)), None)
-    if wrong is not None:
-        raise OptionError(f"`{wrong}` of `{path}` is no suite", f"put it below a name: [{path.stem}]")
+        raise OptionError(f"`{path}` has no suite", '[mine], then tasks = ["ppl", "copy"]')
+    stray = next((name for name, table in content.items() if not isinstance(table, dict)), None)
+    if stray is not None:
+        raise OptionError(f"`{stray}` of `{path}` is not inside a suite", f"put it below a name: [{path.stem}]")
     return {name: _suite(name, table) for name, table in content.items()}
 
 
 def suite_named(name: str) -> Suite:
-    """Return a suite by its name, or from a file: `my.toml`, or `my.toml:name` of several.
+    """A suite by its name, or from a file: `my.toml`, or `my.toml:name` of several.
 
     Raises OptionError if there is none.
     """
-    file, found, inner = name.partition(".toml")
-    known = suites(Path(f"{file}.toml").expanduser()) if found else suites()
-    inner = inner.removeprefix(":") if found else name
-    if found and not inner and len(known) == 1:
-        return next(iter(known.values()))
-    if inner not in known:
+    file, is_file, inner = name.partition(".toml")
+    by_name = suites(Path(f"{file}.toml").expanduser()) if is_file else suites()
+    inner = inner.removeprefix(":") if is_file else name
+    if is_file and not inner and len(by_name) == 1:
+        return next(iter(by_name.values()))
+    if inner not in by_name:
         raise OptionError(
-            f"no suite is called `{inner or name}`", did_you_mean(inner, known, f"one of {', '.join(known)}")
+            f"no suite is called `{inner or name}`", did_you_mean(inner, by_name, f"one of {', '.join(by_name)}")
         )
-    return known[inner]
+    return by_name[inner]
 
 
 def _suite(name: str, table: Mapping[str, Any]) -> Suite:
     _check_keys(table, ("about", *_SHARED, "tasks"), name)
     tasks = table.get("tasks")
     if not isinstance(tasks, list) or not tasks:
-        raise OptionError(f"the suite `{name}` names no tasks", 'tasks = ["ppl", "copy"]')
+        raise OptionError(f"the suite `{name}` has no tasks", 'tasks = ["ppl", "copy"]')
     shared = {key: table[key] for key in _SHARED if key in table}
     entries = [_entry({**shared, **(task if isinstance(task, dict) else {"task": task})}, name) for task in tasks]
     return Suite(name, str(table.get("about", "")), tuple(entries))
@@ -110,7 +116,7 @@ def _entry(values: Mapping[str, Any], suite: str) -> Entry:
     controls = values.get("controls", True)
     if not isinstance(controls, bool):
         raise OptionError(f"`controls` of `{text}` in the suite `{suite}` is {controls!r}", "true or false")
-    return Entry(parse_measure(text), lengths, samples, controls)
+    return Entry(parse_measure(text), lengths, samples, controls, text)
 
 
 def parse_measure(text: str) -> Task | Protocol:

@@ -184,12 +184,12 @@ class Protocol:
 
     def __init_subclass__(cls) -> None:
         """Name the protocol after its file, unless the class says otherwise."""
-        own = vars(cls)
-        if "name" not in own:
+        defined = vars(cls)
+        if "name" not in defined:
             cls.name = cls.__module__.rpartition(".")[2].replace("_", "-")
-        if "one_line" not in own:
+        if "one_line" not in defined:
             cls.one_line = (cls.__doc__ or cls.name).strip().split("\n")[0].rstrip(".")
-        if "title" not in own:
+        if "title" not in defined:
             cls.title = f"Perplexity, {cls.name}"
 
     def __post_init__(self) -> None:
@@ -213,9 +213,9 @@ class Protocol:
         return {setting.name: getattr(self, setting.name) for setting in fields(self)}
 
     def identity(self, lengths: Sequence[int]) -> dict[str, object]:
-        """What the identity of a run says of its protocol.
+        """Part of a run's identity.
 
-        Of a file of your own, a hash of the windows too: another file of the same name is another run.
+        A protocol of your own adds a hash of its windows: another file of the same name is another run.
         """
         identity: dict[str, object] = {"protocol": self.name, "parameters": self.parameters()}
         if not self.is_bundled:
@@ -225,7 +225,7 @@ class Protocol:
         return identity
 
     def provenance(self, lengths: Sequence[int], sizes: Iterable[int]) -> dict[str, object]:
-        """What the provenance of a run says of its protocol: of a file of your own, all that a table needs.
+        """Part of a run's provenance. A protocol of your own stores all that a table needs, so that the file may go.
 
         sizes: numbers of tokens of the documents.
         """
@@ -262,7 +262,7 @@ class Protocol:
     def _id(self, *parts: str) -> str:
         return f"{self.name}:" + ",".join(part for part in parts if part)
 
-    def _check(self, lengths: Sequence[int], at_least: int, why: str) -> None:
+    def _check_lengths(self, lengths: Sequence[int], at_least: int, why: str) -> None:
         if min(lengths) < at_least:
             raise LengthError(
                 f"`{self.name}` needs lengths of at least {at_least} tokens ({why}), got {min(lengths)}",

@@ -24,7 +24,7 @@ class Bucket(Protocol):
 
     def cells(self, lengths: Sequence[int]) -> list[Cell]:
         stop = max(lengths) - self.prefixed
-        self._check([max(lengths)], self.smallest + 2, f"the first bucket begins at position {self.smallest}")
+        self._check_lengths([max(lengths)], self.smallest + 2, f"the first bucket begins at position {self.smallest}")
         return list(self._buckets(stop, max(lengths)))
 
     def _buckets(self, stop: int, length: int) -> Iterator[Cell]:

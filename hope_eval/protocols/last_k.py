@@ -21,7 +21,7 @@ class LastK(Protocol):
     k: int = parameter(256, "tokens that are scored", least=1)
 
     def cells(self, lengths: Sequence[int]) -> list[Cell]:
-        self._check(lengths, self.k + 1, f"k = {self.k} scored tokens and one before them")
+        self._check_lengths(lengths, self.k + 1, f"k = {self.k} scored tokens and one before them")
         return [
             Cell(self._id(f"L={length}", f"k={self.k}"), length, self._windows(length), "document")
             for length in lengths

@@ -26,7 +26,9 @@ class Paired(Protocol):
 
     def cells(self, lengths: Sequence[int]) -> list[Cell]:
         longest = self._longest(lengths)
-        self._check([max(lengths)], self.shortest + self.k + self.prefixed, "the shortest context, k and the prefix")
+        self._check_lengths(
+            [max(lengths)], self.shortest + self.k + self.prefixed, "the shortest context, k and the prefix"
+        )
         contexts = [self.shortest]
         while contexts[-1] < longest:
             contexts.append(min(2 * contexts[-1], longest))

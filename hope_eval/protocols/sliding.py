@@ -26,7 +26,7 @@ class Sliding(Windows):
     )
 
     def cells(self, lengths: Sequence[int]) -> list[Cell]:
-        self._check(lengths, self.stride + 1, f"the stride of {self.stride} and one token of context")
+        self._check_lengths(lengths, self.stride + 1, f"the stride of {self.stride} and one token of context")
         span = self._span(lengths)
         return [
             Cell(
