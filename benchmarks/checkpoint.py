@@ -11,7 +11,7 @@ from benchmarks.common import OURS, Work
 from benchmarks.nested_lengths import works
 from hope_eval import load
 from hope_eval.data.corpora import load_corpus
-from hope_eval.evaluation import perplexity as evaluate
+from hope_eval.evaluation.documents import choose
 
 
 @click.command()
@@ -30,7 +30,7 @@ def checkpoint(
     reading, corpus = common.timed(lambda: load_corpus(data))
     prefix = model.prefix_token("auto")
     assert prefix is not None, "the peers need a token to begin with"
-    chosen = evaluate.choose(model, corpus, max(lengths) - 1, documents, whole=False).documents
+    chosen = choose(model, corpus, max(lengths) - 1, documents, whole=False).documents
     texts = [np.concatenate([[prefix], document.ids[: max(lengths) - 1]]).astype(np.int64) for document in chosen]
     # Our rolling would read documents to their end, where the peers are given the first tokens of each.
     ways = [
@@ -44,7 +44,7 @@ def checkpoint(
     first = next(replace(one, way=name, warm_up=lambda: None) for one in ways
                  if isinstance(one, Work) and one.way == f"{OURS}, prefix")  # fmt: skip
     # Texts are tokenised the first time: only the last choice of them is kept, and this is another one.
-    evaluate.choose(model, corpus, 1, 1)
+    choose(model, corpus, 1, 1)
     figures = [common.measured(first, 1)]
     figures += [common.measured(work, repeats) if isinstance(work, Work) else work for work in ways]
     seconds = common.seconds_of(figures, name)

@@ -34,13 +34,15 @@ from torch import nn
 from hope_eval import LanguageModel
 from hope_eval.analysis.perplexity import table
 from hope_eval.data.corpora import Corpus, Document
-from hope_eval.evaluation import perplexity as evaluate
+from hope_eval.evaluation.loop import measure
+from hope_eval.evaluation.perplexity import Perplexity
 from hope_eval.lengths import parse_length, parse_lengths, resolved
 from hope_eval.model.reading import OutOfMemory
 from hope_eval.model.tokens import PrefixPolicy
 from hope_eval.protocols import protocol_named
 from hope_eval.runs.provenance import installed, origin
 from hope_eval.runs.shards import n_processes
+from hope_eval.runs.token_store import TokenStore
 from hope_eval.show.tables import print_records
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -168,9 +170,8 @@ class Run:
     ) -> None:
         folder = tempfile.mkdtemp()
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        self._tokens, _ = evaluate.perplexity(
-            model, corpus, protocol_named(protocol), lengths, Path(folder), n_documents=n, prefix=prefix
-        )
+        perplexity = Perplexity.of(model, protocol_named(protocol), lengths, corpus, n_documents=n, prefix=prefix)
+        self._tokens = TokenStore(measure(perplexity, model, Path(folder)))
         # A run notes it, and goes on with what is shorter.
         for record in self._tokens.out_of_memory:
             raise OutOfMemory(record["n_read"], record["memory"], record["message"])

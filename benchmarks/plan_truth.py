@@ -16,9 +16,9 @@ import click
 from benchmarks import common
 from benchmarks.common import Figure
 from hope_eval import LanguageModel, load
-from hope_eval.evaluation import perplexity as evaluate
+from hope_eval.evaluation.loop import Progress
 from hope_eval.evaluation.plan import planned
-from hope_eval.evaluation.run import Models, Options, measure
+from hope_eval.evaluation.run import Models, Options, evaluate
 from hope_eval.evaluation.suites import Entry, parse_measure
 from hope_eval.lengths import short_length
 from hope_eval.model.checkpoint import load_tokenizer
@@ -72,7 +72,7 @@ def plan_truth(
         common.reset_peak()
         with tempfile.TemporaryDirectory() as folder:
             watch = Watch()
-            measure([entry], models, Path(folder), options, watch)
+            evaluate([entry], models, Path(folder), options, watch)
         true_bytes = common.peak() or None
         figures.append(
             {
@@ -104,7 +104,7 @@ class Watch:
         self.seconds = 0.0
 
     @contextlib.contextmanager
-    def __call__(self, title: str) -> Iterator[evaluate.Report]:
+    def __call__(self, title: str) -> Iterator[Progress]:
         """Time what is done meanwhile."""
         common.wait()
         start = time.perf_counter()

@@ -15,7 +15,7 @@ import numpy as np
 from benchmarks import common, peers
 from benchmarks.common import FULL_LOGITS, LM_EVAL, OURS, Figure, Work
 from hope_eval import LanguageModel, Sample, load
-from hope_eval.evaluation.questions import vocabulary_for
+from hope_eval.evaluation.material import vocabulary_for
 from hope_eval.task import Prompt, Question, generator, parse_task
 
 # Tokens of a question and its answer, as of a needle.

@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from asking import read, run
 from conftest import story, tiny_module
 from fakes import zoo_tokenizer
 
 from hope_eval.data.corpora import Corpus, Document
-from hope_eval.evaluation import perplexity as evaluate
-from hope_eval.evaluation import questions as ask
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import protocol_named
 from hope_eval.runs import manage as runs
@@ -51,11 +50,8 @@ def work(ranks: Ranks, model, root: Path, task: bool, dies: int | None = None, r
     report = report or dies_after(dies)
     try:
         if task:
-            vocabulary = ask.vocabulary_for(model.tokenizer, TASK)
-            store, _ = ask.ask(model, TASK, (200, 256), root, vocabulary, n_contexts=4, report=report, ranks=ranks)
-            return store.path
-        tokens, _ = evaluate.perplexity(model, TEXTS, PPL, (32, 64), root, report=report, ranks=ranks)
-        return tokens.store.path
+            return run(model, TASK, (200, 256), root, 4, controls=True, report=report, ranks=ranks).path
+        return read(model, TEXTS, PPL, (32, 64), root, report=report, ranks=ranks).store.path
     except Killed:
         return root
 

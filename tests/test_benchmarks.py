@@ -16,7 +16,7 @@ from conftest import committed, tiny_model
 
 from benchmarks import common, everything, peers, table, zoo_suite
 from benchmarks.__main__ import main
-from hope_eval.evaluation.cost import Speed
+from hope_eval.evaluation.speed import Speed
 from hope_eval.model.reading import OutOfMemory
 
 FIGURES = [path for path in committed("results/benchmarks") if path.suffix == ".json"]

@@ -25,8 +25,9 @@ from transformers.distributed import tensor_parallel
 
 from hope_eval import cli
 from hope_eval.data.corpora import Corpus, Document
-from hope_eval.evaluation import perplexity as evaluate
-from hope_eval.evaluation import questions as ask
+from hope_eval.evaluation.loop import measure
+from hope_eval.evaluation.perplexity import Perplexity
+from hope_eval.evaluation.questions import Questions
 from hope_eval.model import checkpoint
 from hope_eval.model.decoder import LlamaForCausalLM
 from hope_eval.model.parallel import group as parallel
@@ -95,15 +96,15 @@ def perplexed(
 ) -> None:
     """Measure perplexity."""
     corpus = Corpus("stories", tuple(Document(str(n), text) for n, text in enumerate(TEXTS)), "stories")
-    evaluate.perplexity(model, corpus, protocol_named("prefix"), lengths, root, ranks=ranks)
+    perplexity = Perplexity.of(model, protocol_named("prefix"), lengths, corpus)
+    measure(perplexity, model, root, ranks=ranks)
 
 
 def measured(model: LanguageModel, root: Path, ranks: sharding.Ranks = sharding.ALONE) -> None:
     """Measure perplexity and a task."""
     perplexed(model, root, ranks, (50, 64))
     task = parse_task("associative_recall")
-    vocabulary = ask.vocabulary_for(model.tokenizer, task)
-    ask.ask(model, task, (200,), root, vocabulary, n_contexts=2, controls=False, ranks=ranks)
+    measure(Questions.of(model, task, (200,), n_contexts=2, controls=False), model, root, ranks=ranks)
 
 
 def run(what: str, root: Path, arguments: list[str]) -> None:

@@ -22,7 +22,7 @@ def measured(
 
     heading: is printed first.
     """
-    from hope_eval.evaluation.run import measure
+    from hope_eval.evaluation.run import evaluate
     from hope_eval.model.parallel.group import held_together
     from hope_eval.runs import shards
 
@@ -38,7 +38,7 @@ def measured(
     with shards.joined(run.out, lambda text: click.echo(text, err=True), **groups) as ranks:
         to_load.how["device"] = ranks.device(to_load.how["device"])
         with held_together(ranks, to_load.how["device"]) as to_load.how["group"]:
-            tables = measure(entries, to_load, run.out, options, progress, ranks)
+            tables = evaluate(entries, to_load, run.out, options, progress, ranks)
     if ranks.rank:
         # The first process has the tables of all.
         click.get_current_context().exit()

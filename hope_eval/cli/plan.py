@@ -154,6 +154,7 @@ def plan(
     --no-benchmark neither loads nor needs weights. Runs that do not fit in memory are listed and skipped.
     """
     question.check()
+    from hope_eval.evaluation import budget as budgets
     from hope_eval.evaluation import plan as planning
 
     entries = question.entries(grid)
@@ -162,7 +163,7 @@ def plan(
         to_load.how["outline"] = True
     how = reading.how(grid, texts)
     whole = planning.planned(entries, to_load, how, question.tflops, question.memory)
-    chosen = whole.within(question.budget) if question.budget else whole
+    chosen = budgets.within(whole, question.budget) if question.budget else whole
     _show(chosen, form)
     if question.tasks or chosen is not whole:
         commands = [

@@ -4,12 +4,9 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from hope_eval.data.corpora import load_corpus
-from hope_eval.data.labelled import load_labelled
-from hope_eval.errors import OptionError
-from hope_eval.evaluation.questions import Material, vocabulary_for
+from hope_eval.evaluation.material import material_for, vocabulary_for
 from hope_eval.model.checkpoint import load_tokenizer
-from hope_eval.task import Task, generator, parse_task, task_class, task_names
+from hope_eval.task import generator, parse_task, task_class, task_names
 
 
 @dataclass(frozen=True)
@@ -31,24 +28,6 @@ class ShownSample:
     facts: str
     context: str
     questions: tuple[ShownQuestion, ...]
-
-
-def material_for(task: Task, data: str | None, text_field: str, label_field: str) -> tuple[Task, Material]:
-    """Return what a task needs of texts or examples, and the task as it uses them.
-
-    data: what a user gives; it is used where it can be. None: the sources of Python's standard library where a task
-          needs texts, and nothing where it makes its own.
-
-    Raises OptionError for data that the task cannot use, CorpusError for what cannot be read.
-    """
-    if task.uses == "examples":
-        return task, Material(examples=load_labelled(data, text_field, label_field)) if data else Material()
-    if data is not None and not task.uses:
-        raise OptionError(f"`{task}` makes all it needs by itself, and takes no --data", "leave --data out")
-    if data is not None and "haystack" in {f.name for f in dataclasses.fields(task)}:
-        task = dataclasses.replace(task, haystack="text")  # type: ignore[call-arg]
-    needed = task.uses == "text" and getattr(task, "haystack", "text") == "text"
-    return task, Material(load_corpus(data or "python", text_field)) if needed else Material()
 
 
 def sample(

@@ -1,38 +1,35 @@
-"""The loop over tasks: prompts -> scores -> records, in the run of that identity on disk.
+"""Questions of a task on contexts of growing length: what the loop needs to ask them.
 
-    vocabulary_for   a model's tokenizer with what a task needs of it: chat template, texts, examples
-    ask              ask what the run does not hold yet, and append every answer as it comes
+    lengths -> series of contexts, controls too -> batches of contexts -> answers, scored or written and graded
 
-Prompts are cut into batches before anything is known of what is already done, and a batch is asked whole or not at all.
 Lengths ascend, controls come first: a model that fails with nothing else in the context is found out at once.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from hope_eval.analysis import answers, stopping
+from hope_eval.analysis import answers
+from hope_eval.analysis.intervals import Clusters
+from hope_eval.analysis.rows import RunTable
 from hope_eval.analysis.stopping import Until
-from hope_eval.data.corpora import Corpus
-from hope_eval.data.labelled import LabelledTexts
 from hope_eval.data.vocabulary import Vocabulary
 from hope_eval.encodings import facts_of
 from hope_eval.errors import ContextTooShortError, TaskError
-from hope_eval.evaluation.perplexity import Count, Report, batch_size, identity_of, session
+from hope_eval.evaluation.loop import Holdings, Measurement, NewRecord, Series, batch_size, identity_of
+from hope_eval.evaluation.material import NOTHING, Material, vocabulary_for
 from hope_eval.model.reading import OutOfMemory, Score
 from hope_eval.model.scoring import LanguageModel
-from hope_eval.model.tokens import PrefixPolicy, prefix_token
+from hope_eval.model.tokens import PrefixPolicy
 from hope_eval.runs.columns import Record
-from hope_eval.runs.provenance import origin
 from hope_eval.runs.records.answer import ANSWER
 from hope_eval.runs.records.infeasible import INFEASIBLE
 from hope_eval.runs.records.oom import OOM
-from hope_eval.runs.records.until import UNTIL
-from hope_eval.runs.shards import ALONE, Ranks
 from hope_eval.runs.store import RunStore
 from hope_eval.task import Prompt, Question, Task, generator
 
@@ -43,7 +40,7 @@ N_QUESTIONS = 400
 _CONTROL_SHARE = 4
 _FEWEST_CONTROLS = 4
 
-# Where the model writes, so many times as many prompts go together: a step takes as long for many as for few.
+# A step of generation takes as long for many prompts as for few, so generation batches are this many times larger.
 _WRITTEN_TOGETHER = 4
 
 # Whose prompts are as short as they go.
@@ -51,55 +48,16 @@ _SHORT_CONTROLS = ("ceiling", "last")
 
 
 @dataclass(frozen=True)
-class Material:
-    """What a user brings along, or what is taken in its place."""
-
-    corpus: Corpus | None = None
-    examples: LabelledTexts | None = None
-
-    @property
-    def name(self) -> str:
-        """What tables call it."""
-        return next((one.name for one in (self.examples, self.corpus) if one is not None), "generated")
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of its contents."""
-        return next((one.fingerprint for one in (self.examples, self.corpus) if one is not None), "")
-
-
-def vocabulary_for(
-    tokenizer: Any,
-    task: Task,
-    material: Material = Material(),
-    chat: bool | None = None,
-    prefix: PrefixPolicy = "auto",
-    seed: int = 0,
-) -> Vocabulary:
-    """Return the tokenizer of a model as a task sees it.
-
-    chat: whether prompts go into the chat template; None: if there is one, and the task is one to ask in words.
-
-    Raises OptionError if there is no template, or no prefix token of that kind.
-    """
-    if chat is None:
-        chat = task.chat and bool(getattr(tokenizer, "chat_template", None))
-    texts = [document.text for document in material.corpus.in_order(seed)] if material.corpus else []
-    return Vocabulary(tokenizer, prefix_token(tokenizer, prefix), chat, texts, material.examples)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Prompts of one column, or of one of its controls; of the control `ceiling`, of all columns."""
+class Contexts(Series):
+    """Contexts of one length, or of one of its controls; the control `ceiling` has one series for all lengths."""
 
     task: Task
     control: str
     length: int
-    n: int
 
     @property
     def nominal(self) -> int:
-        """The length that records go under; that of a ceiling is none, it serves all."""
+        """The length in its records: 0 for a ceiling, which serves all lengths."""
         return 0 if self.control == "ceiling" else self.length
 
     @property
@@ -107,83 +65,243 @@ class Part:
         """Tokens of a prompt, as progress counts them; short ones are not counted."""
         return 0 if self.control in _SHORT_CONTROLS else self.length
 
-    def prompt(self, vocabulary: Vocabulary, seed: int, index: int) -> Prompt:
-        """Return the prompt of that number."""
-        rng = generator("test", str(self.task), seed, index)
-        return self.task.prompt(vocabulary, self.length, rng)
 
-    def batches(self, device_type: str, until: Until | None = None) -> Iterator[range]:
-        """Yield the numbers of the prompts that are asked together, with no look at what was answered in between."""
-        n_read = max(1, self.length // _WRITTEN_TOGETHER) if self.task.n_new else self.length
-        size = batch_size(device_type, n_read)
-        for begin, end in stopping.stages(self.n, until):
-            for start in range(begin, end, size):
-                yield range(start, min(start + size, end))
+# By tokenizer, task and texts: the least length of all contexts.
+_tokens_needed: dict[tuple[object, ...], int] = {}
+
+# Contexts that are asked about together, by their numbers.
+Batch = tuple[Contexts, range]
 
 
-def ask(
-    model: LanguageModel,
-    task: Task,
-    lengths: Sequence[int],
-    root: Path,
-    vocabulary: Vocabulary,
-    *,
-    material: Material = Material(),
-    n_contexts: int | None = None,
-    seed: int = 0,
-    controls: bool = True,
-    command: str = "",
-    report: Report = lambda done, total: None,
-    ranks: Ranks = ALONE,
-    until: Until | None = None,
-) -> tuple[RunStore, int]:
-    """Ask a model the questions of a task at all lengths, in the run of that identity below `root`.
+@dataclass(frozen=True)
+class Questions(Measurement[Contexts, Batch]):
+    """Questions of a task, in the tokens of a model.
 
-    n_contexts: of each length; None: as many as make 400 questions.
-    controls:   whether the task's controls are asked too.
-    report:     called at the start and after every batch, with tokens.
-    ranks:      the processes that share the work out.
-    until:      when a length is known well enough; None: when all contexts are asked.
-
-    Returns the run, and the number of contexts at most. Raises TaskError, LengthError or StoreError; a length that is
-    too short for the task, or too long for memory, is a hole in the table.
+    lengths:    columns of the table.
+    n_contexts: contexts of each length, at most.
+    controls:   whether the controls of the task are asked too.
+    needed:     tokens that every context fits into; shorter lengths are holes in the table.
+    max_length: the end of the model's learned position table; None: it has none. Longer lengths are holes too.
     """
-    model.check_length(min(lengths))
-    identity = {
-        "task": str(task),
-        "version": task.version,
-        "answers": answers.VERSION,
-        **identity_of(model),
-        "task_fingerprint": task.fingerprint,
-        "prefix_token": vocabulary.start[0] if vocabulary.start else None,
-        "chat": vocabulary.chat,
-        "data": material.fingerprint,
-        "seed": seed,
-    }
-    start = "".join(map(model.token_text, vocabulary.start)) if vocabulary.start else "none"
-    provenance = {
-        "family": task.family,
-        "metric": task.metric,
-        "one_line": task.one_line,
-        "source": task.source,
-        "controls": list(task.controls),
-        "encoding": facts_of(model.encoding),
-        "data": material.name,
-        "about": f"{model.about}, {'chat template' if vocabulary.chat else f'prefix {start}'}",
-        "tokenizer": model.tokenizer_fingerprint,
-        **origin(model.device, command),
-    }
-    readable = [length for length in lengths if model.max_length is None or length <= model.max_length]
-    with ranks.writing(root, identity, provenance) as store, session(model, store, command, report) as count:
+
+    task: Task
+    lengths: tuple[int, ...]
+    n_contexts: int
+    controls: bool
+    needed: int
+    vocabulary: Vocabulary
+    material: Material
+    seed: int
+    max_length: int | None
+
+    @classmethod
+    def of(
+        cls,
+        model: LanguageModel,
+        task: Task,
+        lengths: Sequence[int],
+        material: Material = NOTHING,
+        *,
+        n_contexts: int | None = None,
+        controls: bool = True,
+        seed: int = 0,
+        chat: bool | None = None,
+        prefix: PrefixPolicy = "auto",
+    ) -> "Questions":
+        """Find out how many contexts there are, and which lengths are long enough.
+
+        n_contexts: of each length; None: as many as make 400 questions.
+        chat:       whether prompts go into the chat template; None: if the task is asked in words and there is one.
+
+        Raises LengthError, OptionError or TaskError.
+        """
+        model.check_length(min(lengths))
+        vocabulary = vocabulary_for(model.tokenizer, task, material, chat, prefix, seed)
+        readable = [length for length in lengths if model.max_length is None or length <= model.max_length]
         n = n_contexts or default_contexts(task, vocabulary, readable, seed)
-        needed = tokens_needed(task, vocabulary, n, seed) if readable else 0
-        told = {record["length"] for record in store.records if record["kind"] == INFEASIBLE.name}
-        for length in readable:
-            if length < needed and length not in told:
-                store.append(INFEASIBLE.record(length, needed))
-        parts = parts_of(task, [length for length in readable if length >= needed], n, controls)
-        _ask_all(model, vocabulary, store, parts, seed, count, until)
-    return store.whole(), n
+        shared = (model.tokenizer_fingerprint, material.fingerprint) if model.tokenizer_fingerprint else None
+        needed = tokens_needed(task, vocabulary, n, seed, shared)
+        return cls(task, tuple(lengths), n, controls, needed, vocabulary, material, seed, model.max_length)
+
+    @property
+    def name(self) -> str:
+        """The task."""
+        return str(self.task)
+
+    @property
+    def readable(self) -> list[int]:
+        """Lengths that the model has positions for."""
+        return [length for length in self.lengths if self.max_length is None or length <= self.max_length]
+
+    @cached_property
+    def series(self) -> Sequence[Contexts]:
+        """Contexts of each length that is long enough, and of its controls; those of the ceiling come first."""
+        task, lengths = self.task, [length for length in self.readable if length >= self.needed]
+        n, n_controls = self.n_contexts, _n_controls(self.n_contexts)
+        controls = task.controls if self.controls else ()
+        series = []
+        if "ceiling" in controls and lengths:
+            series.append(Contexts(n_controls, _controlled(task, "ceiling"), "ceiling", lengths[-1]))
+        for length in lengths:
+            series.append(Contexts(n, task, "", length))
+            series += [
+                Contexts(n_controls, _controlled(task, control), control, length)
+                for control in controls
+                if control != "ceiling"
+            ]
+        return series
+
+    @property
+    def n_samples(self) -> int:
+        """Contexts of each length."""
+        return self.n_contexts
+
+    def smaller(self, lengths: Sequence[int], n_samples: int, controls: bool) -> "Questions":
+        """The same with fewer lengths or contexts, or without controls."""
+        return replace(self, lengths=tuple(lengths), n_contexts=n_samples, controls=controls)
+
+    def identity(self, model: LanguageModel) -> dict[str, Any]:
+        """All that the records follow from."""
+        return {
+            "task": str(self.task),
+            "version": self.task.version,
+            "answers": answers.VERSION,
+            **identity_of(model),
+            "task_fingerprint": self.task.fingerprint,
+            "prefix_token": self.vocabulary.start[0] if self.vocabulary.start else None,
+            "chat": self.vocabulary.chat,
+            "data": self.material.fingerprint,
+            "seed": self.seed,
+        }
+
+    def provenance(self, model: LanguageModel) -> dict[str, Any]:
+        """Facts of task, texts and model."""
+        task, vocabulary = self.task, self.vocabulary
+        start = "".join(map(model.token_text, vocabulary.start)) if vocabulary.start else "none"
+        return {
+            "family": task.family,
+            "metric": task.metric,
+            "one_line": task.one_line,
+            "source": task.source,
+            "controls": list(task.controls),
+            "encoding": facts_of(model.encoding),
+            "data": self.material.name,
+            "about": f"{model.about}, {'chat template' if vocabulary.chat else f'prefix {start}'}",
+            "tokenizer": model.tokenizer_fingerprint,
+        }
+
+    def holdings(self, store: RunStore) -> "HeldAnswers":
+        """Answers of a run."""
+        return HeldAnswers(store, self)
+
+    def batches(
+        self, series: Contexts, start: int, stop: int, device_type: str, limit: float = math.inf
+    ) -> Sequence[Batch]:
+        """Contexts that are read side by side; short controls are below every limit."""
+        if series.n_tokens >= limit:
+            return []
+        n_read = max(1, series.length // _WRITTEN_TOGETHER) if self.task.n_new else series.length
+        size = batch_size(device_type, n_read)
+        return [(series, range(at, min(at + size, stop))) for at in range(start, stop, size)]
+
+    def n_tokens(self, batch: Batch) -> int:
+        """Nominal lengths of the prompts."""
+        series, numbers = batch
+        return series.n_tokens * len(numbers)
+
+    def prompt(self, series: Contexts, number: int) -> Prompt:
+        """The context of that number, and its questions."""
+        rng = generator("test", str(series.task), self.seed, number)
+        return series.task.prompt(self.vocabulary, series.length, rng)
+
+    def read(self, model: LanguageModel, batch: Batch) -> Iterator[NewRecord]:
+        """Ask all questions on the contexts."""
+        series, numbers = batch
+        prompts = [self.prompt(series, number) for number in numbers]
+        stops = {*self.vocabulary.encode("\n"), *self.vocabulary.start, *model.end_tokens()}
+        for number, answered in zip(numbers, _answered(model, self.vocabulary, series, prompts, stops), strict=True):
+            context = series.nominal, series.control, number
+            for question, facts in enumerate(answered):
+                yield ANSWER.record(context, question, len(answered), facts), {}
+
+    def lost(self, batch: Batch, error: OutOfMemory) -> tuple[Record, int]:
+        """The length that did not fit."""
+        length = batch[0].length
+        return OOM.of_length(length, error.figures, str(error)), length
+
+    def shortened(self, unread: Sequence[Batch], recut: Sequence[Batch]) -> list[Batch]:
+        """All but the first, if they are short enough; a short control is not asked again."""
+        shorter = set(recut)
+        return [batch for batch in list(unread)[1:] if batch in shorter]
+
+    def n_most(self, series: Contexts, n_measured: Mapping[Contexts, int]) -> int:
+        """Contexts of a control: a share of those that were asked at its length."""
+        asked = [n for other, n in n_measured.items() if (other.length, other.control) == (series.length, "")]
+        return min(series.n, *map(_n_controls, asked)) if asked else series.n
+
+    def place(self, series: Contexts) -> dict[str, Any]:
+        """Length and control."""
+        return {"length": series.nominal, "control": series.control}
+
+    def table(self, runs: Sequence[RunStore], by: str = "") -> RunTable:
+        """Table at the lengths of this measurement, over as many contexts."""
+        return answers.table(runs, self.lengths, self.n_contexts, by)
+
+
+class HeldAnswers(Holdings[Contexts, Batch]):
+    """Answers that a run holds of a measurement."""
+
+    def __init__(self, store: RunStore, measurement: Questions) -> None:
+        self.store = store
+        self.measurement = measurement
+        self._keys: set[Hashable] = set()
+        self._n_answered: Counter[Hashable] = Counter()
+        self._whole: set[Hashable] = set()
+        for record in store.records:
+            self._index(record)
+
+    def missing(self, batch: Batch) -> list[Hashable]:
+        """Contexts of which an answer is not here."""
+        series, numbers = batch
+        contexts = [(series.nominal, series.control, number) for number in numbers]
+        return [context for context in contexts if context not in self._whole]
+
+    def add(self, record: Record, **arrays: np.ndarray) -> None:
+        """Append a record, unless it is here; what may repeat is always appended."""
+        if self.store.kind.key(record) not in self._keys:
+            self.store.append(record, **arrays)
+            self._index(record)
+
+    def _index(self, record: Record) -> None:
+        kind = self.store.kind.record_kind(record)
+        key, context = kind.key(record), kind.piece(record)
+        if kind.may_repeat or key in self._keys:
+            return
+        self._keys.add(key)
+        if context is not None:
+            self._n_answered[context] += 1
+            if self._n_answered[context] == kind.n_of_piece(record):
+                self._whole.add(context)
+
+    def first_records(self) -> Iterator[NewRecord]:
+        """Lengths that are too short for the task."""
+        needed = self.measurement.needed
+        for length in self.measurement.readable:
+            if length < needed:
+                yield INFEASIBLE.record(length, needed), {}
+
+    def is_known(self, series: Contexts, n: int, until: Until) -> bool:
+        """Whether the first n contexts are here, and the interval of the main metric on them is narrow enough."""
+        answered = self._answered(series)
+        first = answered.on([name for name in answered.names if int(name) < n])
+        return len(first.names) == n and until.is_met(first)
+
+    def n_held(self, series: Contexts, n: int, n_most: int, limit: float) -> int:
+        """Contexts below `n_most` that are here with all their answers."""
+        return sum(int(name) < n_most for name in self._answered(series).names)
+
+    def _answered(self, series: Contexts) -> Clusters:
+        return answers.clusters_of(self.store.records, series.nominal, series.control, series.task.metric)
 
 
 def default_contexts(task: Task, vocabulary: Vocabulary, lengths: Sequence[int], seed: int) -> int:
@@ -197,26 +315,15 @@ def default_contexts(task: Task, vocabulary: Vocabulary, lengths: Sequence[int],
     return 1
 
 
-def tokens_needed(task: Task, vocabulary: Vocabulary, n: int, seed: int) -> int:
-    """Return the least length that all of n prompts can be put into."""
-    return max((_needed(task, vocabulary, seed, index) for index in range(n)), default=0)
+def tokens_needed(task: Task, vocabulary: Vocabulary, n: int, seed: int, shared: Hashable = None) -> int:
+    """The least length that all of n prompts can be put into.
 
-
-def parts_of(task: Task, lengths: Sequence[int], n: int, controls: bool) -> list[Part]:
-    """Return what is asked at lengths that are long enough for the task."""
-    n_controls = _n_controls(n)
-    parts = []
-    if controls and "ceiling" in task.controls and lengths:
-        parts.append(Part(_controlled(task, "ceiling"), "ceiling", lengths[-1], n_controls))
-    for length in lengths:
-        parts.append(Part(task, "", length, n))
-        if controls:
-            parts += [
-                Part(_controlled(task, control), control, length, n_controls)
-                for control in task.controls
-                if control != "ceiling"
-            ]
-    return parts
+    shared: what models with the same tokenizer and texts have in common: it is found once for them. None: no others do.
+    """
+    key = (shared, task, task.n_new, *vocabulary.start, None, *vocabulary.end, n, seed)
+    if shared is None or key not in _tokens_needed:
+        _tokens_needed[key] = max((_needed(task, vocabulary, seed, index) for index in range(n)), default=0)
+    return _tokens_needed[key]
 
 
 def _n_controls(n: int) -> int:
@@ -237,102 +344,13 @@ def _controlled(task: Task, control: str) -> Task:
     return replace(task, control=control)  # type: ignore[call-arg]
 
 
-def _ask_all(
-    model: LanguageModel,
-    vocabulary: Vocabulary,
-    store: RunStore,
-    parts: Sequence[Part],
-    seed: int,
-    count: Count,
-    until: Until | None,
-) -> None:
-    """Ask all parts, and append what the run does not hold yet."""
-    held = {ANSWER.key(record) for record in store.records if record["kind"] == ANSWER.name}
-    whole = store.kind.pieces(store.records)
-    stops = {*vocabulary.encode("\n"), *vocabulary.start, *model.end_tokens()}
-    done, total, limit = 0, sum(part.n_tokens * part.n for part in parts), math.inf
-    for batches in _rounds(store, parts, model.device.type, until):
-        fresh_batches = [batch for batch in batches if not whole.issuperset(_contexts(batch))]
-        mine = store.share(fresh_batches, _contexts)
-        done += _n_tokens(batches) - _n_tokens(fresh_batches)
-        total -= _n_tokens(fresh_batches) - _n_tokens(mine)
-        count(done, total, 0)
-        for part, indices in mine:
-            if part.n_tokens >= limit:
-                continue
-            prompts = [part.prompt(vocabulary, seed, index) for index in indices]
-            try:
-                found = list(_answered(model, vocabulary, part, prompts, stops))
-            except OutOfMemory as error:
-                limit = part.length
-                store.append(OOM.of_length(limit, error.figures, str(error)))
-                continue
-            for index, records in zip(indices, found, strict=True):
-                context = (part.nominal, part.control, index)
-                for number, facts in enumerate(records):
-                    record = ANSWER.record(context, number, len(records), facts)
-                    if ANSWER.key(record) not in held:
-                        store.append(record)
-            done += part.n_tokens * len(indices)
-            count(done, total, sum(len(prompt.context) for prompt in prompts))
-    if until is not None:
-        count(done, done, 0)
-
-
-def _rounds(store: RunStore, parts: Sequence[Part], device_type: str, until: Until | None) -> Iterator[list["_Batch"]]:
-    """Yield what is asked, all at once; or, of each part, as much as it takes until it is known well enough.
-
-    What was yielded is in the run, but for what did not fit into memory, when the next is asked for. Controls are asked
-    on a share of the contexts of their length, that of all lengths on one of all contexts.
-    """
-    if until is None:
-        yield [(part, indices) for part in parts for indices in part.batches(device_type)]
-        return
-    asked: dict[int, int] = {}
-    for whole in parts:
-        n = min(whole.n, _n_controls(asked[whole.length])) if whole.length in asked else whole.n
-        part, stop, is_met = replace(whole, n=n), 0, False
-        for start, stop in stopping.stages(n, until):
-            yield [(part, one) for one in part.batches(device_type, until) if start <= one.start < stop]
-            answered = answers.clusters_of(store.records, part.nominal, part.control, part.task.metric)
-            first = answered.on([name for name in answered.names if int(name) < stop])
-            is_met = len(first.names) == stop and until.is_met(first)
-            if is_met:
-                break
-        if not part.control:
-            asked[part.length] = stop
-        told = [r for r in store.records if r["kind"] == UNTIL.name and _place(r) == (part.nominal, part.control)]
-        n_held = sum(int(name) < n for name in answered.names)
-        ended = until.ended(n_held, n, is_met, length=part.nominal, control=part.control)
-        if n_held >= stop and stopping.is_news(ended, stop, told):
-            store.append(ended)
-
-
-def _place(record: Record) -> tuple[int, str]:
-    """Return the column of a record, and which of its controls it is of."""
-    return record["length"], record["control"]
-
-
-_Batch = tuple[Part, range]
-
-
-def _contexts(batch: _Batch) -> list[tuple[int, str, int]]:
-    """Return what the records of each context in a batch go under."""
-    part, indices = batch
-    return [(part.nominal, part.control, index) for index in indices]
-
-
-def _n_tokens(batches: Sequence[_Batch]) -> int:
-    return sum(part.n_tokens * len(indices) for part, indices in batches)
-
-
 def _answered(
-    model: LanguageModel, vocabulary: Vocabulary, part: Part, prompts: Sequence[Prompt], stops: set[int]
+    model: LanguageModel, vocabulary: Vocabulary, series: Contexts, prompts: Sequence[Prompt], stops: set[int]
 ) -> Iterator[list[Record]]:
     """Yield the records of every prompt: one for each of its questions."""
-    fills = [_fill(part, prompt) for prompt in prompts]
-    if part.task.n_new:
-        graded = _graded(model, vocabulary, part.task, prompts)
+    fills = [_fill(series, prompt) for prompt in prompts]
+    if series.task.n_new:
+        graded = _graded(model, vocabulary, series.task, prompts)
         for fill, prompt, grades in zip(fills, prompts, graded, strict=True):
             yield [
                 {"fill": fill, "meta": _meta(question), **grade}
@@ -399,16 +417,16 @@ def _meta(question: Question) -> dict[str, Any]:
     return {key: round(value, 4) if isinstance(value, float) else value for key, value in question.meta.items()}
 
 
-def _fill(part: Part, prompt: Prompt) -> float:
+def _fill(series: Contexts, prompt: Prompt) -> float:
     """Return how much of its nominal length a prompt fills. Raises TaskError if that is too little, or too much."""
     longest = max(len(question) for question in prompt.questions)
-    n_read = len(prompt.context) + longest + part.task.n_new
-    fill = round(n_read / part.length, 4)
-    if part.control in _SHORT_CONTROLS:
+    n_read = len(prompt.context) + longest + series.task.n_new
+    fill = round(n_read / series.length, 4)
+    if series.control in _SHORT_CONTROLS:
         return fill
     if not answers.LEAST_FILL <= fill <= 1:
         raise TaskError(
-            f"a prompt of `{part.task}` fills {n_read} of {part.length} tokens",
+            f"a prompt of `{series.task}` fills {n_read} of {series.length} tokens",
             "a task has to fill its length; if it is one of this project, please report it",
         )
     return fill

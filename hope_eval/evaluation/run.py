@@ -1,8 +1,8 @@
-"""Measure several things on several models: what every evaluating command does.
+"""Evaluate: several things on several models, as every evaluating command does.
 
     entries x models x encodings  ->  a run on disk each  ->  a table each
 
-What is misspelt shows before anything is loaded, and what is broken before anything is measured.
+Misspelt names are found before any model is loaded, broken checkpoints before anything is measured.
 """
 
 import contextlib
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from hope_eval import zoo
-from hope_eval.analysis import answers, perplexity, stopping
+from hope_eval.analysis import answers, stopping
 from hope_eval.analysis.rows import RunTable, by_seed
 from hope_eval.analysis.stopping import Until
-from hope_eval.data.corpora import load_corpus
 from hope_eval.encodings import parse_encoding
-from hope_eval.evaluation import perplexity as evaluate
-from hope_eval.evaluation import questions as ask
-from hope_eval.evaluation.preview import material_for
-from hope_eval.evaluation.questions import Material
+from hope_eval.evaluation import loop, questions
+from hope_eval.evaluation.loop import Measurement, Progress
+from hope_eval.evaluation.material import Material, material_for
+from hope_eval.evaluation.perplexity import Perplexity
+from hope_eval.evaluation.questions import Questions
 from hope_eval.evaluation.suites import Entry
 from hope_eval.lengths import resolved
 from hope_eval.model import checkpoint
@@ -30,17 +30,17 @@ from hope_eval.model.tokens import PrefixPolicy
 from hope_eval.protocols import Protocol
 from hope_eval.runs.shards import ALONE, Ranks
 from hope_eval.runs.store import RunStore
-from hope_eval.runs.token_store import TokenStore
-from hope_eval.task import Task
 
 # Documents of a perplexity, where nobody says how many.
 N_DOCUMENTS = 10
 
 # The same, where they end when enough is known: as many as there are questions of a task.
-MOST_DOCUMENTS = ask.N_QUESTIONS
+MOST_DOCUMENTS = questions.N_QUESTIONS
 
-# From a title to what is told how far the work is, as long as it goes on.
-Progress = Callable[[str], contextlib.AbstractContextManager[evaluate.Report]]
+# From the title of a piece of work to what is called with its progress, as long as it goes on.
+ProgressBar = Callable[[str], contextlib.AbstractContextManager[Progress]]
+
+Prepared = tuple[Entry, Material]
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,17 @@ class Models:
                 parse_encoding(encoding)
         if not self.how.get("loader"):
             for name in self.all_names:
-                checkpoint.check(name, self.how.get("revision"), self.how.get("outline", False))
+                checkpoint.check(name, self.how.get("revision"), self.is_outline)
 
     @property
     def all_names(self) -> tuple[str, ...]:
         """The names, and those of the zoo where there are none."""
         return self.names or (("",) if self.how.get("loader") else tuple(zoo.names()))
+
+    @property
+    def is_outline(self) -> bool:
+        """Whether models are made from their configs, without weights: for a plan."""
+        return bool(self.how.get("outline"))
 
     def load(self) -> Iterator[LanguageModel]:
         """Yield each model with each encoding."""
@@ -109,15 +114,11 @@ class Options:
         """When measuring ends before its time."""
         return None if self.until_ci is None else Until(self.until_ci)
 
-    def n_documents(self, entry: Entry) -> int:
-        """Return how many documents of a perplexity are read at most."""
-        return entry.samples or (N_DOCUMENTS if self.until is None else MOST_DOCUMENTS)
 
-
-def measure(
-    entries: Sequence[Entry], models: Models, root: Path, options: Options, progress: Progress, ranks: Ranks = ALONE
+def evaluate(
+    entries: Sequence[Entry], models: Models, root: Path, options: Options, progress: ProgressBar, ranks: Ranks = ALONE
 ) -> list[RunTable]:
-    """Measure every entry on every model, or go on with it; return a table of each, entries first.
+    """Measure every entry on every model, or resume it; return the table of each run, entries first.
 
     ranks: the processes that share the work out. Only the first one makes tables, when all are done.
 
@@ -125,82 +126,73 @@ def measure(
     """
     stopping.check(options.until, [entry.samples for entry in entries], ranks.world)
     models.check()
-    prepared = [with_material(entry, options, strict=len(entries) == 1) for entry in entries]
-    results: list[list[tuple[Any, tuple[int, ...], int]]] = [[] for _ in entries]
-    lengths_of: dict[int, tuple[int, ...]] = {}
+    prepared = prepare(entries, options)
+    runs: list[list[tuple[Measurement[Any, Any], RunStore]]] = [[] for _ in entries]
+    common = CommonLengths()
     for model in models.load():
         for number, (entry, material) in enumerate(prepared):
-            lengths = resolved(entry.lengths, model.train_length)
-            if entry.lengths is Entry.lengths:
-                # Models that are compared are read at the same lengths: those of the first.
-                lengths = lengths_of.setdefault(number, lengths)
-            title = f"{model.name} {model.encoding}" + (f" {entry.what}" if isinstance(entry.what, Task) else "")
+            lengths = common.of(entry, number, model.train_length)
+            measurement = measurement_of(entry, material, model, lengths, options)
+            title = f"{model.name} {model.encoding} {measurement.name}"
             with progress(title) as report:
-                run, n = _measured(entry, material, model, lengths, root, options, report, ranks)
-            results[number].append((run, lengths, n))
+                run = loop.measure(
+                    measurement, model, root, report, ranks=ranks, until=options.until, command=options.command
+                )
+            runs[number].append((measurement, run))
         del model
     if not ranks.finish():
         return []
-    results = [[(_whole(run), lengths, n) for run, lengths, n in one] for one in results]
-    tables = [table for one in results for table in _tables(one, options)]
+    tables = [table for of_entry in runs for table in _tables(of_entry, options)]
     answers.check_slices(tables, options.by)
     return tables
 
 
-def _measured(
-    entry: Entry,
-    material: Material,
-    model: LanguageModel,
-    lengths: tuple[int, ...],
-    root: Path,
-    options: Options,
-    report: evaluate.Report,
-    ranks: Ranks,
-) -> tuple[Any, int]:
-    shared: dict[str, Any] = {"seed": options.seed, "command": options.command, "report": report, "ranks": ranks}
-    shared["until"] = options.until
+def prepare(entries: Sequence[Entry], options: Options) -> list[Prepared]:
+    """Entries with the texts or examples that they need.
+
+    Data that a single entry cannot use are an error; of several entries, each uses the data that it can.
+    """
+    prepared = []
+    for entry in entries:
+        data = options.data if len(entries) == 1 or entry.what.uses == "text" else None
+        what, material = material_for(entry.what, data, options.text_field, options.label_field)
+        prepared.append((replace(entry, what=what), material))
+    return prepared
+
+
+class CommonLengths:
+    """Lengths of entries in tokens. Entries with default lengths use those of the first model for all models."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, tuple[int, ...]] = {}
+
+    def of(self, entry: Entry, number: int, train_length: int | None) -> tuple[int, ...]:
+        """Lengths of the entry of that number, for a model of that training length."""
+        lengths = resolved(entry.lengths, train_length)
+        return self._first.setdefault(number, lengths) if entry.lengths is Entry.lengths else lengths
+
+
+def measurement_of(
+    entry: Entry, material: Material, model: LanguageModel, lengths: tuple[int, ...], options: Options
+) -> Measurement[Any, Any]:
+    """What an entry measures on a model."""
+    seed, prefix = options.seed, options.prefix
     if isinstance(entry.what, Protocol):
         assert material.corpus is not None
-        return evaluate.perplexity(
-            model, material.corpus, entry.what, lengths, root, n_documents=options.n_documents(entry),
-            minimum=options.min_documents, prefix=options.prefix, **shared,
+        n = entry.samples or (N_DOCUMENTS if options.until is None else MOST_DOCUMENTS)
+        return Perplexity.of(
+            model, entry.what, lengths, material.corpus,
+            n_documents=n, minimum=options.min_documents, seed=seed, prefix=prefix,
         )  # fmt: skip
-    vocabulary = ask.vocabulary_for(model.tokenizer, entry.what, material, options.chat, options.prefix, options.seed)
-    return ask.ask(
-        model, entry.what, lengths, root, vocabulary,
-        material=material, n_contexts=entry.samples, controls=entry.controls and options.controls, **shared,
+    return Questions.of(
+        model, entry.what, lengths, material, n_contexts=entry.samples, controls=entry.controls and options.controls,
+        chat=options.chat, seed=seed, prefix=prefix,
     )  # fmt: skip
 
 
-def _whole(run: Any) -> Any:
-    """Return a run with all that the other processes have measured."""
-    if not isinstance(run, TokenStore):
-        return run.whole()
-    whole = run.store.whole()
-    return run if whole is run.store else TokenStore(whole)
-
-
-def _tables(results: Sequence[tuple[Any, tuple[int, ...], int]], options: Options) -> Iterator[RunTable]:
-    """Yield the tables of the runs of one entry."""
-    runs = [run for run, _, _ in results]
-    known = {id(run): (lengths, n) for run, lengths, n in results}
-    is_ppl = not isinstance(runs[0], RunStore)
-    groups: list[list[Any]] = [[run] for run in runs]
-    if options.pool_seeds:
-        groups = by_seed(runs)
-    for group in groups:
-        lengths, n = known[id(group[0])]
-        yield perplexity.table(group, n_documents=n) if is_ppl else answers.table(group, lengths, n, options.by)
-
-
-def with_material(entry: Entry, options: Options, strict: bool) -> tuple[Entry, Material]:
-    """Return the entry with the texts or examples that it needs.
-
-    strict: data that it cannot use are an error; of several entries, each uses what it can.
-    """
-    if isinstance(entry.what, Protocol):
-        return entry, Material(load_corpus(options.data or "python", options.text_field))
-    can_use = strict or entry.what.uses == "text"
-    data = options.data if can_use else None
-    task, material = material_for(entry.what, data, options.text_field, options.label_field)
-    return replace(entry, what=task), material
+def _tables(runs: Sequence[tuple[Measurement[Any, Any], RunStore]], options: Options) -> Iterator[RunTable]:
+    """Tables of the runs of one entry: one for each run, or for each group of training seeds."""
+    whole = [run.whole() for _, run in runs]
+    measurements = {id(run): measurement for run, (measurement, _) in zip(whole, runs, strict=True)}
+    for group in by_seed(whole) if options.pool_seeds else [[run] for run in whole]:
+        yield measurements[id(group[0])].table(group, options.by)

@@ -169,6 +169,7 @@ class Protocol:
     axis:     what its columns are.
     varies:   the parts of its cells' ids that differ between columns: `L` of `prefix:L=4096`. Runs whose other parts
               differ are not compared.
+    uses:     what users give it with --data: `text`, as a task says of itself.
     prefixed: whether a prefix token B is read first. Without it, the first token of a read is not scored.
 
     Raises OptionError for a parameter outside its limits.
@@ -179,6 +180,7 @@ class Protocol:
     title: ClassVar[str]
     axis: ClassVar[Axis] = "length"
     varies: ClassVar[tuple[str, ...]] = ("L",)
+    uses: ClassVar[str] = "text"
 
     prefixed: bool = True
 

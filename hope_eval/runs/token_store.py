@@ -87,29 +87,13 @@ class TokenStore:
             self.until.append(record)
             self._n_measured = record["n"]
 
-    def add_document(self, document: TokenizedDocument) -> None:
-        """Keep a document, once."""
-        if document.id in self.documents:
+    def add(self, record: Record, **arrays: np.ndarray) -> None:
+        """Keep a record, unless it is here: a document, a window, a read that did not fit, or where measuring ended."""
+        if record["kind"] == DOCUMENT.name and record["document"] in self.documents:
             return
-        arrays = {} if document.bytes is None else {"bytes": document.bytes}
-        self.store.append(document.record(), **arrays)
-        self._index(self.store.records[-1])
-
-    def add_window(self, document: str, window: Window, nll: np.ndarray) -> None:
-        """Keep the nll [window.n_scored] of a window, once."""
-        if self.covers(document, window):
+        if record["kind"] == WINDOW.name and self.covers(record["document"], WINDOW.window(record)):
             return
-        self.store.append(WINDOW.record(document, window), nll=nll.astype("<f4"))
-        self._index(self.store.records[-1])
-
-    def add_out_of_memory(self, document: str, n_read: int, figures: dict[str, float], message: str) -> None:
-        """Keep that a read did not fit. It is tried again whenever the run is resumed."""
-        self.store.append(OOM.of_window(document, n_read, figures, message))
-        self._index(self.store.records[-1])
-
-    def add_until(self, ended: Record) -> None:
-        """Keep where measuring up to a width has ended."""
-        self.store.append(ended)
+        self.store.append(record, **arrays)
         self._index(self.store.records[-1])
 
     def _find(self, document: str, window: Window) -> tuple[Window, Record] | None:

@@ -3,6 +3,7 @@
 import json
 from functools import partial
 
+import asking
 import numpy as np
 import pytest
 import torch
@@ -17,8 +18,9 @@ from hope_eval.analysis.intervals import Clusters
 from hope_eval.analysis.stopping import FIRST, Until, check, stages
 from hope_eval.data.corpora import Corpus, Document
 from hope_eval.errors import OptionError
-from hope_eval.evaluation import perplexity as evaluate
-from hope_eval.evaluation import questions as ask
+from hope_eval.evaluation import loop
+from hope_eval.evaluation.material import vocabulary_for
+from hope_eval.evaluation.questions import Questions
 from hope_eval.model.reading import OutOfMemory
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import protocol_named
@@ -168,7 +170,7 @@ def test_how_often_intervals_at_a_stop_hold_the_truth():
 @pytest.fixture(scope="module")
 def told():
     """An oracle that knows all answers at 100 tokens, and those on every third context at 150."""
-    vocabulary = ask.vocabulary_for(zoo_tokenizer(), TASK)
+    vocabulary = vocabulary_for(zoo_tokenizer(), TASK)
     prompts = [
         TASK.prompt(vocabulary, length, generator("test", str(TASK), 0, index))
         for length in LENGTHS
@@ -180,10 +182,8 @@ def told():
 
 def asked(told, root, half_width=0.1, n=N, **options):
     model = fake(told)
-    vocabulary = ask.vocabulary_for(model.tokenizer, TASK)
     until = None if half_width is None else Until(half_width)
-    options = {"controls": False, "n_contexts": n, "until": until, **options}
-    return ask.ask(model, TASK, LENGTHS, root, vocabulary, **options)[0]
+    return asking.run(model, TASK, LENGTHS, root, n, until=until, **options)
 
 
 def records(store, kind="answer"):
@@ -281,8 +281,7 @@ def test_a_look_sees_the_interval_of_the_table(name, tmp_path):
     model = LanguageModel(
         "tiny", tiny_module(vocab_size=len(zoo_tokenizer()), max_position_embeddings=512), zoo_tokenizer(), 64, "a test"
     )
-    vocabulary = ask.vocabulary_for(model.tokenizer, task)
-    store, _ = ask.ask(model, task, (300,), tmp_path, vocabulary, n_contexts=6, controls=False)
+    store = asking.run(model, task, (300,), tmp_path, 6)
     (row, *_) = [row for row in answers.table([store]).rows if row["metric"] == task.metric]
     seen = answers.clusters_of(store.records, 300, "", task.metric)
     assert seen.names == row["clusters"].names
@@ -320,7 +319,8 @@ def reader():
 
 def read(reader, root, half_width, n=N, protocol=PREFIX, lengths=(16, 64), **options):
     until = None if half_width is None else Until(half_width)
-    return evaluate.perplexity(reader, TEXTS, protocol, lengths, root, n_documents=n, until=until, **options)
+    tokens = asking.read(reader, TEXTS, protocol, lengths, root, n_documents=n, until=until, **options)
+    return tokens, len(tokens.sample(n))
 
 
 def half_widths(reader, root):
@@ -497,13 +497,12 @@ def test_perplexity_reads_up_to_400_documents(tmp_path):
 
 
 def test_what_is_planned_is_what_is_read_where_nothing_ends_early(reader, tmp_path, monkeypatch):
-    monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", 700)
-    vocabulary = ask.vocabulary_for(reader.tokenizer, TASK)
-    seen = []
-    monkeypatch.setattr(ask, "_answered", lambda *given: seen.append(len(given[3])) or [[] for _ in given[3]])
-    ask.ask(reader, TASK, (100,), tmp_path, vocabulary, n_contexts=50, controls=False, until=Until(0.05))
-    (part,) = ask.parts_of(TASK, (100,), 50, controls=False)
-    assert seen == [len(batch) for batch in part.batches("cpu", Until(0.05))] == [7, 7, 6, 7, 3, 7, 7, 1, 5]
+    monkeypatch.setitem(loop.BATCH_TOKENS, "cpu", 700)
+    questions, batches = Questions.of(reader, TASK, (100,), n_contexts=50, controls=False), []
+    monkeypatch.setattr(Questions, "read", lambda self, model, batch: batches.append(batch) or [])
+    loop.measure(questions, reader, tmp_path, until=Until(0.05))
+    assert batches == list(questions.all_batches("cpu", Until(0.05)))
+    assert [len(numbers) for _, numbers in batches] == [7, 7, 6, 7, 3, 7, 7, 1, 5]
 
 
 @pytest.mark.parametrize(

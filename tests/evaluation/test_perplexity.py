@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from unittest import mock
 
+import asking
 import numpy as np
 import pytest
 import torch
@@ -19,7 +20,7 @@ from hope_eval.analysis.perplexity import other_table, table, tokens_of
 from hope_eval.analysis.rows import by_seed
 from hope_eval.data.corpora import Corpus, Document, load_corpus
 from hope_eval.errors import CorpusError, LengthError, OptionError, StoreError
-from hope_eval.evaluation.perplexity import _heads, choose, perplexity
+from hope_eval.evaluation.documents import _heads, choose
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import Window, merge, protocol_class, protocol_named, protocol_names
 from hope_eval.show.tables import clean
@@ -40,8 +41,8 @@ def slow_nll(module, context: list[int], target: int) -> float:
 
 
 def measured(protocol, lengths, tmp_path, model=None, **options):
-    tokens, n = perplexity(model or tiny_model(), CORPUS, protocol, lengths, tmp_path, **options)
-    return {(row["length"], row["metric"]): row for row in table([tokens], n_documents=n).rows}, tokens
+    tokens = asking.read(model or tiny_model(), CORPUS, protocol, lengths, tmp_path, **options)
+    return {(row["length"], row["metric"]): row for row in table([tokens]).rows}, tokens
 
 
 def test_prefix_is_the_definition(tmp_path):

@@ -15,11 +15,13 @@ from fakes import zoo_tokenizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from hope_eval.errors import LengthError, OptionError
-from hope_eval.evaluation import cost
-from hope_eval.evaluation import perplexity as evaluate
-from hope_eval.evaluation.cost import Forward, Shape, Speed
-from hope_eval.evaluation.plan import Choice, commands, planned
-from hope_eval.evaluation.run import Models, Options, measure
+from hope_eval.evaluation import cost, loop, speed
+from hope_eval.evaluation.budget import within
+from hope_eval.evaluation.cost import Forward, Shape
+from hope_eval.evaluation.jobs import Choice
+from hope_eval.evaluation.plan import commands, planned
+from hope_eval.evaluation.run import Models, Options, evaluate
+from hope_eval.evaluation.speed import Speed
 from hope_eval.evaluation.suites import Entry, parse_measure
 from hope_eval.model import contexts
 from hope_eval.model.scoring import LanguageModel
@@ -64,7 +66,7 @@ def counted(model, entries, root, options=PLAIN):
         lambda _, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).shape[:2]), with_kwargs=True
     )
     with FlopCounterMode(display=False) as counter:
-        measure(entries, Given(models=(model,)), root, options, lambda title: contextlib.nullcontext(lambda *_: None))
+        evaluate(entries, Given(models=(model,)), root, options, lambda title: contextlib.nullcontext(lambda *_: None))
     hook.remove()
     return sum(rows * length for rows, length in seen), len(seen), counter.get_total_flops()
 
@@ -98,7 +100,7 @@ def test_tokens_forwards_and_operations_are_those_of_the_run(name, stories, tmp_
 def test_tokens_are_those_of_the_run_however_it_reads(why, stories, tmp_path, monkeypatch):
     changes, names, options = {}, ["ppl", "passkey"], Options(data=str(stories))
     if why == "a batch":
-        monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", 700)
+        monkeypatch.setitem(loop.BATCH_TOKENS, "cpu", 700)
     if why == "few copies":
         names += ["label_map"]
         monkeypatch.setitem(contexts._COPIES_BYTES, "cpu", 1_000_000)
@@ -120,7 +122,7 @@ def test_what_is_written_is_planned_to_its_end():
     plan = plan_of(["instruction_at_distance"], model(), samples=1, lengths=(400,), options=Options(controls=False))
     (job,) = plan.jobs[0]
     steps = [forward for forward in job.forwards(plan.choices[0]).elements() if forward.kind == "step"]
-    assert len(steps) == job.task.n_new - 1
+    assert len(steps) == job.measurement.task.n_new - 1
     assert steps[-1].n_past == 400 - 2
     assert any("fewer than 96 tokens takes less" in note for note in plan.notes())
 
@@ -207,7 +209,7 @@ def test_what_does_not_fit_is_said_and_left_out(stories):
 
 
 def test_a_batch_that_does_not_fit_is_halved(stories, monkeypatch):
-    monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", 3 * 256)
+    monkeypatch.setitem(loop.BATCH_TOKENS, "cpu", 3 * 256)
     one, options = model(), Options(data=str(stories))
     shape = Shape.of(one.module)
     free = shape.n_bytes + shape.memory(Forward("score", 1, 256, n_scored=256), "cpu")
@@ -233,34 +235,34 @@ def test_a_budget_takes_samples_then_lengths_then_controls():
     plan = plan_of(["copy", "passkey"], model(), samples=12)
     all_of_it = plan.seconds()
     floor = plan.seconds([Choice(LENGTHS, 5), Choice(LENGTHS, 5)])
-    assert plan.within(all_of_it * 1.01) is plan
+    assert within(plan, all_of_it * 1.01) is plan
 
-    fewer = plan.within((all_of_it + floor) / 2)
+    fewer = within(plan, (all_of_it + floor) / 2)
     assert [choice.lengths for choice in fewer.choices] == [LENGTHS, LENGTHS]
     assert all(5 < choice.n < 12 and choice.controls for choice in fewer.choices)
     assert fewer.seconds() <= (all_of_it + floor) / 2
     assert "8 of 12 samples are left of copy, passkey" in fewer.dropped[0]
 
-    shorter = plan.within(floor * 0.95)
+    shorter = within(plan, floor * 0.95)
     assert [choice.lengths for choice in shorter.choices] == [LENGTHS[:2], LENGTHS[:2]]
     assert all(choice.controls for choice in shorter.choices)
     assert "length 320" in shorter.dropped[0]
     assert shorter.seconds() <= floor * 0.95
 
     least = plan.seconds([Choice(LENGTHS[:1], 5, controls=False)] * 2)
-    bare = plan.within(least * 1.001)
+    bare = within(plan, least * 1.001)
     assert [choice.lengths for choice in bare.choices] == [LENGTHS[:1], LENGTHS[:1]]
     assert not any(choice.controls for choice in bare.choices)
     assert all("--no-controls" in words for words, _ in commands(bare))
     assert not any("--no-controls" in words for words, _ in commands(shorter))
     with pytest.raises(OptionError, match="the least of this plan takes"):
-        plan.within(least * 0.99)
+        within(plan, least * 0.99)
 
 
 def test_an_entry_goes_with_its_only_length(stories):
     entries = [Entry(parse_measure("ppl"), (160, 256), 5), Entry(parse_measure("ppl:bucket"), (320,), 5)]
     plan = planned(entries, Given(models=(model(),)), Options(data=str(stories)))
-    shorter = plan.within(plan.seconds() * 0.9)
+    shorter = within(plan, plan.seconds() * 0.9)
     assert shorter.choices[1] is None
     assert "ppl:bucket at 320, its only length" in shorter.dropped[0]
 
@@ -323,10 +325,10 @@ def test_the_benchmark_finds_the_speed_that_a_device_has(rows, device, kept_byte
     def generate(prompts, n):
         return [[0] * n for _ in prompts]
 
-    monkeypatch.setattr(cost, "_once", once)
+    monkeypatch.setattr(speed, "_once", once)
     monkeypatch.setattr(type(one), "device", torch.device(device))
     monkeypatch.setattr(one, "generate", generate)
-    found = cost.benchmark(one, shape, longest, rows_of=lambda n_read: rows)
+    found = speed.benchmark(one, shape, longest, rows_of=lambda n_read: rows)
     assert "131072" not in found.about, "long reads are predicted, not made"
     for forward in (
         Forward("score", 1, 131_072, n_scored=131_071),
@@ -345,7 +347,7 @@ def test_the_benchmark_finds_the_speed_that_a_device_has(rows, device, kept_byte
 
 
 def test_what_is_prepared_for_a_shape_is_counted_once():
-    speed = Speed(1, 0, 0, 0, first=10, fresh=1e-2)
+    pace = Speed(1, 0, 0, 0, first=10, fresh=1e-2)
     shapes = [
         Forward("score", 1, 100, n_scored=99),
         Forward("score", 1, 100, n_scored=1),
@@ -353,7 +355,7 @@ def test_what_is_prepared_for_a_shape_is_counted_once():
         Forward("context", 1, 50),
     ]
     others = [Forward("answers", 1, 7, 100), Forward("step", 1, 1, 100)]
-    assert speed.beforehand([*shapes, *others]) == pytest.approx(10 * 3 + 1e-2 * (100**2 + 50**2))
+    assert pace.beforehand([*shapes, *others]) == pytest.approx(10 * 3 + 1e-2 * (100**2 + 50**2))
 
 
 def test_a_plan_counts_what_is_prepared(stories):
@@ -367,16 +369,16 @@ def test_a_plan_counts_what_is_prepared(stories):
 
 def test_a_fit_has_no_negative_speed():
     columns = np.array([[1.0, 1.0], [1.0, 2.0], [1.0, 3.0]])
-    assert cost._fitted(columns, np.array([3.0, 2.0, 1.0]))[1] == 0
-    assert cost._fitted(columns, np.array([3.0, 5.0, 7.0])) == pytest.approx((1.0, 2.0))
+    assert speed._fitted(columns, np.array([3.0, 2.0, 1.0]))[1] == 0
+    assert speed._fitted(columns, np.array([3.0, 5.0, 7.0])) == pytest.approx((1.0, 2.0))
 
 
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (("--budget", "soon"), "`soon` is no time", "--budget 30m"),
-        (("--budget", "0m"), "`0m` is no time", "--budget 30m"),
-        (("--memory", "much"), "`much` is no amount of memory", "--memory 80"),
+        (("--budget", "soon"), "`soon` is not a valid time", "--budget 30m"),
+        (("--budget", "0m"), "`0m` is not a valid time", "--budget 30m"),
+        (("--memory", "much"), "`much` is not a valid amount of memory", "--memory 80"),
         (("--tflops", "400"), "--tflops states a throughput", "--no-benchmark"),
         (("--no-benchmark", "--budget", "1m"), "needs a throughput", "--tflops"),
         (("--suite", "quick", "--task", "ppl"), "both say what is measured", "leave one out"),
@@ -414,5 +416,5 @@ def test_the_shortest_lengths_can_be_planned(stories):
     for lengths in ((2,), (2, 3)):
         (row,) = plan_of(["ppl"], model(), lengths=lengths, options=Options(data=str(stories))).rows()[-1:]
         assert row["tokens"] == 3 * max(lengths)
-        found = cost.benchmark(model(), Shape.of(model().module), max(lengths))
+        found = speed.benchmark(model(), Shape.of(model().module), max(lengths))
         assert found.call > 0

@@ -7,15 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from asking import material, prompts, run
+from asking import prompts, run
 from fakes import Oracle, Parrot, Recency, Uniform, fake, zoo_tokenizer
 
 from hope_eval.analysis import answers
 from hope_eval.data.labelled import LabelledTexts
 from hope_eval.errors import LengthError, OptionError, TaskError
-from hope_eval.evaluation import perplexity as evaluate
-from hope_eval.evaluation import questions as ask
-from hope_eval.evaluation.questions import Material
+from hope_eval.evaluation import loop, questions
+from hope_eval.evaluation.material import Material, vocabulary_for
 from hope_eval.model.checkpoint import load
 from hope_eval.model.reading import OutOfMemory
 from hope_eval.model.scoring import LanguageModel
@@ -170,7 +169,7 @@ def stop_at(number: int):
 
 def test_an_interrupted_run_goes_on_and_ends_up_the_same(tmp_path, monkeypatch):
     """With a real model, contexts side by side, and controls."""
-    monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", 256)
+    monkeypatch.setitem(loop.BATCH_TOKENS, "cpu", 256)
     model, task, lengths = load("zoo:rope", device="cpu"), parse_task("key_value:n_questions=2"), (60, 90)
     reported: list[tuple[int, int]] = []
 
@@ -214,7 +213,7 @@ def test_a_finished_run_asks_nothing_again(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("batch", [0, 700])
 def test_more_contexts_and_more_lengths_go_on_with_the_run(batch, tmp_path, monkeypatch):
-    monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", batch)
+    monkeypatch.setitem(loop.BATCH_TOKENS, "cpu", batch)
     task = parse_task("passkey")
     few = lines(run(fake(Uniform()), task, (150,), tmp_path, 3))
     more = lines(run(fake(Uniform()), task, (150,), tmp_path, 7))
@@ -234,7 +233,7 @@ def test_contexts_side_by_side_need_not_be_equally_long(tmp_path, monkeypatch):
     assert len({len(prompt.context) for prompt in told}) > 1
     model = fake(Recency(told, 60))
     wanted = lines(run(model, task, (120,), tmp_path / "one by one", n))
-    monkeypatch.setitem(evaluate.BATCH_TOKENS, "cpu", 4096)
+    monkeypatch.setitem(loop.BATCH_TOKENS, "cpu", 4096)
     assert lines(run(model, task, (120,), tmp_path / "side by side", n)) == wanted
 
 
@@ -245,8 +244,7 @@ def test_what_differs_is_another_run(tmp_path):
 
     def ask_for(text: str, *, chat: bool | None = False, prefix="auto", **options) -> RunStore:
         task = parse_task(text)
-        vocabulary = ask.vocabulary_for(tokenizer, task, material(task), chat, prefix)
-        return run(model, task, (150,), tmp_path, 1, vocabulary=vocabulary, **options)
+        return run(model, task, (150,), tmp_path, 1, chat=chat, prefix=prefix, **options)
 
     stores = [
         ask_for("passkey"),
@@ -267,13 +265,13 @@ def test_what_differs_is_another_run(tmp_path):
 
 def test_a_chat_model_is_asked_in_its_template_unless_told_otherwise():
     tokenizer = copy.deepcopy(zoo_tokenizer())
-    assert not ask.vocabulary_for(tokenizer, task_class("passkey")()).chat
+    assert not vocabulary_for(tokenizer, task_class("passkey")()).chat
     with pytest.raises(OptionError, match="no chat template"):
-        ask.vocabulary_for(tokenizer, task_class("passkey")(), chat=True)
+        vocabulary_for(tokenizer, task_class("passkey")(), chat=True)
     tokenizer.chat_template = "{% for m in messages %}Q: {{ m.content }}\nA:{% endfor %}"
-    assert ask.vocabulary_for(tokenizer, task_class("passkey")()).chat
-    assert not ask.vocabulary_for(tokenizer, task_class("passkey")(), chat=False).chat
-    assert not ask.vocabulary_for(tokenizer, task_class("copy")()).chat, "words to copy are no words to a chat model"
+    assert vocabulary_for(tokenizer, task_class("passkey")()).chat
+    assert not vocabulary_for(tokenizer, task_class("passkey")(), chat=False).chat
+    assert not vocabulary_for(tokenizer, task_class("copy")()).chat, "words to copy are no words to a chat model"
 
 
 def test_the_data_that_is_asked_of_are_part_of_the_run(tmp_path):
@@ -290,7 +288,7 @@ def test_the_data_that_is_asked_of_are_part_of_the_run(tmp_path):
 
 
 def test_without_a_number_there_are_as_many_contexts_as_make_the_wanted_questions(tmp_path, monkeypatch):
-    monkeypatch.setattr(ask, "N_QUESTIONS", 20)
+    monkeypatch.setattr(questions, "N_QUESTIONS", 20)
     for text, n in (("passkey", 20), ("label_map", 3), ("key_value:n_questions=5", 4)):
         store = run(fake(Uniform()), parse_task(text), (20, 150), tmp_path, None)
         assert {row["n"] for row in answers.table([store], (150,)).rows} == {n}

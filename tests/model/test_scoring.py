@@ -8,7 +8,7 @@ import transformers
 from conftest import VOCAB_SIZE, Uniform, byte_tokenizer, story, tiny_model, tiny_module
 
 from hope_eval.errors import LengthError, OptionError
-from hope_eval.evaluation.perplexity import batch_size
+from hope_eval.evaluation.loop import batch_size
 from hope_eval.model import contexts, reading
 from hope_eval.model.checkpoint import load
 from hope_eval.model.kernels import nll

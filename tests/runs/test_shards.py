@@ -14,20 +14,21 @@ from pathlib import Path
 import filelock
 import pytest
 import torch
+from asking import read
+from asking import run as ask
 from commands import hope_eval
 from conftest import ROOT, story
 from fakes import Uniform, zoo_tokenizer
 from sharing import PPL, SUITE, TASK, TEXTS, Killed, files, model, processes, wanted, work
 
 from hope_eval.errors import OptionError, StoreError
-from hope_eval.evaluation import perplexity as evaluate
-from hope_eval.evaluation import questions as ask
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import protocol_named
 from hope_eval.runs import manage as runs
 from hope_eval.runs import shards as sharding
 from hope_eval.runs.shards import ALONE, Ranks
 from hope_eval.runs.store import RunStore, shards_of
+from hope_eval.runs.token_store import TokenStore
 from hope_eval.task import parse_task
 
 # Fixtures.
@@ -122,8 +123,7 @@ def test_other_samples_than_those_of_the_shards_are_kept(model, tmp_path):
     for ranks in group:
         work(ranks, model, tmp_path, True, 6)
         ranks.close()
-    vocabulary = ask.vocabulary_for(model.tokenizer, TASK)
-    store, _ = ask.ask(model, TASK, (256,), tmp_path, vocabulary, n_contexts=2)
+    store = ask(model, TASK, (256,), tmp_path, 2, controls=True)
     assert store.path == runs.runs_in(tmp_path)[0]
     assert runs.state(runs.check(store.path)) == "ok"
     assert {record["length"] for record in store.records} >= {200, 256}
@@ -194,14 +194,14 @@ def test_what_does_not_fit_is_read_shorter_by_the_process_that_has_it(protocol, 
     roomy.module.limit = 1000
 
     def measured(model, root, ranks=ALONE):
-        return evaluate.perplexity(model, TEXTS, protocol_named(protocol), (16, 32, 64), root, ranks=ranks)[0]
+        return read(model, TEXTS, protocol_named(protocol), (16, 32, 64), root, ranks=ranks)
 
     group = processes(tmp_path / "many", 3)
     stores = [measured(tight if ranks.rank in narrow else roomy, tmp_path / "many", ranks) for ranks in group]
     shards = shards_of(runs.runs_in(tmp_path / "many")[0])
     n_read = sum(r["kind"] == "window" for shard in shards for r in RunStore(shard, {}).records)
     assert [ranks.finish() for ranks in reversed(group)] == [False, False, True]
-    together = evaluate.TokenStore(stores[0].store.whole())
+    together = TokenStore(stores[0].store.whole())
     assert runs.state(runs.check(together.store.path)) == "ok"
     assert len(together.out_of_memory) == 1
     assert sum(r["kind"] == "window" for r in together.store.records) == n_read, "nothing is read twice"
@@ -214,11 +214,10 @@ def test_what_does_not_fit_is_read_shorter_by_the_process_that_has_it(protocol, 
 def test_controls_come_in_the_order_of_their_task(model, tmp_path):
     task = parse_task("label_map")
     assert list(task.controls) != sorted(task.controls)
-    vocabulary = ask.vocabulary_for(model.tokenizer, task)
     group = processes(tmp_path / "many", 2)
     for ranks in (*group, ALONE):
         root = tmp_path / ("alone" if ranks is ALONE else "many")
-        ask.ask(model, task, (400,), root, vocabulary, n_contexts=1, ranks=ranks)
+        ask(model, task, (400,), root, 1, controls=True, ranks=ranks)
     assert [ranks.finish() for ranks in reversed(group)] == [False, True]
     assert files(tmp_path / "many") == files(tmp_path / "alone")
 
@@ -257,7 +256,7 @@ def test_a_run_that_is_being_written_is_left_alone(model, tmp_path, monkeypatch)
     work(its, model, tmp_path, False)
     for ranks in (ALONE, *processes(tmp_path, 2)):
         with pytest.raises(StoreError, match="another process is writing"):
-            evaluate.perplexity(model, TEXTS, PPL, (32, 64), tmp_path, ranks=ranks)
+            read(model, TEXTS, PPL, (32, 64), tmp_path, ranks=ranks)
         ranks.close()
     mine.close()
     its.close()

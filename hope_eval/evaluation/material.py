@@ -1,0 +1,74 @@
+"""Material: the texts or examples that a measurement is made from, besides its parameters."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from hope_eval.data.corpora import Corpus, load_corpus
+from hope_eval.data.labelled import LabelledTexts, load_labelled
+from hope_eval.data.vocabulary import Vocabulary
+from hope_eval.errors import OptionError
+from hope_eval.model.tokens import PrefixPolicy, prefix_token
+from hope_eval.protocols import Protocol
+from hope_eval.task import Task
+
+What = TypeVar("What", bound=Task | Protocol)
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a user brings along, or what is taken in its place."""
+
+    corpus: Corpus | None = None
+    examples: LabelledTexts | None = None
+
+    @property
+    def name(self) -> str:
+        """What tables call it."""
+        return next((one.name for one in (self.examples, self.corpus) if one is not None), "generated")
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of its contents."""
+        return next((one.fingerprint for one in (self.examples, self.corpus) if one is not None), "")
+
+
+# Of tasks that make all they need.
+NOTHING = Material()
+
+
+def vocabulary_for(
+    tokenizer: Any,
+    task: Task,
+    material: Material = NOTHING,
+    chat: bool | None = None,
+    prefix: PrefixPolicy = "auto",
+    seed: int = 0,
+) -> Vocabulary:
+    """Return the tokenizer of a model as a task sees it.
+
+    chat: whether prompts go into the chat template; None: if there is one, and the task is one to ask in words.
+
+    Raises OptionError if there is no template, or no prefix token of that kind.
+    """
+    if chat is None:
+        chat = task.chat and bool(getattr(tokenizer, "chat_template", None))
+    texts = [document.text for document in material.corpus.in_order(seed)] if material.corpus else []
+    return Vocabulary(tokenizer, prefix_token(tokenizer, prefix), chat, texts, material.examples)
+
+
+def material_for(what: What, data: str | None, text_field: str, label_field: str) -> tuple[What, Material]:
+    """A task or protocol as it uses the data, and the texts or examples that it needs.
+
+    data: what a user gives; None: the sources of Python's standard library for all that needs texts.
+
+    Raises OptionError for data that a task cannot use, CorpusError for files that cannot be read.
+    """
+    if what.uses == "examples":
+        return what, Material(examples=load_labelled(data, text_field, label_field)) if data else Material()
+    if data is not None and not what.uses:
+        raise OptionError(f"`{what}` makes all it needs by itself, and takes no --data", "leave --data out")
+    if data is not None and "haystack" in {field.name for field in dataclasses.fields(what)}:
+        what = dataclasses.replace(what, haystack="text")  # type: ignore[call-arg]
+    needs_texts = what.uses == "text" and getattr(what, "haystack", "text") == "text"
+    return what, Material(load_corpus(data or "python", text_field)) if needs_texts else Material()
