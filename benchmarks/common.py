@@ -40,8 +40,8 @@ from hope_eval.lengths import parse_length, parse_lengths, resolved
 from hope_eval.model.reading import OutOfMemory
 from hope_eval.model.tokens import PrefixPolicy
 from hope_eval.protocols import protocol_named
+from hope_eval.runs.launch import n_processes
 from hope_eval.runs.provenance import installed, origin
-from hope_eval.runs.shards import n_processes
 from hope_eval.runs.token_store import TokenStore
 from hope_eval.show.tables import print_records
 

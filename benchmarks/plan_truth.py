@@ -16,12 +16,12 @@ import click
 from benchmarks import common
 from benchmarks.common import Figure
 from hope_eval import LanguageModel, load
-from hope_eval.evaluation.loop import Progress
 from hope_eval.evaluation.plan import planned
 from hope_eval.evaluation.run import Models, Options, evaluate
 from hope_eval.evaluation.suites import Entry, parse_measure
 from hope_eval.lengths import short_length
 from hope_eval.model.checkpoint import load_tokenizer
+from hope_eval.runs.columns import Progress
 
 MEASURES = "ppl,ppl:sliding,needle,passkey,copy,label_map"
 

@@ -31,7 +31,8 @@ from hope_eval import LanguageModel, Sample, zoo
 from hope_eval.lengths import short_length
 from hope_eval.model import checkpoint
 from hope_eval.model.parallel.group import Group, held_together
-from hope_eval.runs import shards as sharding
+from hope_eval.runs.launch import n_processes
+from hope_eval.runs.processes import joined
 
 
 @click.command()
@@ -44,10 +45,10 @@ from hope_eval.runs import shards as sharding
 @common.out_option
 def tensor_parallel(size: str, length: int, share: str, repeats: int, folder: Path, out: Path | None) -> None:
     """Time both ways."""
-    n = sharding.n_processes()
+    n = n_processes()
     ids = np.random.default_rng(0).integers(0, common.SIZES[size]["vocab_size"], length)
     sizes = (n, 1) if share == "model" else (1, n)
-    with sharding.joined(folder, lambda text: None, *sizes) as ranks:
+    with joined(folder, lambda text: None, *sizes) as ranks:
         device = ranks.device("auto")
         with held_together(ranks, device) as group:
             assert group is not None, "start it with torchrun, in two processes or more"

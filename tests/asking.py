@@ -12,7 +12,7 @@ from hope_eval.evaluation.perplexity import Perplexity
 from hope_eval.evaluation.questions import Questions
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import Protocol
-from hope_eval.runs.shards import ALONE
+from hope_eval.runs.processes import ALONE
 from hope_eval.runs.store import RunStore
 from hope_eval.runs.token_store import TokenStore
 from hope_eval.task import Prompt, Task, generator

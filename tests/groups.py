@@ -15,8 +15,9 @@ from conftest import tiny_module
 
 from hope_eval.model.parallel import group as parallel
 from hope_eval.runs import manage as runs
-from hope_eval.runs.shards import Ranks
+from hope_eval.runs.processes import Ranks
 from hope_eval.runs.store import RunStore
+from hope_eval.runs.verify import verify
 
 TOGETHER = str(Path(__file__).parent / "together.py")
 
@@ -52,7 +53,7 @@ def check_records(root: Path, wanted: Path) -> None:
     """Compare the records of runs, but for the last bits of scores."""
     assert [run.name for run in runs.runs_in(root)] == [run.name for run in runs.runs_in(wanted)] != []
     for run in runs.runs_in(root):
-        assert runs.state(runs.check(run)) == "ok"
+        assert runs.state(verify(run)) == "ok"
         assert not (run / "shards").exists()
         ours, theirs = RunStore.reading(run), RunStore.reading(wanted / run.name)
         assert [plain(record) for record in ours.records] == [plain(record) for record in theirs.records]

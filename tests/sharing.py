@@ -12,8 +12,9 @@ from hope_eval.data.corpora import Corpus, Document
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import protocol_named
 from hope_eval.runs import manage as runs
-from hope_eval.runs import shards as sharding
-from hope_eval.runs.shards import ALONE, Ranks
+from hope_eval.runs import processes as meeting
+from hope_eval.runs.processes import ALONE, Ranks
+from hope_eval.runs.verify import verify
 from hope_eval.task import parse_task
 
 SUITE = '[both]\ntasks = [{ task = "ppl", samples = 5 }, { task = "passkey", samples = 4 }]\nlengths = "200,256"\n'
@@ -57,7 +58,7 @@ def work(ranks: Ranks, model, root: Path, task: bool, dies: int | None = None, r
 
 
 def processes(root: Path, n: int, tensor_parallel: int = 1, context_parallel: int = 1) -> list[Ranks]:
-    folder = root / ".sessions" / sharding._new_session()
+    folder = root / ".sessions" / meeting._new_session()
     folder.mkdir(parents=True)
     sizes = {"tensor_parallel": tensor_parallel, "context_parallel": context_parallel}
     return [Ranks(rank, n, folder.name, folder, **sizes) for rank in range(n)]
@@ -67,7 +68,7 @@ def files(root: Path) -> tuple[bytes, bytes]:
     """Return records and arrays of the only run, of which nothing may be left to merge."""
     (run,) = runs.runs_in(root)
     assert not (run / "shards").exists()
-    assert runs.state(runs.check(run)) == "ok"
+    assert runs.state(verify(run)) == "ok"
     return (run / "records.jsonl").read_bytes(), (run / "arrays.bin").read_bytes()
 
 

@@ -34,7 +34,7 @@ from hope_eval.model.parallel import group as parallel
 from hope_eval.model.reading import Reader
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import protocol_named
-from hope_eval.runs import shards as sharding
+from hope_eval.runs.processes import ALONE, Ranks, joined
 from hope_eval.task import Prompt, Question, Sample, parse_task
 
 
@@ -92,7 +92,7 @@ TEXTS = ["".join(f"Chapter {n} of {m} went to sea with {m + n} figs.\n" for n in
 
 
 def perplexed(
-    model: LanguageModel, root: Path, ranks: sharding.Ranks = sharding.ALONE, lengths: tuple[int, ...] = (50, 301, 700)
+    model: LanguageModel, root: Path, ranks: Ranks = ALONE, lengths: tuple[int, ...] = (50, 301, 700)
 ) -> None:
     """Measure perplexity."""
     corpus = Corpus("stories", tuple(Document(str(n), text) for n, text in enumerate(TEXTS)), "stories")
@@ -100,7 +100,7 @@ def perplexed(
     measure(perplexity, model, root, ranks=ranks)
 
 
-def measured(model: LanguageModel, root: Path, ranks: sharding.Ranks = sharding.ALONE) -> None:
+def measured(model: LanguageModel, root: Path, ranks: Ranks = ALONE) -> None:
     """Measure perplexity and a task."""
     perplexed(model, root, ranks, (50, 64))
     task = parse_task("associative_recall")
@@ -111,7 +111,7 @@ def run(what: str, root: Path, arguments: list[str]) -> None:
     faults = Faults()
     reads = what in ("reads", "perplexity")
     size = {"context_parallel" if reads else "tensor_parallel": int(os.environ["WORLD_SIZE"])}
-    with sharding.joined(root / "runs", **size) as ranks, parallel.held_together(ranks, "cpu") as group:
+    with joined(root / "runs", **size) as ranks, parallel.held_together(ranks, "cpu") as group:
         found = {}
         for path in arguments:
             name, _, encoding = path.partition("+")

@@ -51,9 +51,9 @@ def main(ctx: click.Context) -> None:
     hope-eval encodings hope --length 512 --head-dim 64
     """
     if ctx.invoked_subcommand in _SHARED_OUT and "WORLD_SIZE" in os.environ:
-        from hope_eval.runs import shards as sharding
+        from hope_eval.runs import launch
 
-        sharding.watch()
+        launch.watch()
 
 
 for command in (run, plan, ppl, copy, retrieve, fewshot, compare, plot, report, runs, tasks, zoo, encodings, train):

@@ -24,7 +24,8 @@ def measured(
     """
     from hope_eval.evaluation.run import evaluate
     from hope_eval.model.parallel.group import held_together
-    from hope_eval.runs import shards
+    from hope_eval.runs import launch
+    from hope_eval.runs.processes import joined
 
     to_load = models.to_load()
     groups = {"tensor_parallel": run.tensor_parallel, "context_parallel": run.context_parallel}
@@ -32,17 +33,17 @@ def measured(
     if run.jobs > 1:
         # Mistakes in models are reported once, and before processes start.
         to_load.check()
-        shards.start(run.jobs, **groups)
+        launch.start(run.jobs, **groups)
     if heading and is_first_process():
         click.echo(heading, err=True)
-    with shards.joined(run.out, lambda text: click.echo(text, err=True), **groups) as ranks:
+    with joined(run.out, lambda text: click.echo(text, err=True), **groups) as ranks:
         to_load.how["device"] = ranks.device(to_load.how["device"])
         with held_together(ranks, to_load.how["device"]) as to_load.how["group"]:
             tables = evaluate(entries, to_load, run.out, options, progress, ranks)
     if ranks.rank:
         # The first process has the tables of all.
         click.get_current_context().exit()
-    if shards.n_jobs() > 1 and any(row["status"] == "oom" for table in tables for row in table.rows):
+    if launch.n_jobs() > 1 and any(row["status"] == "oom" for table in tables for row in table.rows):
         click.echo(f"{run.jobs} processes shared the memory; with fewer --jobs, longer reads may fit", err=True)
     return tables
 
@@ -51,7 +52,7 @@ def _check(entries: Sequence["Entry"], models: "Models", run: RunOptions, option
     """Raise OptionError for options that do not go together."""
     from hope_eval.analysis import stopping
     from hope_eval.protocols import Protocol
-    from hope_eval.runs import shards
+    from hope_eval.runs import launch
 
     tasks = [entry.what.name for entry in entries if not isinstance(entry.what, Protocol)]
     if run.context_parallel > 1 and tasks:
@@ -59,7 +60,7 @@ def _check(entries: Sequence["Entry"], models: "Models", run: RunOptions, option
             f"--context-parallel is for perplexity: it does not cut the contexts of `{tasks[0]}`",
             "use hope-eval ppl, or leave it out: torchrun shares the contexts of tasks",
         )
-    n_processes = max(run.jobs, shards.n_processes())
+    n_processes = max(run.jobs, launch.n_processes())
     if models.how["device_map"] and n_processes > 1:
         raise OptionError(
             "--device-map spreads a checkpoint over the GPUs of one process", "leave it out, or --jobs and torchrun"

@@ -3,14 +3,15 @@
 import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-# Called with the amount that is done, and the amount in all.
-Advance = Callable[[int, int], None]
+if TYPE_CHECKING:
+    from hope_eval.runs import columns as run_columns
 
 # Seconds between two plain lines.
 _EVERY = 10.0
@@ -31,7 +32,7 @@ def is_first_process() -> bool:
 
 
 @contextlib.contextmanager
-def progress(title: str, unit: str = "tokens") -> Iterator[Advance]:
+def progress(title: str, unit: str = "tokens") -> Iterator["run_columns.Progress"]:
     """Show the progress of a piece of work. Work of an earlier session is reported once, and not counted as speed."""
     if not is_first_process():
         yield lambda done, total: None
@@ -52,7 +53,7 @@ def progress(title: str, unit: str = "tokens") -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
-def _bar(console: Console, title: str, unit: str) -> Iterator[Advance]:
+def _bar(console: Console, title: str, unit: str) -> Iterator["run_columns.Progress"]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -73,7 +74,7 @@ def _bar(console: Console, title: str, unit: str) -> Iterator[Advance]:
 
 
 @contextlib.contextmanager
-def _lines(console: Console, title: str, unit: str) -> Iterator[Advance]:
+def _lines(console: Console, title: str, unit: str) -> Iterator["run_columns.Progress"]:
     start = printed = time.monotonic()
     first: int | None = None
 

@@ -13,7 +13,7 @@ import contextlib
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Self, TypeVar
@@ -26,14 +26,11 @@ from hope_eval.analysis.stopping import Until
 from hope_eval.model.kernels import nll
 from hope_eval.model.reading import OutOfMemory
 from hope_eval.model.scoring import LanguageModel
-from hope_eval.runs.columns import Record
+from hope_eval.runs.columns import Progress, Record
+from hope_eval.runs.processes import ALONE, Ranks
 from hope_eval.runs.provenance import Session, origin
 from hope_eval.runs.records.until import UNTIL
-from hope_eval.runs.shards import ALONE, Ranks
 from hope_eval.runs.store import RunStore
-
-# Called with tokens read so far, and tokens to read in all.
-Progress = Callable[[int, int], None]
 
 # A record, and its arrays by name.
 NewRecord = tuple[Record, Mapping[str, np.ndarray]]

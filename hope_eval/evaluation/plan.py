@@ -21,7 +21,7 @@ from hope_eval.evaluation.run import CommonLengths, Models, Options, measurement
 from hope_eval.evaluation.speed import Speed, benchmark
 from hope_eval.evaluation.suites import Entry
 from hope_eval.lengths import lengths_text, short_length
-from hope_eval.model import checkpoint
+from hope_eval.model.device import planned_device
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import Protocol
 
@@ -138,7 +138,7 @@ def _subject(
 ) -> Subject:
     """A model with its shape and memory, on the device that is planned for."""
     outline = models.is_outline
-    place = checkpoint.planned_device(models.how.get("device", "auto")) if outline else model.device
+    place = planned_device(models.how.get("device", "auto")) if outline else model.device
     shape = replace(Shape.of(model.module), full_logits=model.reading.head == "full")
     free = memory or free_memory(place, 0 if outline else shape.n_bytes)
     return Subject(model, shape, place.type, free, speed, loading)

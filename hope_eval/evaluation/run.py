@@ -18,7 +18,7 @@ from hope_eval.analysis.rows import RunTable, by_seed
 from hope_eval.analysis.stopping import Until
 from hope_eval.encodings import parse_encoding
 from hope_eval.evaluation import loop, questions
-from hope_eval.evaluation.loop import Measurement, Progress
+from hope_eval.evaluation.loop import Measurement
 from hope_eval.evaluation.material import Material, material_for
 from hope_eval.evaluation.perplexity import Perplexity
 from hope_eval.evaluation.questions import Questions
@@ -28,7 +28,8 @@ from hope_eval.model import checkpoint
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.model.tokens import PrefixPolicy
 from hope_eval.protocols import Protocol
-from hope_eval.runs.shards import ALONE, Ranks
+from hope_eval.runs.columns import Progress
+from hope_eval.runs.processes import ALONE, Ranks
 from hope_eval.runs.store import RunStore
 
 # Documents of a perplexity, where nobody says how many.

@@ -41,6 +41,7 @@ from hope_eval.model.attach import (
     set_rope_parameters,
 )
 from hope_eval.model.configs import text_config, training_length
+from hope_eval.model.device import device_named, planned_device
 from hope_eval.model.kernels.chunked_layers import Compile
 from hope_eval.model.parallel import sequence
 from hope_eval.model.parallel.group import INSTEAD, Group, check_shardable, sharded
@@ -182,7 +183,7 @@ def load_checkpoint(
 
     Raises CheckpointError or OptionError, with what to do about it.
     """
-    place = planned_device(device) if outline else _device(device)
+    place = planned_device(device) if outline else device_named(device)
     if loader and outline:
         raise CheckpointError(
             f"`--loader {loader}` has no config that tells the shape of the model", "leave --no-benchmark out"
@@ -231,29 +232,6 @@ def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bo
     """Return the tokenizer of a checkpoint, without its weights. Raises CheckpointError."""
     folder, gguf, _ = check(name, revision)
     return _tokenizer(folder, gguf, trust_remote_code)
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise OptionError(
-            f"the device `{name}` cannot be used: {str(error).splitlines()[0]}", "--device auto"
-        ) from error
-    return device
-
-
-def planned_device(name: str) -> torch.device:
-    """Return a device by its name, whether it is there or not; auto: the best there is. Raises OptionError."""
-    if name == "auto":
-        return _device(name)
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise OptionError(f"there is no device `{name}`: {str(error).splitlines()[0]}", "--device cuda") from error
 
 
 def _dtype(name: str, device: torch.device, folder: Path, gguf: str) -> torch.dtype:

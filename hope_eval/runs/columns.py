@@ -1,7 +1,7 @@
-"""Records as columns, without a dict of each: pyarrow parses blocks of whole lines side by side.
+"""Records as columns, without a dict for each: pyarrow parses blocks of whole lines in parallel.
 
-json.loads takes ten times as long and twenty times the memory. It has the last word where a block is not as expected:
-either it can be read after all, or it says which line is damaged.
+json.loads takes ten times as long and twenty times the memory. It decides about a block that pyarrow does not read as
+expected: either json.loads reads it, or it says which line is damaged.
 """
 
 import json
@@ -28,6 +28,9 @@ _MOST_THREADS = 8
 # One record: a line of JSON.
 Record = dict[str, Any]
 
+# Told how far work is, at its start and as it goes on: what is done, and the total.
+Progress = Callable[[int, int], None]
+
 _TYPES = {
     "bool": bool,
     "float64": (int, float),
@@ -45,8 +48,8 @@ class Field:
 
     name:     `hits`, or `grade.strict` for a field within a field.
     type:     bool, float64, int32, int64, string, list or struct.
-    required: whether a record without it is damaged; otherwise it counts as 0, or as no category.
-    category: whether it has few values, and is to become a pandas Categorical.
+    required: a record without it is damaged; if it is optional, it counts as 0, or as no category.
+    category: it has few values, and becomes a pandas Categorical.
     """
 
     name: str
@@ -55,7 +58,7 @@ class Field:
     category: bool = False
 
     def of(self, record: dict[str, Any]) -> Any:
-        """Return the value that a record has for it, or None. Raises ValueError for one of another type."""
+        """Its value in a record, or None. Raises ValueError for a value of another type."""
         outer, _, inner = self.name.partition(".")
         value = record.get(outer)
         if inner:
@@ -77,53 +80,53 @@ def read_columns(
     end: int,
     kind: str,
     columns: Sequence[Field],
-    report: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> tuple["pandas.DataFrame", list[dict[str, Any]]]:
-    """Return the records of one kind as a frame, and all others as they are, both in the order of their lines.
+    """The records of one kind as a frame, and all others as they are, both in the order of their lines.
 
-    end:    bytes of the file that hold whole lines.
-    report: called at the start and after every block, with bytes read so far, and in all.
+    end:      bytes of the file that hold whole lines.
+    progress: called at the start and after every block, in bytes.
 
-    Raises StoreError for a line that is no record, or has another type of value than a column.
+    Raises StoreError for a line that is not a record, or has a value of another type than its field.
     """
     import pyarrow
 
     reader = _Reader(path, kind, columns)
-    tables, others = [reader.none()], []
+    tables, others = [reader.empty()], []
     blocks = list(_blocks(path, end))
-    report(0, end)
+    progress(0, end)
     with ThreadPoolExecutor(min(os.cpu_count() or 1, _MOST_THREADS)) as pool:
         for (_, stop), (table, rest) in zip(blocks, pool.map(reader.read, blocks), strict=True):
             tables.append(table)
             others += rest
-            report(stop, end)
+            progress(stop, end)
     whole = pyarrow.concat_tables(tables)
     tables.clear()
-    # Column by column: what pandas has is freed at once.
+    # Column by column, so that the memory of a column is freed when pandas has it.
     frame: pandas.DataFrame = whole.to_pandas(split_blocks=True, self_destruct=True)
     return frame, others
 
 
 def parsed(line: bytes) -> dict[str, Any]:
-    """Return the record of a line. Raises ValueError if it is none."""
+    """The record of a line. Raises ValueError if it is not one."""
     record: dict[str, Any] = json.loads(line)
     if not isinstance(record, dict):
-        raise ValueError("it is no record")
+        raise ValueError("it is not a record")
     return record
 
 
 def damaged(path: Path, number: int, why: object) -> StoreError:
-    """Return the error for a line that cannot be used."""
+    """The error for a line that cannot be used."""
     return StoreError(f"{path}, line {number}, is damaged: {why}", remedy(path.parent))
 
 
 def remedy(run: Path) -> str:
-    """Return what to do about a run that cannot be used."""
-    return f"`hope-eval runs rm {run}`, then its command again"
+    """What to do about a run that cannot be used."""
+    return f"`hope-eval runs rm {run}`, then rerun its command"
 
 
 def n_lines(path: Path, end: int) -> int:
-    """Return how many lines there are in the first `end` bytes."""
+    """Number of lines in the first `end` bytes."""
     if not end:
         return 0
     with path.open("rb") as stream:
@@ -131,7 +134,7 @@ def n_lines(path: Path, end: int) -> int:
 
 
 def _n_lines(data: bytes) -> int:
-    # A third of what bytes.count takes.
+    # Takes a third of the time of bytes.count.
     return int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
 
 
@@ -144,13 +147,13 @@ def _blocks(path: Path, end: int) -> Iterator[tuple[int, int]]:
         while start < end:
             stream.seek(min(start + _BLOCK, end) - 1)
             if not stream.readline():
-                raise StoreError(f"{path} became shorter while it was read", "wait for whoever writes it")
+                raise StoreError(f"{path} became shorter while it was read", "wait for the process that writes it")
             yield start, stream.tell()
             start = stream.tell()
 
 
 class _Reader:
-    """Reads one block after the other; threads may share it."""
+    """Reads blocks of lines; threads may share it."""
 
     def __init__(self, path: Path, kind: str, columns: Sequence[Field]) -> None:
         import pyarrow
@@ -165,12 +168,12 @@ class _Reader:
         self._schema = pyarrow.schema(list(types.items()))
         self._options = arrow_json.ParseOptions(explicit_schema=self._schema, unexpected_field_behavior="ignore")
 
-    def none(self) -> "pyarrow.Table":
-        """Return a table without lines."""
+    def empty(self) -> "pyarrow.Table":
+        """A table without lines."""
         return self._finished(self._schema.empty_table().flatten())
 
     def read(self, place: tuple[int, int]) -> tuple["pyarrow.Table", list[dict[str, Any]]]:
-        """Return the records of a block that are of this kind, and those that are of another."""
+        """The records of a block that are of this kind, and all others."""
         from pyarrow import compute
 
         start, stop = place
@@ -180,14 +183,14 @@ class _Reader:
         table = self._fast(data)
         if table is None:
             table = self._slow(data, start)
-        mine = compute.equal(table["kind"], self._kind)
-        if compute.all(mine).as_py():
+        matches = compute.equal(table["kind"], self._kind)
+        if compute.all(matches).as_py():
             return self._finished(table), []
-        lines = zip(data.split(b"\n"), mine.to_pylist(), strict=False)
-        return self._finished(table.filter(mine)), [json.loads(line) for line, is_mine in lines if not is_mine]
+        lines = zip(data.split(b"\n"), matches.to_pylist(), strict=False)
+        return self._finished(table.filter(matches)), [json.loads(line) for line, is_match in lines if not is_match]
 
     def _fast(self, data: bytes) -> "pyarrow.Table | None":
-        """Return the records of a block, or None where Arrow finds something other than it was told."""
+        """The records of a block, or None if pyarrow meets a value that the schema does not have."""
         import pyarrow
         from pyarrow import compute
         from pyarrow import json as arrow_json
@@ -196,19 +199,19 @@ class _Reader:
         try:
             table = arrow_json.read_json(pyarrow.BufferReader(data), options, self._options).flatten().combine_chunks()
             if not data.isascii():
-                # Arrow does not look into what it was not asked for.
+                # pyarrow does not decode fields that it was not asked for.
                 data.decode()
         except (pyarrow.ArrowException, UnicodeDecodeError):
             return None
         if len(table) != _n_lines(data) or table["kind"].null_count:
             return None
-        lacking = [table[column.name].is_null() for column in self._columns if column.required]
-        lacking = [nulls for nulls in lacking if compute.any(nulls).as_py()]
-        mine = compute.equal(table["kind"], self._kind)
-        return None if any(compute.any(compute.and_(nulls, mine)).as_py() for nulls in lacking) else table
+        missing = [table[column.name].is_null() for column in self._columns if column.required]
+        missing = [nulls for nulls in missing if compute.any(nulls).as_py()]
+        matches = compute.equal(table["kind"], self._kind)
+        return None if any(compute.any(compute.and_(nulls, matches)).as_py() for nulls in missing) else table
 
     def _slow(self, data: bytes, start: int) -> "pyarrow.Table":
-        """Return the records of a block, one by one. Raises StoreError for the first that is damaged."""
+        """The records of a block, read one by one. Raises StoreError for the first that is damaged."""
         import pyarrow
 
         values: dict[str, list[Any]] = {name: [] for name in ("kind", *(column.name for column in self._columns))}
@@ -221,11 +224,11 @@ class _Reader:
             except ValueError as error:
                 raise damaged(self._path, n_lines(self._path, start) + number, error) from error
         types = {"kind": "string"} | {column.name: column.type for column in self._columns}
-        arrays = {name: pyarrow.array(own, pyarrow.type_for_alias(types[name])) for name, own in values.items()}
+        arrays = {name: pyarrow.array(cells, pyarrow.type_for_alias(types[name])) for name, cells in values.items()}
         return pyarrow.table(arrays)
 
     def _finished(self, table: "pyarrow.Table") -> "pyarrow.Table":
-        """Return the columns that are wanted, with 0 for what is optional and missing."""
+        """The columns that are wanted, with 0 for an optional field that is missing."""
         import pyarrow
 
         arrays = []

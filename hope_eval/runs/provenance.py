@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 _PACKAGES = ("torch", "transformers", "tokenizers", "numpy")
 
-# Those that are used where they are installed.
+# Optional packages, used if they are installed.
 _FURTHER = ("flash-attn-4",)
 
 
 def origin(device: "torch.device", command: str) -> dict[str, Any]:
-    """Return what was run, with which versions, on what."""
+    """The command, the machine, and the versions of what computes."""
     import torch
 
     return {
@@ -44,16 +44,16 @@ def _versions() -> dict[str, str]:
 
 
 def installed(*packages: str) -> dict[str, str]:
-    """Return the versions of those packages that are there."""
-    found = {}
+    """Versions of those packages that are installed."""
+    versions = {}
     for package in packages:
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions
 
 
 class Session:
-    """One stretch of work on a run: when it began, what it took."""
+    """One stretch of work on a run: when it began, and the seconds and memory it took."""
 
     def __init__(self, device: "torch.device", command: str) -> None:
         self.device = device
@@ -66,7 +66,7 @@ class Session:
             self.facts["weights_gib"] = _gib(torch.cuda.memory_allocated(device))
 
     def ended(self, n_read: int) -> dict[str, Any]:
-        """Return the facts, with seconds, tokens read and the peak of GPU memory, weights included."""
+        """The facts of the session, with seconds, tokens read and the peak of GPU memory, weights included."""
         seconds = time.perf_counter() - self._start
         facts = {**self.facts, "seconds": round(seconds, 3), "tokens_read": n_read}
         if self.device.type == "cuda":
@@ -82,9 +82,9 @@ def _gib(n_bytes: int) -> float:
 
 @functools.cache
 def _commit() -> dict[str, Any] | None:
-    """Return commit and dirty flag of the checkout this code runs from; None if it is installed.
+    """Commit and dirty flag of the checkout that this code runs from; None if it is installed.
 
-    As they are when this is asked first: the code of this process does not change later.
+    Asked once a process: the code of a process does not change later.
     """
     root = Path(hope_eval.__file__).parent.parent
     if not (root / ".git").exists():

@@ -1,18 +1,18 @@
-"""Runs on disk: append-only records that survive a kill at any byte.
+"""A run on disk: append-only records that survive a kill at any byte.
 
     results/runs/ppl-SmolLM2-rope-1a2b3c4d5e/
       run.json         what the run is: its identity and provenance; written once, whole
       records.jsonl    one record a line, as it came
-      arrays.bin       the arrays of the records (nll per token…), back to back
+      arrays.bin       the arrays of the records (nll per token…), one after the other
       sessions.jsonl   when it was worked on, for how long, with what versions
-      shards/          what several processes have measured and nobody has merged yet, see sharding.py
+      shards/          what several processes have measured and has not been merged yet, see shards.py
 
-A record is written after its arrays, and counts once its line has ended; what a kill leaves behind a last full line
-is cut off by the next writer. The folder is named by a hash of the identity: the same command finds the same run and
-goes on with it, and a changed checkpoint, encoding, protocol, dtype… finds another.
+A record is written after its arrays, and counts when its line has ended. A kill may leave half a line; the next writer
+cuts it off. The folder is named by a hash of the identity, so that rerunning a command resumes its run, and another
+checkpoint, encoding, protocol, dtype… makes another run.
 
-Opening a run for reading reads its header. Records are read when they are asked for: as they are, or, where there are
-millions, as columns.
+Opening a run for reading reads its header only. Records are read on demand: as they are, or, where there are millions,
+as columns.
 """
 
 import contextlib
@@ -30,7 +30,8 @@ import filelock
 import numpy as np
 
 from hope_eval.errors import StoreError
-from hope_eval.runs.columns import Field, Record, damaged, n_lines, parsed, read_columns, remedy
+from hope_eval.files import whole_file
+from hope_eval.runs.columns import Field, Progress, Record, damaged, n_lines, parsed, read_columns, remedy
 from hope_eval.runs.kinds import RunKind, kind_of
 
 if TYPE_CHECKING:
@@ -38,16 +39,16 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
-# What to do about what a later version has written.
+# What to do about a run that a later version has written.
 NEWER = "pip install --upgrade hope-eval"
 
-# All that the folder of a run holds, and what it holds beside them for a while; a shard has the same files.
+# All files in the folder of a run or of a shard, and the folder that a run has while shards wait to be merged.
 FILES = ("records.jsonl", "arrays.bin", "sessions.jsonl", "run.part", "run.json", "run.lock")
 SHARDS = "shards"
 
 T = TypeVar("T")
 
-# How much of a file is searched at once for where its last line ends.
+# Bytes that are searched at once for the end of the last line.
 _TAIL = 1 << 16
 
 
@@ -55,8 +56,8 @@ class RunStore:
     """One run: its header, its records, and a way to append to them.
 
     header: `identity` and `provenance`.
-    cut:    bytes of a half-written record at the end that are passed over; of records whose arrays were lost as well,
-            once `records` are read.
+    cut:    bytes at the end that are passed over: a half-written record and, after `records` are read, records whose
+            arrays were lost.
     """
 
     def __init__(self, path: Path, header: dict[str, Any]) -> None:
@@ -70,7 +71,7 @@ class RunStore:
     @classmethod
     @contextlib.contextmanager
     def writing(cls, root: Path, identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator["RunStore"]:
-        """Open the run of that identity below `root` for appending; it is made if it is not there.
+        """Open the run of that identity below `root` for appending; make it if it is not there.
 
         identity needs `task`, `model` and `encoding`, which go into the folder's name. Raises StoreError if the
         folder cannot be written, or if another process is writing the same run.
@@ -81,7 +82,7 @@ class RunStore:
 
     @contextlib.contextmanager
     def appending(self) -> Iterator[Self]:
-        """Open for appending what this process has locked; what a kill left behind the last whole record is cut off."""
+        """Open for appending a run that this process has locked; cut off what follows the last whole record."""
         with explained(self.path):
             self._repair()
             self._lines = self._file.open("ab")
@@ -89,7 +90,7 @@ class RunStore:
         try:
             yield self
         finally:
-            # A full disk can make even closing fail; what is on it is whole up to the last full line.
+            # On a full disk even closing can fail. Records up to the last full line are whole.
             with contextlib.suppress(OSError):
                 self._lines.close()
             with contextlib.suppress(OSError):
@@ -97,9 +98,9 @@ class RunStore:
 
     @classmethod
     def reading(cls, path: Path) -> "RunStore":
-        """Open a run for reading: its header only, records are read when they are asked for.
+        """Open a run for reading. This reads its header; records are read on demand.
 
-        Raises StoreError if there is no run, or one of a newer version of this program.
+        Raises StoreError if the folder is not a run, or is one of a newer version.
         """
         if not is_run(path):
             raise StoreError(f"no run at `{path}`", "give the folder of a run, such as results/runs/ppl-…")
@@ -107,7 +108,7 @@ class RunStore:
 
     @property
     def id(self) -> str:
-        """The name of its folder."""
+        """Name of its folder."""
         return self.path.name
 
     @property
@@ -117,12 +118,12 @@ class RunStore:
 
     @property
     def command(self) -> str:
-        """What goes on with it, for people."""
+        """The command that resumes it."""
         return str(self.header["provenance"].get("command") or "its command")
 
     @property
     def records(self) -> list[Record]:
-        """All records that are whole, in the order they were written.
+        """All whole records, in the order they were written.
 
         Raises StoreError for a line that is damaged.
         """
@@ -133,37 +134,37 @@ class RunStore:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no record is whole."""
+        """Whether it has no whole record."""
         return not self._end
 
     @property
     def n_records(self) -> int:
-        """How many records are whole, counted without reading them."""
+        """Number of whole records, counted without parsing them."""
         return n_lines(self._file, self._end)
 
     @property
     def waiting(self) -> str:
-        """What several processes have measured and nobody has merged yet, in words; empty if there is none."""
+        """How much waits to be merged, in words; empty if nothing does."""
         shards = [RunStore(path, self.header) for path in shards_of(self.path)]
-        n, k = sum(shard.n_records for shard in shards), sum(not shard.is_empty for shard in shards)
-        return f"{n:,} records in {k} shard{'s' * (k != 1)} wait to be merged" if n else ""
+        n, n_shards = sum(shard.n_records for shard in shards), sum(not shard.is_empty for shard in shards)
+        return f"{n:,} records in {n_shards} shard{'s' * (n_shards != 1)} wait to be merged" if n else ""
 
     def columns(
         self,
         kind: str,
         columns: Sequence[Field],
-        report: Callable[[int, int], None] = lambda done, total: None,
+        progress: Progress = lambda done, total: None,
     ) -> tuple["pandas.DataFrame", list[Record]]:
-        """Return the records of one kind as a frame, and all others as they are; millions take seconds.
+        """The records of one kind as a frame, and all others as they are; millions take seconds.
 
-        report: called as the work goes on, with bytes read so far, and in all.
+        progress: called as the work goes on, in bytes.
 
         Raises StoreError for a line that is damaged.
         """
-        return read_columns(self._file, self._end, kind, columns, report)
+        return read_columns(self._file, self._end, kind, columns, progress)
 
     def holding(self, text: str) -> Iterator[Record]:
-        """Yield the records whose line has this text in it; others are not parsed."""
+        """Records whose line contains a text; others are not parsed."""
         wanted = text.encode()
         for number, line in enumerate(self._whole(), 1):
             if wanted in line:
@@ -177,9 +178,9 @@ class RunStore:
         return self.path / "records.jsonl"
 
     def append(self, record: Record, **arrays: np.ndarray) -> None:
-        """Add a record with its arrays; it is with the operating system when this returns.
+        """Add a record with its arrays; when this returns, a kill of this process cannot lose it.
 
-        Raises StoreError on a full disk; all records before it are kept.
+        Raises StoreError on a full disk; earlier records are kept.
         """
         assert self._lines is not None, "opened for reading"
         assert self._arrays is not None
@@ -204,15 +205,15 @@ class RunStore:
         self.records.append(whole)
 
     def share(self, todo: Sequence[T], pieces: Callable[[T], Iterable[Hashable]]) -> list[T]:
-        """Return which batches of what is to do are for this process: all; a shard has its share."""
+        """The batches that this process does: all; of several processes, each has a share (`Shard.share`)."""
         return list(todo)
 
     def whole(self) -> "RunStore":
-        """Return what holds all records of the run, its arrays too: this, or the run that a shard went into."""
+        """The store with all records and arrays of the run: this one, or the run that a shard was merged into."""
         return self
 
     def sync(self) -> None:
-        """Return when all that was appended is on the disk, whatever happens to the machine."""
+        """Write everything to the disk: when this returns, a loss of power cannot lose it."""
         assert self._lines is not None, "opened for reading"
         assert self._arrays is not None
         with explained(self.path):
@@ -220,7 +221,7 @@ class RunStore:
             os.fsync(self._lines.fileno())
 
     def array(self, record: Record, name: str) -> np.ndarray:
-        """Return an array of a record. Raises StoreError if its bytes are not what was written."""
+        """An array of a record. Raises StoreError if its bytes have changed since they were written."""
         place = record["arrays"][name]
         dtype = np.dtype(place["dtype"])
         with (self.path / "arrays.bin").open("rb") as stream:
@@ -231,25 +232,25 @@ class RunStore:
         return np.frombuffer(data, dtype)
 
     def log_session(self, session: Mapping[str, Any]) -> None:
-        """Note when and with what the run was worked on; never part of the records, which repeat exactly.
+        """Note when and with what the run was worked on, with a checksum of all records so far.
 
-        A checksum of all records so far goes with it.
+        Sessions are no records: two runs of one command have the same records, byte by byte.
         """
         with explained(self.path), (self.path / "sessions.jsonl").open("ab") as stream:
-            known = {**session, "records": {"bytes": self._end, "crc": self.checksum(self._end)}}
-            stream.write(json.dumps(known).encode() + b"\n")
+            line = {**session, "records": {"bytes": self._end, "crc": self.checksum(self._end)}}
+            stream.write(json.dumps(line).encode() + b"\n")
 
     def sessions(self) -> list[Record]:
-        """Return what is known of each session; the line of one that was killed may be half-written."""
+        """The sessions that were noted; the last line may be half-written, and is passed over."""
         file = self.path / "sessions.jsonl"
-        found = []
+        sessions = []
         for line in file.read_bytes().split(b"\n") if file.exists() else ():
             with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-        return [session for session in found if isinstance(session, dict)]
+                sessions.append(json.loads(line))
+        return [session for session in sessions if isinstance(session, dict)]
 
     def checksum(self, n_bytes: int) -> int:
-        """Return the CRC-32 of the first bytes of the records."""
+        """CRC-32 of the first bytes of the records."""
         crc = 0
         with self._file.open("rb") as stream:
             while n_bytes and (part := stream.read(min(n_bytes, 1 << 24))):
@@ -258,7 +259,7 @@ class RunStore:
         return crc
 
     def _load(self) -> int:
-        """Read all records, and return how many bytes of arrays they use."""
+        """Read all records; return the bytes of arrays that they use."""
         arrays = self.path / "arrays.bin"
         n_arrays = arrays.stat().st_size if arrays.exists() else 0
         records: list[Record] = []
@@ -270,7 +271,7 @@ class RunStore:
             except (AttributeError, KeyError, TypeError, ValueError) as error:
                 raise damaged(self._file, number, error) from error
             if reach > n_arrays:
-                # Power was lost before the arrays reached the disk; this record and those after it are gone.
+                # Power was lost before the arrays reached the disk: this record and those after it are lost.
                 break
             records.append(record)
             used, end = max(used, reach), end + len(line)
@@ -279,7 +280,7 @@ class RunStore:
         return used
 
     def _whole(self) -> Iterator[bytes]:
-        """Yield the lines that are whole."""
+        """The lines that are whole."""
         at = 0
         if self._end:
             with self._file.open("rb") as stream:
@@ -290,7 +291,7 @@ class RunStore:
                     yield line
 
     def _repair(self) -> None:
-        """Cut off what a kill has left behind the last whole record."""
+        """Cut off what a kill has left after the last whole record."""
         used = self._load()
         for path, size in ((self._file, self._end), (self.path / "arrays.bin", used)):
             if path.exists() and path.stat().st_size > size:
@@ -298,45 +299,58 @@ class RunStore:
 
 
 def place_size(place: Mapping[str, Any]) -> int:
-    """Return how many bytes of `arrays.bin` an array takes."""
+    """Bytes of `arrays.bin` that an array takes."""
     size: int = place["count"] * np.dtype(place["dtype"]).itemsize
     return size
 
 
 def _place_end(place: Mapping[str, Any]) -> int:
-    """Return where an array ends."""
+    """Where an array ends in `arrays.bin`."""
     end: int = place["offset"] + place_size(place)
     return end
 
 
 def is_run(path: Path) -> bool:
-    """Whether a folder holds a run, be it a damaged one. Raises StoreError if that cannot be seen."""
+    """Whether a folder is a run, perhaps a damaged one. Raises StoreError if the folder cannot be read."""
     with explained(path, "read"):
         return (path / "run.json").is_file()
 
 
 def shards_of(path: Path) -> list[Path]:
-    """Return the shards of a run that nobody has merged yet."""
+    """The folders of the shards of a run that wait to be merged. Links are left out: merged shards are removed."""
     folder = path / SHARDS
     with explained(folder, "read"):
-        return sorted(child for child in folder.iterdir() if child.is_dir()) if folder.is_dir() else []
+        if folder.is_symlink() or not folder.is_dir():
+            return []
+        return sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove the folder of a run or a shard, which holds nothing but `FILES`.
+
+    Records go first: a kill on the way leaves an empty run.
+    """
+    with explained(folder, "remove"):
+        for name in FILES:
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def check_merged(store: RunStore) -> None:
-    """Raise StoreError if shards of a run wait to be merged: it would seem to lack what they hold."""
+    """Raise StoreError if shards of a run wait to be merged: what they hold would seem to be missing."""
     if store.waiting:
-        again = f"run it again, with any number of processes: {store.command}"
-        raise StoreError(f"{store.path}: {store.waiting}", again)
+        hint = f"rerun its command to merge them, with any number of processes: {store.command}"
+        raise StoreError(f"{store.path}: {store.waiting}", hint)
 
 
 def header_of(identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the header of a new run."""
+    """The header of a new run."""
     return {"format": FORMAT, "identity": dict(identity), "provenance": dict(provenance)}
 
 
 @contextlib.contextmanager
 def claimed(path: Path, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Keep other processes from writing a run, which is made if it is not there; yield the header that it has.
+    """Lock a run for writing, make it if it is not there, and yield its header.
 
     Raises StoreError if its folder cannot be written, or if another process is writing it.
     """
@@ -349,7 +363,7 @@ def claimed(path: Path, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Keep other processes from writing a run. Raises StoreError if one does already."""
+    """Lock a run for writing. Raises StoreError if another process is writing it."""
     with explained(path):
         lock = filelock.FileLock(path / "run.lock")
         try:
@@ -365,7 +379,7 @@ def locked(path: Path) -> Iterator[None]:
 
 
 def run_id(identity: Mapping[str, Any]) -> str:
-    """Return the name of the folder of a run: readable, and unique by a hash of the identity."""
+    """Name of the folder of a run: readable, and unique by a hash of the identity."""
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:10]
     words = [str(identity[key]) for key in ("task", "model", "encoding")]
     slug = "-".join(re.sub(r"[^\w.=]+", "_", word).strip("_")[:60] for word in words)
@@ -378,19 +392,19 @@ def _read_header(path: Path) -> dict[str, Any]:
         with explained(file, "read"):
             header = json.loads(file.read_bytes())
         if not all(isinstance(header["identity"][key], str) for key in ("task", "model", "encoding")):
-            raise ValueError("its identity has no names")
+            raise ValueError("its identity lacks task, model or encoding")
         if not isinstance(header["provenance"], dict):
             raise ValueError("it has no provenance")
         format_ = int(header.get("format", 0))
     except (KeyError, TypeError, ValueError) as error:
         raise StoreError(f"{file} is damaged: {error}", remedy(path)) from error
     if format_ > FORMAT:
-        raise StoreError(f"{path} has the format {format_} of a newer hope-eval, this one reads {FORMAT}", NEWER)
+        raise StoreError(f"{path} has the format {format_} of a newer hope-eval; this version reads {FORMAT}", NEWER)
     return header  # type: ignore[no-any-return]
 
 
 def _whole_lines(file: Path) -> tuple[int, int]:
-    """Return how many bytes of a file are whole lines, and how many follow them."""
+    """Bytes of a file that are whole lines, and bytes that follow them."""
     with explained(file, "read"):
         size = at = file.stat().st_size if file.exists() else 0
         if size:
@@ -398,35 +412,35 @@ def _whole_lines(file: Path) -> tuple[int, int]:
                 while at:
                     start = max(0, at - _TAIL)
                     stream.seek(start)
-                    found = stream.read(at - start).rfind(b"\n")
-                    if found >= 0:
-                        return start + found + 1, size - start - found - 1
+                    end = start + stream.read(at - start).rfind(b"\n") + 1
+                    if end > start:
+                        return end, size - end
                     at = start
         return 0, size
 
 
-def write_header(path: Path, header: Mapping[str, Any], own: Path) -> None:
-    """Give a run its header if it has none: it is there whole or not at all.
+def write_header(path: Path, header: Mapping[str, Any], folder: Path) -> None:
+    """Give a run its header if it has none.
 
-    own: the folder in which this process alone writes.
+    folder: only this process writes there.
     """
     with explained(path):
         if not (path / "run.json").exists():
-            part = own / "run.part"
-            part.write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", "utf-8")
-            part.replace(path / "run.json")
+            # The name of the temporary file is one of FILES, so that a kill leaves nothing that `remove` does not know.
+            with whole_file(path / "run.json", folder / "run.part") as part:
+                part.write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 @contextlib.contextmanager
 def explained(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turn what the operating system objects to into an error that says what to do."""
+    """Turn an error of the operating system into one that says what to do."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreError(
-                f"no space left to write {path}; what is done so far is kept",
-                "free some space, or give another --out, and run the same command again",
+                f"no space left to write {path}; what was measured so far is kept",
+                "free some space, then rerun the command to resume; or give another --out",
             ) from error
         raise StoreError(
             f"cannot {verb} {path}: {error.strerror}", f"give a folder you may {verb}" + ": --out" * (verb == "write")

@@ -1,7 +1,7 @@
-"""The tokens of a run: the nll of every token that was scored, and the bytes of every token.
+"""The tokens of a run of perplexity: the nll of every token that was scored, and the bytes of every token.
 
-A cell of a table asks for windows. Where the run holds them (or, for a nested-safe model, a longer read of the same
-tokens), it is filled without a model; `measure` asks the same question to know what is left to do.
+A cell of a table needs windows. If the run holds them (or, for a nested-safe model, a longer read of the same tokens),
+the cell is filled without the model. Measuring asks the same question to know what is left to do.
 """
 
 import re
@@ -27,8 +27,8 @@ class TokenizedDocument:
 
     index:  its place in the sample.
     ids:    int32 [T], no special tokens.
-    bytes:  UTF-8 bytes of each token, uint32 [T]; None if the tokenizer does not tell.
-    whole:  these are all its tokens, and not only the first; so are n_bytes and n_words.
+    bytes:  UTF-8 bytes of each token, uint32 [T]; None if the tokenizer does not give them.
+    whole:  ids, n_bytes and n_words are of the whole document, and not only of its beginning.
     """
 
     id: str
@@ -45,7 +45,7 @@ class TokenizedDocument:
 
 
 def n_words(text: str) -> int:
-    """Return the number of words as lm-evaluation-harness counts them."""
+    """Number of words as lm-evaluation-harness counts them."""
     return len(re.split(r"\s+", text))
 
 
@@ -57,12 +57,12 @@ class TokenStore:
         self.nested_safe: bool = store.header["identity"]["nested_safe"]
         self.documents: dict[str, Record] = {}
         self.out_of_memory: list[Record] = []
-        # Where measuring up to a width has ended.
+        # Where measuring until an interval was narrow enough has ended.
         self.until: list[Record] = []
         self._n_measured: int | None = None
-        # Every cell of a table asks for them.
+        # A cache: every cell of a table needs them.
         self._bytes: dict[str, np.ndarray | None] = {}
-        # By document, start and prefix: all that `covers` can be true of.
+        # By document, start and prefix: a window covers only others with the same three.
         self._windows: dict[tuple[str, int, bool], list[tuple[Window, Record]]] = defaultdict(list)
         for record in store.records:
             self._index(record)
@@ -88,7 +88,7 @@ class TokenStore:
             self._n_measured = record["n"]
 
     def add(self, record: Record, **arrays: np.ndarray) -> None:
-        """Keep a record, unless it is here: a document, a window, a read that did not fit, or where measuring ended."""
+        """Add a record, unless its document or window is there."""
         if record["kind"] == DOCUMENT.name and record["document"] in self.documents:
             return
         if record["kind"] == WINDOW.name and self.covers(record["document"], WINDOW.window(record)):
@@ -101,29 +101,29 @@ class TokenStore:
         return next((pair for pair in held if pair[0].covers(window, self.nested_safe)), None)
 
     def covers(self, document: str, window: Window) -> bool:
-        """Whether the nll of that window is here."""
+        """Whether the run holds the nll of that window."""
         return self._find(document, window) is not None
 
     def n_begun(self, documents: Sequence[TokenizedDocument]) -> int:
-        """Return how many of these documents there are up to the last one of which any window is here."""
+        """Number of these documents up to the last one that has a window."""
         begun = {document for document, _, _ in self._windows}
         return max((n for n, document in enumerate(documents, 1) if document.id in begun), default=0)
 
     def nll(self, document: str, window: Window) -> np.ndarray:
-        """Return the nll [nats] of the scored tokens of a window that is here."""
+        """The nll [nats] of the scored tokens of a window that the run holds."""
         held = self._find(document, window)
         assert held is not None
         first = window.scored_start - held[0].scored_start
         return self.store.array(held[1], "nll")[first : first + window.n_scored]
 
     def bytes(self, document: str) -> np.ndarray | None:
-        """Return the bytes of each token of a document."""
+        """Bytes of each token of a document; None if the tokenizer did not give them."""
         if document not in self._bytes:
             record = self.documents[document]
             self._bytes[document] = self.store.array(record, "bytes") if "arrays" in record else None
         return self._bytes[document]
 
     def sample(self, n_documents: int | None) -> list[str]:
-        """Return the first n documents of the sample, none of which lies past where measuring has ended."""
+        """Ids of the first n documents of the sample, up to where measuring has ended."""
         ordered = sorted(self.documents.values(), key=lambda record: int(record["index"]))
         return [record["document"] for record in ordered[: self._n_measured][:n_documents]]

@@ -17,6 +17,7 @@ from hope_eval.analysis.differences import BETTER, SAME, WORSE, each
 from hope_eval.analysis.reach import DEFINITIONS, worded
 from hope_eval.analysis.rows import PILLARS, Row, subject
 from hope_eval.errors import OptionError, StoreError
+from hope_eval.files import whole_file
 from hope_eval.lengths import short_length
 from hope_eval.metrics import distinct, metric_of
 from hope_eval.runs.kinds import PERPLEXITY, PPL, kind_of
@@ -245,15 +246,10 @@ def write(path: Path, content: str | bytes, what: str = "") -> None:
 
     Raises StoreError if that cannot be.
     """
-    part = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        with whole_file(path) as part:
             part.write_bytes(content.encode() if isinstance(content, str) else content)
-            part.replace(path)
-        except BaseException:
-            part.unlink(missing_ok=True)
-            raise
     except OSError as error:
         named = " ".join(filter(None, ("cannot write", what, str(path))))
         raise StoreError(f"{named}: {error.strerror or error}", "give another --out") from None

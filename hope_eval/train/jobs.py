@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from hope_eval.runs.columns import Progress
 from hope_eval.train.loop import train
 from hope_eval.train.prepare import ProgressBar, no_bar, prepare
 from hope_eval.train.recipe import Recipe, claim
-from hope_eval.train.rows import Progress
 
 
 def prepare_all(

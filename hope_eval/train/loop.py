@@ -37,14 +37,17 @@ from torch import Tensor, distributed, nn
 
 from hope_eval.encodings import parse_encoding
 from hope_eval.errors import OptionError, TrainingError
+from hope_eval.files import whole_file
 from hope_eval.model.checkpoint import quiet
 from hope_eval.model.decoder import HopeEvalConfig, HopeEvalForCausalLM
+from hope_eval.model.device import device_named
 from hope_eval.model.scoring import LanguageModel
+from hope_eval.runs.columns import Progress
 from hope_eval.runs.provenance import origin
 from hope_eval.task import Sample, task_class
 from hope_eval.train.prepare import Prepared, prepare
 from hope_eval.train.recipe import Recipe, claim, parse_size
-from hope_eval.train.rows import SHARES, Progress, check_disk
+from hope_eval.train.rows import SHARES, check_disk
 
 # Compiling pays from this many steps on.
 _COMPILED_FROM = 1000
@@ -124,17 +127,7 @@ class Processes:
 def _processes(device: str) -> Iterator[Processes]:
     """Join the processes that torchrun started; without torchrun there is one process."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        place = torch.device(device)
-        if world > 1 and place.type == "cuda":
-            place = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError, ValueError) as error:
-        raise OptionError(
-            f"the device `{device}` cannot be used: {str(error).splitlines()[0]}", "--device auto"
-        ) from error
+    place = device_named(device, int(os.environ.get("LOCAL_RANK", "0")) if world > 1 else None)
     if world == 1:
         yield Processes(place)
         return
@@ -218,11 +211,10 @@ class Loop:
 
     def save(self, path: Path) -> None:
         """Write weights and optimiser; a kill at any time leaves the old file or the new one, whole."""
-        part = path.with_suffix(".part")
-        torch.save(
-            {"step": self.step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, part
-        )
-        part.replace(path)
+        with whole_file(path) as part:
+            torch.save(
+                {"step": self.step, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}, part
+            )
 
     def load(self, path: Path) -> None:
         """Resume where `save` was called."""
@@ -350,7 +342,6 @@ def _finish(loop: Loop, log: _Log, out: Path, command: str) -> None:
     with quiet():
         model.to(torch.bfloat16).save_pretrained(out)
         prepared.tokenizer.save_pretrained(out)
-    part = out / "training.json.part"
-    part.write_text(json.dumps(facts, indent=1) + "\n")
-    part.replace(out / "training.json")
+    with whole_file(out / "training.json") as part:
+        part.write_text(json.dumps(facts, indent=1) + "\n")
     shutil.rmtree(out / ".work", ignore_errors=True)

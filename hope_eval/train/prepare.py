@@ -18,9 +18,10 @@ import numpy as np
 from filelock import FileLock
 
 from hope_eval.data.corpora import Corpus, load_corpus
+from hope_eval.runs.columns import Progress
 from hope_eval.task import Vocabulary, task_class
 from hope_eval.train.recipe import HELD_OUT, Recipe
-from hope_eval.train.rows import SHARES, Progress, Rows, make_rows
+from hope_eval.train.rows import SHARES, Rows, make_rows
 from hope_eval.train.tokenizer import tokenizer_for
 
 _DOCUMENTS_EVALUATED = 8

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from hope_eval.encodings import Geometry, parse_encoding
 from hope_eval.errors import OptionError, TrainingError, did_you_mean
+from hope_eval.files import whole_file
 
 # Installed packages to train on. Three texts are held out for evaluation and never stand here: the standard library
 # (the default of `--data`), sympy and networkx.
@@ -153,9 +154,9 @@ def claim(recipe: Recipe, out: Path, force: bool) -> bool:
             raise TrainingError(f"`{out}` is not empty, and holds no training", "choose another --out")
         else:
             out.mkdir(parents=True, exist_ok=True)
-            part = path.with_suffix(f".part{os.getpid()}")
-            part.write_text(wanted)
-            part.replace(path)
+            # Several processes may write it at once.
+            with whole_file(path, path.with_suffix(f".part{os.getpid()}")) as part:
+                part.write_text(wanted)
     except OSError as error:
         raise TrainingError(f"cannot write to `{out}`: {error}", "choose another --out") from error
     return (out / "training.json").is_file()

@@ -14,7 +14,7 @@ import json
 import multiprocessing
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from hope_eval.errors import TrainingError
+from hope_eval.runs.columns import Progress
 from hope_eval.task import Vocabulary, generator, task_class
 
 # Shares of the rows, by task; the rest is text. Copying and recall are learned slowly, the others quickly.
@@ -37,9 +38,6 @@ MOST_EPOCHS = 100
 
 # Rows that a process makes at a time; fewer are not worth starting a process.
 _CHUNK = 4096
-
-# Called with how much is done, and how much there is in all.
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,8 @@ from hope_eval.evaluation.questions import Questions
 from hope_eval.model.reading import OutOfMemory
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import protocol_named
-from hope_eval.runs import manage as runs
-from hope_eval.runs.shards import ALONE, Ranks
+from hope_eval.runs.processes import ALONE, Ranks
+from hope_eval.runs.verify import verify
 from hope_eval.task import generator, parse_task
 
 TASK = parse_task("associative_recall:n_questions=2")
@@ -234,7 +234,7 @@ def test_what_is_asked_later_makes_it_the_run_that_it_would_have_been(told, tmp_
     assert records(store)[: 2 * 30] == records(whole)[: 2 * 30]
     later = asked(told, tmp_path / "early", None)
     assert sorted(map(json.dumps, records(later))) == sorted(map(json.dumps, records(whole)))
-    runs.check(later.path)
+    verify(later.path)
 
 
 def test_the_same_again_asks_and_writes_nothing(told, tmp_path):
@@ -250,7 +250,7 @@ def test_a_run_that_was_interrupted_goes_on_to_the_same_records(told, n, tmp_pat
     with pytest.raises(Killed):
         asked(told, tmp_path / "killed", controls=True, report=dies_after(n))
     assert content(asked(told, tmp_path / "killed", controls=True)) == content(wanted)
-    runs.check(wanted.path)
+    verify(wanted.path)
 
 
 def test_what_is_there_already_is_not_cut(told, tmp_path):
@@ -348,7 +348,7 @@ def test_documents_end_when_all_lengths_are_known_and_all_have_the_same(reader, 
     assert {row["n"] for row in table.rows} == {45}
     wanted = f"stopped at 45 of 60 documents: interval of nll within {width:g}"
     assert any(note.endswith(wanted) for note in table.notes)
-    assert runs.check(tokens.store.path)
+    assert verify(tokens.store.path)
 
 
 def test_documents_that_are_read_later_make_it_the_run_that_it_would_have_been(reader, width, tmp_path):
@@ -528,7 +528,7 @@ def test_a_width_lies_between_0_and_1(width):
 
 def test_several_processes_refuse_it(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr("hope_eval.runs.shards.watch", lambda: None)
+    monkeypatch.setattr("hope_eval.runs.launch.watch", lambda: None)
     found = hope_eval("copy", *RUN, code=1)
     assert "each of 2 processes has its own only" in found.stderr
     assert "leave torchrun and --jobs out" in found.stderr

@@ -24,7 +24,7 @@ from hope_eval.errors import CheckpointError, OptionError, StoreError
 from hope_eval.model import checkpoint
 from hope_eval.model.parallel import group as parallel
 from hope_eval.runs import manage as runs
-from hope_eval.runs.shards import ALONE, Ranks
+from hope_eval.runs.processes import ALONE, Ranks
 from hope_eval.runs.store import RunStore, shards_of
 
 # Fixtures.
@@ -145,7 +145,7 @@ def test_nobody_waits_for_ever_for_what_hangs(forked, words, tmp_path):
 
 def test_a_process_that_waits_is_ended_when_another_of_its_group_has_died(tmp_path, monkeypatch, capfd):
     """Nothing else ends one that waits for a GPU."""
-    monkeypatch.setattr("hope_eval.runs.shards._GRACE", 0.1)
+    monkeypatch.setattr("hope_eval.runs.processes._GRACE", 0.1)
     left = threading.Event()
     codes = []
     monkeypatch.setattr("os._exit", lambda code: (codes.append(code), left.set()))
@@ -163,7 +163,7 @@ def test_a_process_that_waits_is_ended_when_another_of_its_group_has_died(tmp_pa
     assert codes == [1]
     lost = "process 1 of 4, which holds a part of the same model, ended early: no space left"
     assert (tmp_path / "0.failed").read_text() == lost
-    assert f"Error: {lost}\nhint: the same command goes on" in capfd.readouterr().err
+    assert f"Error: {lost}\nhint: rerun the command to resume" in capfd.readouterr().err
 
 
 def test_all_go_on_with_less_only_if_all_are_at_the_same_place(monkeypatch):
@@ -338,7 +338,7 @@ def test_of_two_groups_one_loses_a_process_and_the_other_finishes(who, then, com
     assert not done.stdout
     if who != 0:
         assert "ended early: it was killed" in done.stderr
-    assert "the same command goes on with it" in done.stderr
+    assert "rerun the command to resume" in done.stderr
     held = {"0": 0, "2": 0}
     for run in tmp_path.glob("[a-z]*"):
         for shard in shards_of(run):

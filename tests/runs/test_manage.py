@@ -16,6 +16,7 @@ from rich.console import Console
 from hope_eval.errors import StoreError
 from hope_eval.runs import manage as runs
 from hope_eval.runs.store import RunStore, run_id
+from hope_eval.runs.verify import verify
 from hope_eval.show import tables
 
 ANSWERS = {"task": "needle", "model": "m", "encoding": "rope"}
@@ -145,7 +146,7 @@ def test_a_run_is_found_by_folder_id_and_beginning(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in (str(one), one.name, f"{one.name}/", f"./{one.name}", "needle-m-"):
         assert runs.find(name, tmp_path).resolve() == one
-    with pytest.raises(StoreError, match=f"`needle` begins the ids of 2 runs: {one.name}, {other.name}\n"):
+    with pytest.raises(StoreError, match=f"the ids of 2 runs begin with `needle`: {one.name}, {other.name}\n"):
         runs.find("needle", tmp_path)
     # An id that begins another is still itself.
     monkeypatch.chdir(tmp_path.parent)
@@ -159,8 +160,8 @@ def test_a_run_is_found_by_folder_id_and_beginning(tmp_path, monkeypatch):
         ("needel-m-rope", r"no run `needel-m-rope` in ", "did you mean `needle-m-rope-"),
         ("zzz", r"no run `zzz` in ", "lists all"),
         ("", r"no run `` in ", "lists all"),
-        ("no run", r"the folder `no run` holds no run", "`hope-eval runs --out no run`"),
-        (".", r"the folder `\.` holds no run", "`hope-eval runs --out .`"),
+        ("no run", r"the folder `no run` is not a run", "`hope-eval runs --out no run`"),
+        (".", r"the folder `\.` is not a run", "`hope-eval runs --out .`"),
     ],
 )
 def test_what_is_no_run_is_an_error_with_a_hint(name, message, hint, tmp_path, monkeypatch):
@@ -177,7 +178,7 @@ def test_what_is_no_run_is_an_error_with_a_hint(name, message, hint, tmp_path, m
 def test_of_many_ids_a_few_are_named(tmp_path):
     for number in range(9):
         answers_run(tmp_path, [], {**ANSWERS, "seed": number})
-    with pytest.raises(StoreError, match=r"begins the ids of 9 runs: (needle-m-rope-\w+, ){4}…\n"):
+    with pytest.raises(StoreError, match=r"the ids of 9 runs begin with `needle`: (needle-m-rope-\w+, ){4}…\n"):
         runs.find("needle", tmp_path)
 
 
@@ -242,7 +243,7 @@ def test_a_half_written_record_and_an_empty_run_are_told_and_are_no_fault(tmp_pa
     lines = hope_eval("runs", "verify", "--out", tmp_path).stdout.splitlines()
     n = len((cut / "records.jsonl").read_bytes().split(b"\n")[-1])
     assert sorted(lines) == [
-        f"cut    {cut.name}: 4 records, and {n} bytes of a half-written one: its command goes on with it",
+        f"cut    {cut.name}: 4 records, and {n} bytes of a half-written one: rerun its command to resume",
         f"empty  {empty.name}: 0 records",
     ]
     shown = hope_eval("runs", "show", cut).stdout
@@ -275,18 +276,18 @@ FAULTS = {
     "a question too many": (
         "records.jsonl",
         swap('"question": 1', '"question": 2'),
-        "question 2 on context 0 at 64 tokens is more than its context has",
+        "question 2 on context 0 at 64 tokens is not among the questions of its context",
     ),
-    "a question below none": ("records.jsonl", swap('"question": 1', '"question": -1'), "more than its context has"),
+    "a question below none": ("records.jsonl", swap('"question": 1', '"question": -1'), "is not among the questions"),
     "numbers of questions that differ": (
         "records.jsonl",
         swap('"n_questions": 2', '"n_questions": 3'),
-        "question 1 on context 0 at 64 tokens says that its context has more or fewer",
+        "question 1 on context 0 at 64 tokens disagrees with others about the number of questions",
     ),
-    "an unknown control": ("records.jsonl", swap('"control": ""', '"control": "roof"'), "is under a control that"),
-    "a ceiling with a length": ("records.jsonl", swap('"control": ""', '"control": "ceiling"'), "is not its own"),
-    "an answer without a length": ("records.jsonl", swap('"length": 64', '"length": 0'), "length that is not its own"),
-    "more right than there is": ("records.jsonl", swap('"hits": 2', '"hits": 4'), "more tokens right than it has"),
+    "an unknown control": ("records.jsonl", swap('"control": ""', '"control": "roof"'), "that `needle` does not have"),
+    "a ceiling with a length": ("records.jsonl", swap('"control": ""', '"control": "ceiling"'), "has a wrong length"),
+    "an answer without a length": ("records.jsonl", swap('"length": 64', '"length": 0'), "has a wrong length"),
+    "more right than there is": ("records.jsonl", swap('"hits": 2', '"hits": 4'), "has more hits than tokens"),
     "no likelihood": ("records.jsonl", swap('"nll"', '"nil"'), "line 1, is damaged: it has no `nll`"),
     "a kind of perplexity": (
         "records.jsonl",
@@ -300,10 +301,10 @@ FAULTS = {
 def test_what_is_wrong_with_answers_is_found(fault, tmp_path):
     name, change, message = FAULTS[fault]
     bad, good = answers_run(tmp_path), ppl_run(tmp_path)
-    assert runs.check(bad)
+    assert verify(bad)
     edit(bad, name, change)
     with pytest.raises(StoreError, match=message):
-        runs.check(bad)
+        verify(bad)
     result = hope_eval("runs", "verify", "--out", tmp_path, code=1)
     lines = result.stdout.splitlines()
     assert sorted(line.split()[:2] for line in lines) == [["bad", f"{bad.name}:"], ["ok", f"{good.name}:"]]
@@ -311,23 +312,23 @@ def test_what_is_wrong_with_answers_is_found(fault, tmp_path):
     if fault == "a newer format":
         assert "hint: pip install --upgrade" in result.stderr
     elif fault not in ("no header", "another identity"):
-        assert f"hint: `hope-eval runs rm {bad}`, then its command again: {ASKED['command']}" in result.stderr
+        assert f"hint: `hope-eval runs rm {bad}`, then rerun its command: {ASKED['command']}" in result.stderr
     else:
         assert f"`hope-eval runs rm {bad}`" in result.stderr
 
 
 def test_infeasible_lengths_are_told_once_and_whole(tmp_path):
     hole = {"kind": "infeasible", "length": 9, "needed": 20}
-    assert runs.check(answers_run(tmp_path / "a", [hole, {**hole, "length": 10}]))
-    with pytest.raises(StoreError, match="told twice that 9 tokens are too few"):
-        runs.check(answers_run(tmp_path / "b", [hole, answer(0), hole]))
+    assert verify(answers_run(tmp_path / "a", [hole, {**hole, "length": 10}]))
+    with pytest.raises(StoreError, match="the length 9 is there twice"):
+        verify(answers_run(tmp_path / "b", [hole, answer(0), hole]))
     for lack in ({**hole, "needed": None}, {"kind": "infeasible"}):
-        with pytest.raises(StoreError, match="does not tell how much is needed"):
-            runs.check(answers_run(tmp_path / f"{len(lack)}", [lack]))
+        with pytest.raises(StoreError, match=r"a record of the kind `infeasible` is damaged: .*(`needed`|`length`)"):
+            verify(answers_run(tmp_path / f"{len(lack)}", [lack]))
     oom = {"kind": "oom", "length": 9, "memory": {}}
-    assert runs.check(answers_run(tmp_path / "c", [oom, oom]))
-    with pytest.raises(StoreError, match="ran out of memory"):
-        runs.check(answers_run(tmp_path / "d", [{**oom, "memory": 3}]))
+    assert verify(answers_run(tmp_path / "c", [oom, oom]))
+    with pytest.raises(StoreError, match="the kind `oom` is damaged: `memory` is 3"):
+        verify(answers_run(tmp_path / "d", [{**oom, "memory": 3}]))
 
 
 def replaced(at: int, **changes):
@@ -345,18 +346,18 @@ def nll_of(count: int):
     ("change", "message"),
     [
         (replaced(2, index=2), "document of index 1 is missing"),
-        (replaced(2, index=0), "document of index 1 is missing, or another has its index"),
+        (replaced(2, index=0), "document of index 1 is missing, or another document has its index"),
         (replaced(0, index=1), "document of index 0 is missing"),
         (replaced(2, document="d0"), "line 3, is damaged: document `d0` is there twice"),
-        (replaced(2, n_tokens=6), "line 3, is damaged: not every token has its bytes"),
-        (replaced(1, document="d1"), "line 2, is damaged: no document `d1` is told before it"),
+        (replaced(2, n_tokens=6), "line 3, is damaged: the number of its bytes is not that of its tokens"),
+        (replaced(1, document="d1"), "line 2, is damaged: its document `d1` does not stand before it"),
         (replaced(1, window=[0, 3, 0, 3]), "line 2, is damaged"),
-        (replaced(1, window=[0, 3, 3, 3, True]), r"line 2, is damaged: \[0, 3, 3, 3, True\] is no window"),
+        (replaced(1, window=[0, 3, 3, 3, True]), r"line 2, is damaged: \[0, 3, 3, 3, True\] is not a window"),
         (replaced(1, window=[4, 6, 4, 6, True]), "reaches past its document"),
         (replaced(1, window="0 to 3"), "line 2, is damaged"),
         (replaced(1, window=None), "line 2, is damaged"),
-        (nll_of(2), "line 2, is damaged: not every token that it scores has its nll"),
-        (nll_of(4), "not every token that it scores has its nll"),
+        (nll_of(2), "line 2, is damaged: the number of its nll is not that of the tokens"),
+        (nll_of(4), "the number of its nll is not that of the tokens"),
         (lambda records: records[1][1].clear(), "line 2, is damaged: it has no `nll`"),
         (lambda records: records.insert(2, records[1]), "line 3, is damaged: the window .* of `d0` is there twice"),
         (replaced(1, kind="answer"), "a run of perplexity has no records of the kind `answer`"),
@@ -365,26 +366,26 @@ def nll_of(count: int):
 )
 def test_what_is_wrong_with_tokens_is_found(change, message, tmp_path):
     with pytest.raises(StoreError, match=message) as caught:
-        runs.check(ppl_run(tmp_path, change))
-    assert caught.value.hint.endswith("then its command again: hope-eval ppl")
+        verify(ppl_run(tmp_path, change))
+    assert caught.value.hint.endswith("then rerun its command: hope-eval ppl")
 
 
 def test_a_prefix_that_the_run_has_not_is_found(tmp_path):
-    with pytest.raises(StoreError, match="it has a prefix, and its run has none"):
-        runs.check(ppl_run(tmp_path, identity={**PPL, "prefix_token": None}))
+    with pytest.raises(StoreError, match="it begins with a prefix token, and its run has none"):
+        verify(ppl_run(tmp_path, identity={**PPL, "prefix_token": None}))
 
 
 def test_every_byte_of_the_arrays_is_verified(tmp_path):
     path = ppl_run(tmp_path)
     whole = (path / "arrays.bin").read_bytes()
-    assert runs.check(path)
+    assert verify(path)
     for at in range(len(whole)):
         (path / "arrays.bin").write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
         with pytest.raises(StoreError, match=r"arrays\.bin is damaged at byte"):
-            runs.check(path)
+            verify(path)
     # What a kill left behind the last record is nobody's.
     (path / "arrays.bin").write_bytes(whole + b"more")
-    assert runs.check(path)
+    assert verify(path)
 
 
 def test_every_lost_line_of_a_perplexity_but_those_at_the_end_is_found(tmp_path):
@@ -393,14 +394,14 @@ def test_every_lost_line_of_a_perplexity_but_those_at_the_end_is_found(tmp_path)
     for at in (0, 2):
         (path / "records.jsonl").write_bytes(b"".join([*lines[:at], *lines[at + 1 :]]))
         with pytest.raises(StoreError, match="line"):
-            runs.check(path)
+            verify(path)
 
 
 def test_large_runs_tell_how_far_they_are(tmp_path, monkeypatch):
     for path in (answers_run(tmp_path), ppl_run(tmp_path)):
         assert hope_eval("runs", "verify", path).stderr == ""
         told = []
-        runs.check(path, lambda done, total, told=told: told.append((done, total)))
+        verify(path, lambda done, total, told=told: told.append((done, total)))
         assert told[0][0] == 0
         assert told[-1][0] == told[-1][1] > 0
     monkeypatch.setattr(sys.modules["hope_eval.cli.runs"], "_LARGE", 1)
@@ -464,13 +465,13 @@ def test_nothing_but_runs_is_removed(tmp_path, monkeypatch):
     (run / "notes.txt").write_text("mine")
     other = ppl_run(tmp_path)
     result = hope_eval("runs", "rm", other, run, "--yes", code=1)
-    assert "holds what is of no run: notes.txt" in result.stderr
+    assert "also holds files that are not part of a run: notes.txt" in result.stderr
     assert other.exists(), "one that cannot be removed keeps all"
     folder = tmp_path / "folder"
     folder.mkdir()
     (folder / "records.jsonl").write_text("")
     for name in (folder, tmp_path):
-        assert "holds no run" in hope_eval("runs", "rm", name, "--yes", code=1).stderr
+        assert "is not a run" in hope_eval("runs", "rm", name, "--yes", code=1).stderr
         with pytest.raises(StoreError, match="no run at"):
             runs.remove(name)
     assert (folder / "records.jsonl").exists()
@@ -505,3 +506,32 @@ def test_the_name_of_a_run_is_that_of_its_identity_after_a_round_trip(real):
 def test_every_command_has_help_with_an_example(command):
     words = " ".join(["hope-eval runs", *command])
     assert words in hope_eval("runs", *command, "--help").stdout.split("Options")[0].split("\n\n", 2)[2]
+
+
+def test_links_are_never_followed_to_remove(tmp_path):
+    elsewhere = answers_run(tmp_path / "elsewhere")
+    (tmp_path / "runs").mkdir()
+    link = tmp_path / "runs" / elsewhere.name
+    link.symlink_to(elsewhere)
+    assert "is a link" in hope_eval("runs", "rm", link, "--yes", code=1).stderr
+    run = answers_run(tmp_path / "runs", identity={**ANSWERS, "model": "n"})
+    # The files of a shard elsewhere have the names of those of a run.
+    (run / "shards").symlink_to(elsewhere.parent)
+    assert "not part of a run: shards" in hope_eval("runs", "rm", run, "--yes", code=1).stderr
+    (run / "shards").unlink()
+    (run / "shards").mkdir()
+    (run / "shards" / "session-0").symlink_to(elsewhere)
+    assert "not part of a run: session-0" in hope_eval("runs", "rm", run, "--yes", code=1).stderr
+    assert sorted(path.name for path in elsewhere.iterdir()) == ["arrays.bin", "records.jsonl", "run.json", "run.lock"]
+
+
+def test_the_kind_of_a_run_knows_each_of_its_records_and_no_other(real):
+    for path in real.iterdir():
+        store = RunStore.reading(path)
+        kinds = {store.kind.record_kind(record).name for record in store.records}
+        assert store.kind.records[0].name in kinds
+        for record in store.records:
+            kind = store.kind.record_kind(record)
+            assert {field.name for field in kind.fields if field.required} <= set(record)
+            assert kind.name == "answer" or set(record) <= {"kind", "arrays", *(field.name for field in kind.fields)}
+        assert len({store.kind.key(record) for record in store.records}) == len(store.records)

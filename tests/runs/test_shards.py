@@ -24,11 +24,14 @@ from sharing import PPL, SUITE, TASK, TEXTS, Killed, files, model, processes, wa
 from hope_eval.errors import OptionError, StoreError
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import protocol_named
+from hope_eval.runs import launch
 from hope_eval.runs import manage as runs
+from hope_eval.runs import processes as meeting
 from hope_eval.runs import shards as sharding
-from hope_eval.runs.shards import ALONE, Ranks
+from hope_eval.runs.processes import ALONE, Ranks
 from hope_eval.runs.store import RunStore, shards_of
 from hope_eval.runs.token_store import TokenStore
+from hope_eval.runs.verify import verify
 from hope_eval.task import parse_task
 
 # Fixtures.
@@ -85,7 +88,7 @@ def test_each_process_reads_its_share_and_nothing_twice(task, model, wanted, tmp
 def test_a_dead_process_loses_nothing_and_the_rest_finish(then, task, model, wanted, tmp_path):
     with pytest.raises(StoreError, match="process 1 of 3 ended early: it was killed; missing: ") as caught:
         session(model, tmp_path, task, 3, {1: 2})
-    assert "the same command" in caught.value.hint
+    assert "rerun the command" in caught.value.hint
     (run,) = runs.runs_in(tmp_path)
     held = sum(RunStore(shard, {}).n_records for shard in shards_of(run))
     assert not (run / "records.jsonl").exists(), "nothing is merged while something is missing"
@@ -125,7 +128,7 @@ def test_other_samples_than_those_of_the_shards_are_kept(model, tmp_path):
         ranks.close()
     store = ask(model, TASK, (256,), tmp_path, 2, controls=True)
     assert store.path == runs.runs_in(tmp_path)[0]
-    assert runs.state(runs.check(store.path)) == "ok"
+    assert runs.state(verify(store.path)) == "ok"
     assert {record["length"] for record in store.records} >= {200, 256}
 
 
@@ -162,7 +165,7 @@ def test_a_merge_that_is_killed_at_any_step_is_done_again(task, model, wanted, t
                     patched.setattr(place, name, killing(place, name))
             try:
                 with RunStore(again, header).appending() as store:
-                    sharding.merge(store, sharding._shards(again, header))
+                    sharding.merge(store, sharding.shards_in(again, header))
                 survived = True
             except Killed:
                 survived = False
@@ -202,7 +205,7 @@ def test_what_does_not_fit_is_read_shorter_by_the_process_that_has_it(protocol, 
     n_read = sum(r["kind"] == "window" for shard in shards for r in RunStore(shard, {}).records)
     assert [ranks.finish() for ranks in reversed(group)] == [False, False, True]
     together = TokenStore(stores[0].store.whole())
-    assert runs.state(runs.check(together.store.path)) == "ok"
+    assert runs.state(verify(together.store.path)) == "ok"
     assert len(together.out_of_memory) == 1
     assert sum(r["kind"] == "window" for r in together.store.records) == n_read, "nothing is read twice"
     alone = measured(tight, tmp_path / "alone")
@@ -251,7 +254,7 @@ def test_a_process_that_dies_before_its_very_last_record_is_missed(task, model, 
 
 @pytest.mark.slow
 def test_a_run_that_is_being_written_is_left_alone(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(sharding, "_LOOK", 0.1)
+    monkeypatch.setattr(sharding, "LOOK", 0.1)
     (mine, its) = processes(tmp_path, 2)
     work(its, model, tmp_path, False)
     for ranks in (ALONE, *processes(tmp_path, 2)):
@@ -294,6 +297,28 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "4")
     with pytest.raises(OptionError, match="has no GPU, there are 4"):
         Ranks(12, 16).device("auto")
+
+
+def test_what_is_left_of_sessions_is_removed_and_links_are_not_followed(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    for folder in (tmp_path / "out" / ".sessions" / "dead", elsewhere / "other"):
+        folder.mkdir(parents=True)
+        (folder / "0.lock").write_text("")
+        (folder / "0.done").write_text("")
+    (tmp_path / "out" / ".sessions" / "linked").symlink_to(elsewhere / "other")
+    meeting._sweep(tmp_path / "out" / ".sessions")
+    assert [path.name for path in (tmp_path / "out" / ".sessions").iterdir()] == ["linked"]
+    (tmp_path / "linked").symlink_to(elsewhere)
+    meeting._sweep(tmp_path / "linked")
+    assert len(list((elsewhere / "other").iterdir())) == 2
+
+
+def test_a_linked_folder_of_shards_is_an_error_before_anything_is_written(model, tmp_path):
+    (run,) = runs.runs_in(work(ALONE, model, tmp_path, False, 2))
+    (tmp_path.parent / f"{tmp_path.name}-elsewhere").mkdir()
+    (run / "shards").symlink_to(tmp_path.parent / f"{tmp_path.name}-elsewhere")
+    with pytest.raises(StoreError, match="is a link"):
+        session(model, tmp_path, False, 2)
 
 
 # From here on, with torchrun.
@@ -344,7 +369,7 @@ def contents(root: Path) -> dict[str, tuple[bytes, bytes]]:
     assert {path.parent for path in root.glob("*/run.json")} == set(root.iterdir())
     found = {}
     for run in runs.runs_in(root):
-        assert runs.state(runs.check(run)) == "ok"
+        assert runs.state(verify(run)) == "ok"
         assert not (run / "shards").exists()
         found[run.name] = (run / "records.jsonl").read_bytes(), (run / "arrays.bin").read_bytes()
     return found
@@ -398,7 +423,7 @@ def test_jobs_that_are_interrupted_end_with_a_word_and_go_on(number, command, by
     said = started.communicate(timeout=60)[1]
     assert started.returncode == 128 + number
     assert "Traceback" not in said
-    assert f"Error: ended by {number.name}\nhint: the same command goes on with it" in said
+    assert f"Error: ended by {number.name}\nhint: rerun the command to resume" in said
     goes_on_with(1, command, tmp_path / "runs", by_one)
 
 
@@ -427,7 +452,7 @@ def test_what_jobs_cannot_do_is_said_before_any_is_started(command, tmp_path, mo
     assert "hint: --jobs 4\n" in alone
     assert "--jobs could share out" in hope_eval("ppl", "--from", tmp_path, "--jobs", "2", code=1).stderr
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv(sharding._PIPE, "")
+    monkeypatch.setenv(launch.PIPE, "")
     assert "leave --jobs out" in hope_eval(*command, "--jobs", "2", code=1).stderr
     assert not started
 
@@ -443,7 +468,7 @@ def test_jobs_share_gpus_and_processes_of_torchrun_do_not(jobs, together, rank, 
     monkeypatch.setattr("torch.cuda.set_device", lambda n: None)
     monkeypatch.setenv("LOCAL_RANK", str(rank))
     if jobs:
-        monkeypatch.setenv(sharding._JOBS, jobs)
+        monkeypatch.setenv(launch.JOBS, jobs)
     ranks = Ranks(rank, 6, "session", tmp_path, tensor_parallel=together)
     if device is None:
         with pytest.raises(OptionError, match="has no GPU, there are 2"):
@@ -479,7 +504,7 @@ def test_of_three_processes_one_is_killed_and_the_others_finish(who, then, comma
     root = tmp_path / "runs"
     done = torchrun(3, command, root, 1, DIES_AT="7", WHO=who)
     assert not done.stdout
-    assert "the same command goes on with it" in done.stderr
+    assert "rerun the command to resume" in done.stderr
     if who != "0":
         assert f"process {who} of 3 ended early: it was killed; missing: " in done.stderr
     held = {}
@@ -517,7 +542,7 @@ def test_torchrun_itself_goes_on_if_it_may(command, by_one, tmp_path):
 
 def test_what_torchrun_cannot_do_is_an_error(command, tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv(sharding._PIPE, "")
+    monkeypatch.setenv(launch.PIPE, "")
     monkeypatch.delenv("MASTER_ADDR", raising=False)
     assert "did not find each other" in hope_eval(*command, "--out", tmp_path, code=1).stderr
     assert "--device-map" in hope_eval(*command, "--device-map", "auto", code=1).stderr

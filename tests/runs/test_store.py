@@ -94,7 +94,7 @@ def test_a_damaged_line_is_an_error_that_tells_which(damage, place, tmp_path, mo
     for read in (lambda run: run.records, lambda run: run.columns("a", [Field("n", "int32")])):
         with pytest.raises(StoreError, match=rf"records.jsonl, line {place + 1}, is damaged") as caught:
             read(RunStore.reading(store.path))
-        assert caught.value.hint == f"`hope-eval runs rm {store.path}`, then its command again"
+        assert caught.value.hint == f"`hope-eval runs rm {store.path}`, then rerun its command"
 
 
 def mixed(n: int) -> list[dict]:

@@ -39,7 +39,8 @@ from torch.distributed.distributed_c10d import PrefixStore
 from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, StoreError
 from hope_eval.model.configs import text_config
 from hope_eval.model.parallel import sequence
-from hope_eval.runs.shards import GO_ON, Ranks
+from hope_eval.runs.launch import RESUME
+from hope_eval.runs.processes import Ranks
 
 # How long a process waits for the others of its group: reading weights may take some of them that much longer.
 PATIENCE = timedelta(minutes=30)
@@ -87,7 +88,7 @@ class Group:
             raise StoreError(
                 f"process {self._ranks.rank} waited {patience.total_seconds():,.0f} s for process {others}, which "
                 f"{'share' if self.size > 2 else 'shares'} the same {self.shares}: they have fallen out of step",
-                GO_ON,
+                RESUME,
             ) from error
         return [self._store.get(key).decode() for key in keys]
 
@@ -105,7 +106,7 @@ class Group:
         raise StoreError(
             f"process {self._ranks.rank} of {self._ranks.world} ran out of memory, and the others that share the same "
             f"{self.shares} did not, or not at the same place: {str(error).splitlines()[0].split('. ')[0]}",
-            f"shorter --lengths, or more than {self._option} {self.size}; see what else is on that GPU. {GO_ON}",
+            f"shorter --lengths, or more than {self._option} {self.size}; see what else is on that GPU. {RESUME}",
         ) from error
 
     @contextlib.contextmanager
@@ -214,7 +215,7 @@ def held_together(ranks: Ranks, device: str) -> Iterator[Group | None]:
         if not lost and not any(word in str(error).lower() for word in ("timed out", "timeout", "nccl", "gloo")):
             raise
         told = lost or f"the processes that share a {group.shares} have lost each other: {str(error).splitlines()[0]}"
-        raise StoreError(told, GO_ON) from error
+        raise StoreError(told, RESUME) from error
 
 
 def _end() -> None:

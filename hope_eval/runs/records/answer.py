@@ -81,9 +81,9 @@ class Answer(RecordKind):
         return n
 
     def faults(self, answers: "DataFrame", layout: Layout) -> Iterator[str]:
-        """What is wrong with the answers of a run, given as columns: `fields`, and SCORED if they have them.
+        """What is wrong with the answers of a run, as columns: `fields`, and SCORED if they were scored.
 
-        Every question must be answered once, and all answers on a context must agree how many there are.
+        Every question must be answered once, and all answers on a context must agree on the number of its questions.
         """
 
         def those(wrong: "Series[bool]", what: str) -> Iterator[str]:
@@ -92,19 +92,18 @@ class Answer(RecordKind):
 
         task = layout.header["identity"]["task"]
         context = list(CONTEXT)
-        yield from those(~answers["control"].isin(layout.controls), f"is under a control that `{task}` has not")
-        yield from those(
-            (answers["length"] == 0) != (answers["control"] == "ceiling"), "has a length that is not its own"
-        )
+        yield from those(~answers["control"].isin(layout.controls), f"has a control that `{task}` does not have")
+        is_wrong = (answers["length"] == 0) != (answers["control"] == "ceiling")
+        yield from those(is_wrong, "has a wrong length: only the control `ceiling` has the length 0")
         yield from those(answers.duplicated([*context, "question"]), "is answered twice")
         too_many = (answers["question"] < 0) | (answers["question"] >= answers["n_questions"])
-        yield from those(too_many, "is more than its context has")
+        yield from those(too_many, "is not among the questions of its context")
         if "hits" in answers:
             wrong = (answers["hits"] < 0) | (answers["hits"] > answers["n_target"])
-            yield from those(wrong, "has more tokens right than it has")
+            yield from those(wrong, "has more hits than tokens")
         numbers = answers.drop_duplicates([*context, "n_questions"])
         yield from those(
-            numbers.duplicated(context), "says that its context has more or fewer questions than others say"
+            numbers.duplicated(context), "disagrees with others about the number of questions on its context"
         )
 
     def gaps(self, answers: "DataFrame") -> Iterator[str]:

@@ -52,7 +52,7 @@ class Document(RecordKind):
         if fault or "bytes" not in record.get("arrays", {}):
             return fault
         has_all = record["arrays"]["bytes"]["count"] == record["n_tokens"]
-        return "" if has_all else "not every token has its bytes"
+        return "" if has_all else "the number of its bytes is not that of its tokens"
 
     def repeated(self, record: Record) -> str:
         """What is wrong where the run holds a document twice."""

@@ -29,14 +29,9 @@ class Infeasible(RecordKind):
         """They come first, ascending."""
         return 0, record["length"]
 
-    def fault(self, record: Record, layout: Layout) -> str:
-        """Both numbers must be there."""
-        why = super().fault(record, layout)
-        return f"a length that is too short does not tell how much is needed: {why}" if why else ""
-
     def repeated(self, record: Record) -> str:
         """What is wrong where the run holds a length twice."""
-        return f"it is told twice that {record['length']} tokens are too few"
+        return f"the length {record['length']} is there twice"
 
 
 INFEASIBLE = Infeasible()

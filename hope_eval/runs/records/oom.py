@@ -50,10 +50,5 @@ class OutOfMemory(RecordKind):
         """They come last."""
         return 2, self.n_tokens(record)
 
-    def fault(self, record: Record, layout: Layout) -> str:
-        """It must tell how much memory there was."""
-        why = super().fault(record, layout)
-        return f"what ran out of memory does not tell how much there was: {why}" if why else ""
-
 
 OOM = OutOfMemory()

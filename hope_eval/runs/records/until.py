@@ -41,10 +41,5 @@ class Until(RecordKind):
             return 1, record["length"], layout.controls.index(record["control"]), record["n"]
         return 2, 0
 
-    def fault(self, record: Record, layout: Layout) -> str:
-        """It must tell after how much measuring ended."""
-        why = super().fault(record, layout)
-        return f"where measuring ended does not tell after how much: {why}" if why else ""
-
 
 UNTIL = Until()

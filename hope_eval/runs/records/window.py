@@ -50,21 +50,21 @@ class Window(RecordKind):
             return fault
         document = layout.documents.get(record["document"])
         if document is None:
-            return f"no document `{record['document']}` is told before it"
+            return f"its document `{record['document']}` does not stand before it"
         values = record["window"]
         is_window = len(values) == 5 and all(isinstance(value, int) for value in values)
         start, stop, scored_start, scored_stop, prefixed = values if is_window else [0] * 5
         if not 0 <= start <= scored_start < scored_stop <= stop + 1:
-            return f"{record['window']} is no window"
+            return f"{record['window']} is not a window"
         if scored_stop > document["n_tokens"]:
             return f"the window {record['window']} reaches past its document"
         if prefixed and layout.header["identity"]["prefix_token"] is None:
-            return "it has a prefix, and its run has none"
+            return "it begins with a prefix token, and its run has none"
         arrays = record.get("arrays", {})
         if "nll" not in arrays:
             return "it has no `nll`"
         has_all = arrays["nll"]["count"] == scored_stop - scored_start
-        return "" if has_all else "not every token that it scores has its nll"
+        return "" if has_all else "the number of its nll is not that of the tokens that it scores"
 
     def repeated(self, record: Record) -> str:
         """What is wrong where the run holds a window twice."""
