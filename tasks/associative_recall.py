@@ -1,10 +1,10 @@
-"""Associative recall: pairs of a key and a value among filler, then keys whose values are asked for.
+"""Associative recall: pairs of a key and a value among filler, then questions for the values of keys.
 
     <s> get 7up zoo set one zoo xml \n set      keys: get, set; values: 7up, one; filler: zoo, xml
                                            ~~~ target: one
 
-Keys, values and filler are words of three disjoint sets, so what is asked is unmistakable. Each key occurs once. With
-longer contexts the pairs stay as many, and move apart.
+Keys, values and filler are words of three disjoint sets, so the question is unambiguous. Each key occurs once. In a
+longer context the number of pairs stays the same, and they stand further apart.
 
 Source: Arora et al., 2023, "Zoology" (multi-query associative recall), arXiv 2312.04927.
 """
@@ -20,10 +20,10 @@ from hope_eval.task import Prompt, Question, Task, TaskError, Vocabulary
 class AssociativeRecall(Task):
     """Recall the values of keys.
 
-    n_pairs:     pairs in the context, at least one.
-    n_questions: of these, how many are asked for, at most all.
+    n_pairs:     pairs in the context.
+    n_questions: pairs that are asked for, at most all.
     n_symbols:   words of each set: keys, values, filler.
-    control:     floor: the pairs that are asked for are not there; ceiling: pairs only, without filler.
+    control:     floor: the pairs that are asked for are missing; ceiling: the context has no filler.
     """
 
     source = "2312.04927"
@@ -31,7 +31,7 @@ class AssociativeRecall(Task):
     family = "retrieve"
     chat = False
     controls = ("floor", "ceiling")
-    one_line = "recall the value of a key, among pairs of words and filler"
+    one_line = "recall the value of a key, among other pairs and filler"
 
     n_pairs: int = 32
     n_questions: int = 16
@@ -42,7 +42,9 @@ class AssociativeRecall(Task):
 
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
         if self.n_pairs > self.n_symbols:
-            raise TaskError(f"{self.n_symbols} words are no {self.n_pairs} keys", "raise n_symbols of the task")
+            raise TaskError(
+                f"{self.n_pairs} pairs need as many keys, and there are {self.n_symbols}", "raise n_symbols"
+            )
         words = vocabulary.words(3 * self.n_symbols)
         keys, values, filler = (words[set_::3] for set_ in range(3))
         pairs = np.stack(
@@ -50,7 +52,7 @@ class AssociativeRecall(Task):
         )
         separator = vocabulary.encode("\n")
         asked = rng.permutation(self.n_pairs)[: self.n_questions]
-        # Compared with: the value of another pair, for the likelihood to be worth something.
+        # The wrong answer is the value of another pair: a word that the context makes likely, too.
         other = values[np.where(pairs[:, 1] == values[0], 1, 0)]
         lures = [pairs[at - 1, 1:] if pairs[at - 1, 1] != pairs[at, 1] else other[at : at + 1] for at in asked]
         questions = [
@@ -60,18 +62,18 @@ class AssociativeRecall(Task):
         room = self.room(vocabulary, length, questions, joined, 2 * self.n_pairs)
         if self.control == "ceiling":
             room = 2 * self.n_pairs
-        # Every pair at a place of its own, the places drawn uniformly; between them, filler.
+        # Each pair gets its own place, drawn uniformly; filler stands between the pairs.
         n_units = room - self.n_pairs
         places = np.sort(rng.choice(n_units, size=self.n_pairs, replace=False))
         starts = places + np.arange(self.n_pairs)
         haystack = filler[rng.integers(self.n_symbols, size=room)]
-        there = np.setdiff1d(np.arange(self.n_pairs), asked) if self.control == "floor" else np.arange(self.n_pairs)
-        haystack[starts[there]], haystack[starts[there] + 1] = pairs[there, 0], pairs[there, 1]
+        given = np.setdiff1d(np.arange(self.n_pairs), asked) if self.control == "floor" else np.arange(self.n_pairs)
+        haystack[starts[given]], haystack[starts[given] + 1] = pairs[given, 0], pairs[given, 1]
         context = np.concatenate([vocabulary.start, haystack]).astype(np.int64)
         meta = [{"depth": float(starts[which]) / room, "distance": int(room - starts[which])} for which in asked]
         return Prompt(context, tuple(replace(q, meta=facts) for q, facts in zip(questions, meta, strict=True)))
 
     def varied(self, rng: np.random.Generator, length: int) -> "AssociativeRecall":
-        """Return the task with any number of pairs from 4 on, all of which are asked for."""
+        """Task with a random number of pairs, at least 4, all of which are asked for."""
         n_pairs = int(rng.integers(4, max(5, min(self.n_symbols, (length - 8) // 5))))
         return replace(self, n_pairs=n_pairs, n_questions=n_pairs)

@@ -1,4 +1,4 @@
-"""Copying: a string, and the same string again; whole, from a part of it, or after a while.
+"""Copying: a string, and the same string again: all of it, a part of it, or after a distance.
 
     copy              <s> return self list open \\n return self list open
                                                     ~~~~~~~~~~~~~~~~~~~~~ target
@@ -9,8 +9,8 @@
     duplicate_ngram   <s> return A B C xml … size A B C open \\n size A B C open
                                                                             ~~~~ target, and not xml
 
-A string is of random words, drawn uniformly and so without anything to guess by, or a stretch of text. The position of
-the first error, and what kind of error it is, tell how a model goes wrong.
+A string consists of random words, drawn uniformly so that nothing can be guessed, or is a stretch of text. The position
+and the kind of the first error show how a model fails.
 
 Source: Jelassi, Brandfonbrener, Kakade & Malach, 2024, "Repeat After Me", arXiv 2402.01032.
 """
@@ -23,16 +23,14 @@ import numpy as np
 
 from hope_eval.task import Prompt, Question, Task, TaskError, Vocabulary
 
-# Distinct words that can be asked of a tokenizer.
 _SYMBOLS = {"n_symbols": (2, 1 << 20)}
 
-
-# Strings that are drawn before it is said that there is none with what is asked for.
+# Strings to draw before giving up.
 _TRIES = 100
 
 
 class _Copying(Task):
-    """What all of them have in common."""
+    """Facts of all tasks in this file."""
 
     source = "2402.01032"
     version = 1
@@ -41,7 +39,7 @@ class _Copying(Task):
 
 
 def _drawn(vocabulary: Vocabulary, n_symbols: int, n: int, rng: np.random.Generator) -> np.ndarray:
-    """Return n words, each one of the first n_symbols of the vocabulary."""
+    """Ids of n random words, each among the first n_symbols of the vocabulary."""
     return vocabulary.words(n_symbols)[rng.integers(n_symbols, size=n)]
 
 
@@ -53,12 +51,12 @@ class _WholeCopy(_Copying):
         room = self.room(vocabulary, length, [Question((), ())], joined, 2 + len(separator))
         n, odd = divmod(room - len(separator), 2)
         string = self.string(vocabulary, n, rng)
-        # One token too many becomes a second separator.
+        # If one token is left over, it becomes a second separator.
         context = np.concatenate([vocabulary.start, string, separator, separator[:1] * odd]).astype(np.int64)
         return Prompt(context, (Question((), string, {"distance": n + len(separator) + odd}),))
 
     def string(self, vocabulary: Vocabulary, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Return the ids that are to be copied [n]."""
+        """Ids to copy [n]."""
         raise NotImplementedError
 
 
@@ -66,7 +64,7 @@ class _WholeCopy(_Copying):
 class Copy(_WholeCopy):
     """Copy a string that is half as long as the context.
 
-    n_symbols: different words that the string is drawn from, uniformly.
+    n_symbols: different words that the string is drawn from.
     """
 
     one_line = "repeat a string of random words that fills half of the context"
@@ -81,7 +79,7 @@ class Copy(_WholeCopy):
 
 @dataclass(frozen=True)
 class CopyText(_WholeCopy):
-    """Copy a stretch of text; half of it can be guessed, as in all text."""
+    """Copy a stretch of text; about half of its tokens can be guessed, as in any text."""
 
     one_line = "repeat a stretch of text that fills half of the context"
     uses = "text"
@@ -92,7 +90,7 @@ class CopyText(_WholeCopy):
 
 @dataclass(frozen=True)
 class CopyShuffled(CopyText):
-    """Copy the tokens of a stretch of text in random order: as frequent as in text, and nothing to guess."""
+    """Copy the tokens of a stretch of text in random order: as frequent as in text, but not guessable."""
 
     one_line = "repeat the tokens of a stretch of text in random order"
 
@@ -102,15 +100,15 @@ class CopyShuffled(CopyText):
 
 @dataclass(frozen=True)
 class NgramPrefix(_Copying):
-    """Go on from a few words of the string, which occur in it once.
+    """Continue the string after a few words of it, which occur once.
 
     n:           words that are given.
-    n_answer:    words that follow, and are asked for.
+    n_answer:    words that are asked for.
     n_questions: places that are asked for.
     n_symbols:   different words that the string is drawn from.
     """
 
-    one_line = "go on with the string from three words of it"
+    one_line = "continue the string after three words of it"
 
     n: int = 3
     n_answer: int = 8
@@ -119,7 +117,7 @@ class NgramPrefix(_Copying):
 
     limits = {**_SYMBOLS, "n": (1, 1024), "n_answer": (1, 1024), "n_questions": (1, 1024)}
 
-    # Where the answer begins, counted from the beginning of the key.
+    # Whether the answer comes before the words that are given.
     backwards: ClassVar[bool] = False
 
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
@@ -129,7 +127,7 @@ class NgramPrefix(_Copying):
         string = _drawn(vocabulary, self.n_symbols, room, rng)
         keys = np.lib.stride_tricks.sliding_window_view(string, self.n)
         first, last = (self.n_answer, room - self.n) if self.backwards else (0, room - self.n - self.n_answer)
-        # Stratified: one place in each part of the string, moved on until the key is one that occurs once.
+        # One place in each part of the string, moved on until the words that are given occur once.
         edges = np.linspace(first, last + 1, self.n_questions + 1).astype(int)
         questions = []
         for low, high in pairwise(edges):
@@ -138,7 +136,7 @@ class NgramPrefix(_Copying):
             place = next((at for at in places if (keys == keys[at]).all(1).sum() == 1), None)
             if place is None:
                 raise TaskError(
-                    f"no {self.n} words of a string of {room} occur in it once", "raise n, or n_symbols, of the task"
+                    f"a string of {room} words has no {self.n} words that occur once", "raise n or n_symbols"
                 )
             begins = place - self.n_answer if self.backwards else place + self.n
             meta = {"depth": begins / room, "distance": room - begins + len(separator) + self.n}
@@ -158,14 +156,14 @@ class NgramSuffix(NgramPrefix):
 
 @dataclass(frozen=True)
 class DuplicateNgram(_Copying):
-    """Go on from a few words that the string has twice; only the word before them tells which of the two is meant.
+    """Continue after a few words that occur twice in the string; only the word before them tells which place is meant.
 
-    n:         words that the string has twice.
-    n_answer:  words that follow, and are asked for.
+    n:         words that occur twice.
+    n_answer:  words that are asked for.
     n_symbols: different words that the string is drawn from.
     """
 
-    one_line = "go on from three words that the string has twice, told apart by the word before"
+    one_line = "continue after three words that occur twice; the word before them tells which place is meant"
 
     n: int = 3
     n_answer: int = 4
@@ -185,7 +183,7 @@ class DuplicateNgram(_Copying):
                 break
         else:
             raise TaskError(
-                f"{self.n} words of a string of {room} are there more than twice", "raise n, or n_symbols, of the task"
+                f"in a string of {room} words, any {self.n} words occur more than twice", "raise n or n_symbols"
             )
         questions = []
         for place, other in (places, places[::-1]):
@@ -197,14 +195,14 @@ class DuplicateNgram(_Copying):
         return Prompt(np.concatenate([vocabulary.start, string]).astype(np.int64), tuple(questions))
 
     def _string(self, vocabulary: Vocabulary, room: int, rng: np.random.Generator) -> tuple[np.ndarray, list[int]]:
-        """Return a string with the same words in either half, and where the word before each of them is."""
+        """String with the same words once in each half, and the position of the word before them in each half."""
         size = 1 + self.n + self.n_answer
         string = _drawn(vocabulary, self.n_symbols, room, rng)
         half = room // 2
         places = [int(rng.integers(0, half - size + 1)), int(rng.integers(half, room - size + 1))]
         first, second = (string[place : place + size] for place in places)
         second[1 : 1 + self.n] = first[1 : 1 + self.n]
-        # What tells them apart, and what follows, must differ.
+        # The word before them, and the first word after them, must differ.
         words = vocabulary.words(self.n_symbols)
         for at in (0, 1 + self.n):
             second[at] = rng.choice(words[words != first[at]])
@@ -213,15 +211,15 @@ class DuplicateNgram(_Copying):
 
 @dataclass(frozen=True)
 class CopyDistance(_Copying):
-    """Copy a short string from far back: its length and its distance vary apart from each other.
+    """Copy a short string from far back; its length and its distance are independent of each other.
 
     n_string:  words of the string.
-    n_given:   of these, how many are given; the others are asked for.
-    distance:  tokens from the string's beginning to where it is asked for; 0: as far as the context goes.
+    n_given:   words of it that are given again; the rest is asked for.
+    distance:  tokens from the beginning of the string to its repetition; 0: as far as the context allows.
     n_symbols: different words: half are for the string, half for the filler.
     """
 
-    one_line = "repeat a short string from a distance, filler between"
+    one_line = "repeat a short string that stands far back, with filler after it"
 
     n_string: int = 16
     n_given: int = 3
@@ -234,16 +232,18 @@ class CopyDistance(_Copying):
         words = vocabulary.words(self.n_symbols)
         if self.n_string > len(words[::2]) or self.n_given >= self.n_string:
             raise TaskError(
-                f"a string of {self.n_string} different words, {self.n_given} of them given, is not among "
-                f"{len(words[::2])}",
-                "raise n_symbols, or lower n_string or n_given, of the task",
+                f"a string of {self.n_string} different words, {self.n_given} of them given, cannot be drawn from "
+                f"{len(words[::2])} words",
+                "raise n_symbols, or lower n_string or n_given",
             )
         string = rng.permutation(words[::2])[: self.n_string]
         separator = vocabulary.encode("\n")
         question = Question(np.concatenate([separator, string[: self.n_given]]), string[self.n_given :])
         nearest = self.n_string + len(separator)
         if 0 < self.distance < nearest:
-            raise TaskError(f"a string of {self.n_string} is {nearest} tokens away at least", f"distance={nearest}")
+            raise TaskError(
+                f"a string of {self.n_string} words is at least {nearest} tokens away", f"distance={nearest}"
+            )
         room = self.room(vocabulary, length, [question], joined, max(nearest, self.distance) - len(separator))
         begins = room + len(separator) - self.distance if self.distance else 0
         filler = words[1::2][rng.integers(len(words) // 2, size=room)]

@@ -1,14 +1,15 @@
-"""Instructions at a distance: one or more instructions, then text about other things, then something to write.
+"""Instructions at a distance: one or more instructions, then text about other things, then a topic to write about.
 
     <s> Instruction: Use no commas. End with the word marble.
     The boats come home at noon. The hills are far away. …
     Follow the instruction above. Write a few sentences about a storm at sea.        the model writes; code checks
 
-The answer is free, and each instruction is one that code can check. Strict: all are followed by the answer as it is;
-loose: by the answer, or by what is left of it without its first line, its last line, or asterisks. An answer of fewer
-than three words follows nothing. The control `floor` leaves the instructions out: some are followed by chance.
+The answer is free, and code can check every instruction. `strict`: the answer follows all instructions. `loose`: the
+answer does, or what is left of it without its first line, its last line, or asterisks. `followed`: the share of the
+instructions that it follows. An answer of fewer than three words follows none. The control `floor` leaves the
+instructions out: some are followed by chance.
 
-Source: the way of grading is that of Zhou et al., 2023, "IFEval", arXiv 2311.07911; instructions and wording are ours.
+Source: Zhou et al., 2023, "IFEval", arXiv 2311.07911 (the grading); instructions and wording are ours.
 """
 
 import re
@@ -44,9 +45,9 @@ TOPICS = [
 class Rule:
     """An instruction that code can check.
 
-    text:  how it is given; {word}, {n} and {letter} are drawn.
+    text:  its wording; {word}, {n} and {letter} are drawn.
     check: whether an answer follows it, given what was drawn.
-    about: what it is about; two instructions about the same thing are never given together.
+    about: its subject; two instructions with the same subject are never given together.
     """
 
     text: str
@@ -59,7 +60,7 @@ def _words(answer: str) -> list[str]:
 
 
 def _has(answer: str, word: str) -> int:
-    return [one.lower() for one in _words(answer)].count(word.lower())
+    return [each.lower() for each in _words(answer)].count(word.lower())
 
 
 def _lines(answer: str) -> list[str]:
@@ -104,18 +105,18 @@ RULES = {
 
 @dataclass(frozen=True)
 class InstructionAtDistance(Task):
-    """Follow instructions that were given a while ago.
+    """Follow instructions that were given many tokens earlier.
 
-    n_instructions: given at once, one to four.
-    rule:           the only instruction there is, one of RULES; empty: any.
-    distance:       tokens from the instructions to where the model writes; 0: they begin the context.
-    haystack:       prose: generated sentences; text: a stretch of texts.
-    control:        floor: no instruction is given; ceiling: nothing stands between.
+    n_instructions: instructions in a prompt.
+    rule:           always this one instruction, one of RULES; empty: random ones.
+    distance:       tokens from the instructions to the answer; 0: the instructions begin the context.
+    haystack:       prose: generated sentences; text: a stretch of the texts.
+    control:        floor: the instructions are missing; ceiling: no text stands after them.
     """
 
     source = "2311.07911"
     version = 1
-    one_line = "follow instructions that were given a while ago"
+    one_line = "follow instructions that were given many tokens earlier"
     family = "fewshot"
     metric = "strict"
     controls = ("floor", "ceiling")
@@ -145,13 +146,13 @@ class InstructionAtDistance(Task):
         line_break = "\n" if self.distance else ""
         begin = vocabulary.encode(f"{line_break}Instruction{plural}: {' '.join(texts)}\n")
         ask = f"Follow the instruction{plural} above. Write a few sentences about {topic}."
-        # The end of a base model's question is what an answer follows.
+        # A base model needs a cue that the answer begins.
         ask += "" if vocabulary.chat else "\nAnswer:"
         query = [*vocabulary.encode("\n"), *vocabulary.encode(ask), *vocabulary.end]
         meta = {"rules": list(names), "drawn": drawn, "distance": 0}
         nearest = len(begin) + len(query)
         if 0 < self.distance < nearest:
-            raise TaskError(f"instructions and question take {nearest} tokens by themselves", f"distance={nearest}")
+            raise TaskError(f"instructions and question take {nearest} tokens themselves", f"distance={nearest}")
         room = self.room(vocabulary, length, [Question(query, ())], joined, max(nearest, self.distance) - len(query))
         if self.control == "ceiling":
             return Prompt(np.array([*vocabulary.start, *begin], np.int64), (Question(query, (), meta),))
@@ -166,7 +167,7 @@ class InstructionAtDistance(Task):
     def _drawn(self, rng: np.random.Generator) -> list[str]:
         if self.rule:
             if self.rule not in RULES:
-                raise TaskError(f"there is no instruction `{self.rule}`", f"one of {', '.join(RULES)}")
+                raise TaskError(f"no instruction is called `{self.rule}`", f"one of {', '.join(RULES)}")
             return [self.rule]
         chosen: list[str] = []
         for name in rng.permutation(list(RULES)).tolist():
@@ -177,7 +178,7 @@ class InstructionAtDistance(Task):
         return chosen
 
     def grade(self, answer: str, meta: Mapping[str, Any]) -> Grade:
-        """Return whether all instructions are followed, strictly and loosely, and the share of those followed."""
+        """Whether the answer follows all instructions, strictly and loosely, and the share that it follows."""
         kept = [follows(answer, name, values) for name, values in zip(meta["rules"], meta["drawn"], strict=True)]
         loose = [
             any(follows(version, name, values) for version in _versions(answer))
@@ -186,7 +187,7 @@ class InstructionAtDistance(Task):
         return {"strict": float(all(kept)), "loose": float(all(loose)), "followed": sum(kept) / len(kept)}
 
 
-# A frame has the first and the last word inside, and what must come first or last cannot be had with it.
+# A frame (quotes, brackets, hyphens) must come first and last, so nothing else can be asked to come first or last.
 _TIGHT = {"quoted", "brackets", "bullets"}
 _ENDS = {"begin", "end", "question", "title", "sentences"}
 
@@ -197,16 +198,16 @@ def _clash(name: str, others: list[str]) -> bool:
 
 
 def follows(answer: str, rule: str, drawn: Mapping[str, Any]) -> bool:
-    """Return whether an answer follows an instruction.
+    """Whether an answer follows an instruction.
 
-    One of fewer than three words follows none, and one that repeats the instruction does not follow it.
+    An answer of fewer than three words does not, nor does an answer that repeats the instruction.
     """
-    told = RULES[rule].text.format(**drawn).rstrip(".").lower()
-    return len(_words(answer)) >= 3 and told not in answer.lower() and bool(RULES[rule].check(answer, drawn))
+    instruction = RULES[rule].text.format(**drawn).rstrip(".").lower()
+    return len(_words(answer)) >= 3 and instruction not in answer.lower() and bool(RULES[rule].check(answer, drawn))
 
 
 def _versions(answer: str) -> list[str]:
-    """Return the answer, and what is left of it without first line, last line, both; each also without asterisks."""
+    """Versions of the answer: whole; without first line, last line, or both; each also without asterisks."""
     lines = answer.strip().splitlines()
     cuts = [lines, lines[1:], lines[:-1], lines[1:-1]]
     texts = [answer, *("\n".join(cut).strip() for cut in cuts)]

@@ -1,4 +1,4 @@
-"""Key-value retrieval: a long list of pairs as in JSON, then keys whose values are asked for.
+"""Key-value retrieval: a long list of pairs as in JSON, then questions for the values of keys.
 
     <s>{
     "return self": "list",
@@ -7,7 +7,7 @@
     "xml one": "map"}
     "open zoo": "                target: size
 
-Nothing but pairs fills the context, so every line looks like the one that is asked for.
+The context has only pairs, so every line looks like the one that is asked for.
 
 Source: Liu et al., 2023, "Lost in the Middle" (key-value retrieval), arXiv 2307.03172; keys and values are words here.
 """
@@ -22,17 +22,17 @@ from hope_eval.task import Prompt, Question, Task, TaskError, Vocabulary
 
 @dataclass(frozen=True)
 class KeyValue(Task):
-    """Recall the values of keys, among nothing but pairs.
+    """Recall the values of keys from a long list of pairs.
 
     n_questions: keys that are asked for, at depths spread evenly.
-    n_symbols:   words that keys (of two words) and values are made of.
-    distance:    tokens from the pair to the question, of the one key that is then asked for; 0: spread evenly.
-    control:     floor: the pairs that are asked for are not there; ceiling: no others are.
+    n_symbols:   words for keys (two words each) and values.
+    distance:    tokens from the pair to the question; only one key is then asked for. 0: spread evenly.
+    control:     floor: the pairs that are asked for are missing; ceiling: there are no other pairs.
     """
 
     source = "2307.03172"
     version = 1
-    one_line = "recall the value of a key, among nothing but such pairs"
+    one_line = "recall the value of a key from a long list of pairs"
     family = "retrieve"
     chat = False
     controls = ("floor", "ceiling")
@@ -50,11 +50,11 @@ class KeyValue(Task):
         value_opened, begin = vocabulary.encode(' "'), vocabulary.encode("{\n")
         n_asked = 1 if self.distance else self.n_questions
         if n_asked > len(words[1::2]):
-            raise TaskError(f"{len(words)} words make fewer than {n_asked} keys", "raise n_symbols of the task")
-        # Two random words are a key; of different halves, so that no part of one is another.
+            raise TaskError(f"{n_asked} keys cannot be made of {len(words)} words", "raise n_symbols")
+        # A key is two words of different halves, so that the end of one key never begins another.
         asked = np.stack([rng.permutation(words[::2])[:n_asked], rng.permutation(words[1::2])[:n_asked]], axis=1)
         values = words[rng.integers(len(words), size=n_asked)]
-        # Compared with the value of another key, or, where that is the same, with another word.
+        # The wrong answer is the value of another key, or another word if both have the same value.
         spare = np.where(values == words[0], words[1], words[0])
         lures = np.where(np.roll(values, 1) == values, spare, np.roll(values, 1))
         query_end = [*between, *value_opened]
@@ -67,19 +67,8 @@ class KeyValue(Task):
         least = edges + max(n_asked * size, self.distance)
         room = self.room(vocabulary, length, questions, joined, least)
         n = n_asked if self.control == "ceiling" else (room - edges) // size
-        if n > len(words[::2]) * len(words[1::2]):
-            raise TaskError(f"{len(words)} words make fewer than {n} keys", "raise n_symbols of the task")
-        numbers = rng.permutation(len(words[::2]) * len(words[1::2]))[: n + n_asked]
-        keys = np.stack([words[::2][numbers % len(words[::2])], words[1::2][numbers // len(words[::2])]], axis=1)
-        # Another pair never has a key that is asked for.
-        keys = keys[~(keys[:, None] == asked[None]).all(-1).any(1)][:n]
-        table = np.column_stack([keys, words[rng.integers(len(words), size=n)]])
-        if self.distance:
-            back = round((self.distance - len(end) + len(closed)) / size) - 1
-            places = np.array([n - 1 - min(n - 1, max(0, back))])
-        else:
-            bounds = np.linspace(0, n, n_asked + 1).astype(int)
-            places = np.array([int(rng.integers(low, max(low + 1, high))) for low, high in pairwise(bounds)])
+        table = self._pairs(words, n, asked, rng)
+        places = self._places(n, n_asked, size, len(closed) - len(end), rng)
         if self.control != "floor":
             table[places] = np.column_stack([asked, values])
         line = np.array([*opened, 0, 0, *query_end, 0, *closed], np.int64)
@@ -87,7 +76,7 @@ class KeyValue(Task):
         at = len(opened)
         lines[:, [at, at + 1, size - len(closed) - 1]] = table
         pairs = lines.ravel()[: n * size - len(closed)]
-        # What is left over is empty lines before the first pair.
+        # Tokens that are left over become empty lines before the first pair.
         n_blank = 0 if self.control == "ceiling" else room - n * size - edges + len(closed)
         blank = (vocabulary.encode("\n") * n_blank)[:n_blank]
         context = np.concatenate([vocabulary.start, begin, blank, pairs, end]).astype(np.int64)
@@ -96,3 +85,25 @@ class KeyValue(Task):
             for place in places
         ]
         return Prompt(context, tuple(replace(q, meta=facts) for q, facts in zip(questions, meta, strict=True)))
+
+    @staticmethod
+    def _pairs(words: np.ndarray, n: int, asked: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Random pairs [n, 3]: the two words of a key, and the value; none has a key that is asked for."""
+        first, second = words[::2], words[1::2]
+        if n > len(first) * len(second):
+            raise TaskError(f"{n} keys cannot be made of {len(words)} words", "raise n_symbols")
+        numbers = rng.permutation(len(first) * len(second))[: n + len(asked)]
+        keys = np.stack([first[numbers % len(first)], second[numbers // len(first)]], axis=1)
+        keys = keys[~(keys[:, None] == asked[None]).all(-1).any(1)][:n]
+        return np.column_stack([keys, words[rng.integers(len(words), size=n)]])
+
+    def _places(self, n: int, n_asked: int, size: int, shift: int, rng: np.random.Generator) -> np.ndarray:
+        """Numbers of the pairs that are asked for, among n pairs of `size` tokens.
+
+        shift: tokens that the end of the last pair is shorter by than that of the others.
+        """
+        if self.distance:
+            back = round((self.distance + shift) / size) - 1
+            return np.array([n - 1 - min(n - 1, max(0, back))])
+        bounds = np.linspace(0, n, n_asked + 1).astype(int)
+        return np.array([int(rng.integers(low, max(low + 1, high))) for low, high in pairwise(bounds)])

@@ -1,10 +1,10 @@
-"""Label map: examples of texts with made-up labels, then texts whose labels are asked for.
+"""Label map: examples of texts with made-up labels, then new texts to label.
 
     <s> return open list -> zip \n get set open -> zip \n self xml one -> map \n …  index open size ->
                                                                                         ~~~~~~ target: zip \n
 
-A class owns a few words and a label, all drawn anew for every prompt. A text is one word of its class among words of no
-class, in random order. So a label can be told from the examples only, and chance is 1 / classes.
+A class has a few words and a label, all drawn again for each prompt. A text is one word of its class among words of no
+class, in random order. So only the examples show which label is right, and chance is 1 / classes.
 """
 
 from collections.abc import Callable, Iterator
@@ -17,20 +17,20 @@ from hope_eval.task import Prompt, Question, Task, TaskError, Vocabulary, lay_ou
 
 @dataclass(frozen=True)
 class LabelMap(Task):
-    """Label texts as the examples do; the labels are what the right one competes with.
+    """Label texts as the examples are labelled. The wrong answers are the labels of the other classes.
 
-    n_classes:   classes, which take turns; 0: four that are made up, or all of those you bring along (--data).
-    n_words:     words that belong to a class that is made up.
-    text_length: words of a text that is made up.
-    n_questions: texts whose labels are asked for.
+    n_classes:   classes, which take turns; 0: four made-up classes, or all labels of your own texts (--data).
+    n_words:     words of a made-up class.
+    text_length: words of a made-up text.
+    n_questions: texts to label.
     n_shots:     examples; 0: as many as fit.
-    placement:   fill: examples fill the context; packed: they are close to the question; spread: all over it.
-    control:     permuted: the labels of the examples are shuffled; last: only one example of each class is left.
+    placement:   of the examples. fill: they fill the context; packed: close to the question; spread: all over it.
+    control:     permuted: the labels of the examples are shuffled; last: only the last example of each class is left.
     """
 
     source = ""
     version = 1
-    one_line = "label a text as the examples before it are labelled"
+    one_line = "label a text as the examples are labelled"
     family = "fewshot"
     metric = "choice_accuracy"
     controls = ("permuted", "last")
@@ -58,14 +58,14 @@ class LabelMap(Task):
         n_classes, example = (self._made_up if made_up else self._brought)(vocabulary, rng)
         n_questions = self.n_questions
         if joined:
-            # All that can be answered: from the third round on, most words have been seen.
+            # From the third round on, most words have been seen: only those questions can be answered.
             fits = (length - len(vocabulary.start)) // len(example(True))
             n_questions = max(1, fits - 2 * n_classes)
         questions = [example(True) for _ in range(n_questions)]
         at_least = self.n_shots or (2 if made_up else 1) * n_classes
         if at_least < n_classes:
-            raise TaskError(f"{at_least} examples do not show {n_classes} classes", "raise n_shots of the task")
-        # Asked for, then shown: what is asked is the same at all lengths.
+            raise TaskError(f"{at_least} examples cannot show {n_classes} classes", "raise n_shots")
+        # Questions are drawn before examples, so that they are the same at all lengths.
         first = [example(False) for _ in range(at_least)]
         head = vocabulary.encode("Label the last text as the others are labelled.\n") if vocabulary.chat else []
         room = self.room(vocabulary, length, questions, joined, len(head) + sum(map(len, first))) - len(head)
@@ -76,7 +76,7 @@ class LabelMap(Task):
         lines = [(*shot.query[: len(shot.query) - len(vocabulary.end)], *shot.target) for shot in shots]
         if self.control == "permuted":
             lines = _permuted(shots, rng, len(vocabulary.end))
-            # Labels differ in length; what is over goes from the beginning.
+            # Labels differ in length: if the lines no longer fit, the first ones are dropped.
             while sum(map(len, lines)) > room:
                 lines = lines[1:]
         placement = "fill" if self.control == "last" else self.placement
@@ -95,12 +95,12 @@ class LabelMap(Task):
         return shots
 
     def _made_up(self, vocabulary: Vocabulary, rng: np.random.Generator) -> tuple[int, Callable[[bool], Question]]:
-        """Return the number of classes, and what makes an example of the class whose turn it is."""
+        """Number of classes, and a function that makes an example of the class whose turn it is."""
         n_classes = self.n_classes or 4
         words = rng.permutation(vocabulary.words(512))
         n_owned = n_classes * self.n_words
         if n_owned + n_classes > 256:
-            raise TaskError(f"{n_classes} classes of {self.n_words} words are too many", "lower n_classes")
+            raise TaskError(f"{n_classes} classes of {self.n_words} words need more than 256 words", "lower n_classes")
         owned = words[:n_owned].reshape(n_classes, self.n_words)
         labels, noise = words[n_owned : n_owned + n_classes], words[n_owned + n_classes :]
         arrow, end = vocabulary.encode(" ->"), vocabulary.encode("\n")
@@ -116,24 +116,24 @@ class LabelMap(Task):
         return n_classes, example
 
     def _brought(self, vocabulary: Vocabulary, rng: np.random.Generator) -> tuple[int, Callable[[bool], Question]]:
-        """Return the same for the labelled texts that a user brought along."""
-        examples = vocabulary.examples
-        assert examples is not None
-        names = sorted(examples.shown)
+        """Same as `_made_up`, for the labelled texts that a user brought along."""
+        labelled = vocabulary.examples
+        assert labelled is not None
+        names = sorted(labelled.shown)
         if self.n_classes > len(names):
-            raise TaskError(f"`{examples.name}` has {len(names)} labels, not {self.n_classes}", "lower n_classes")
+            raise TaskError(f"`{labelled.name}` has {len(names)} labels, not {self.n_classes}", "lower n_classes")
         names = [names[which] for which in rng.permutation(len(names))[: self.n_classes or len(names)]]
         end = vocabulary.encode("\n")
         answers = [(*vocabulary.encode(f" {name}"), *end) for name in names]
         turns = {True: _rounds(len(names), rng), False: _rounds(len(names), rng)}
         texts = {
             asked: [iter(_rounds(len(part[name]), rng)) for name in names]
-            for asked, part in ((True, examples.asked), (False, examples.shown))
+            for asked, part in ((True, labelled.asked), (False, labelled.shown))
         }
 
         def example(asked: bool) -> Question:
             which = next(turns[asked])
-            text = (examples.asked if asked else examples.shown)[names[which]][next(texts[asked][which])]
+            text = (labelled.asked if asked else labelled.shown)[names[which]][next(texts[asked][which])]
             others = tuple(answers[:which] + answers[which + 1 :]) if asked else ()
             query = (*vocabulary.encode(f"{text.strip()} ->"), *vocabulary.end)
             return Question(query, answers[which], {"class": names[which]}, others)
@@ -141,13 +141,13 @@ class LabelMap(Task):
         return len(names), example
 
     def varied(self, rng: np.random.Generator, length: int) -> "LabelMap":
-        """Return the task with 2 to 6 classes of 1 or 2 words."""
+        """Task with 2 to 6 classes of 1 or 2 words."""
         most = max(3, min(7, length // 16))
         return replace(self, n_classes=int(rng.integers(2, most)), n_words=int(rng.integers(1, 3)))
 
 
 def _permuted(shots: list[Question], rng: np.random.Generator, n_end: int) -> list[tuple[int, ...]]:
-    """Return the shots as lines, with the labels of others."""
+    """Shots as lines, each with the label of another."""
     order = rng.permutation(len(shots))
     return [
         (*shot.query[: len(shot.query) - n_end], *shots[other].target) for shot, other in zip(shots, order, strict=True)
@@ -155,6 +155,6 @@ def _permuted(shots: list[Question], rng: np.random.Generator, n_end: int) -> li
 
 
 def _rounds(n: int, rng: np.random.Generator) -> Iterator[int]:
-    """Yield 0..n-1 in random order, again and again."""
+    """Numbers from 0 to n - 1 in random order, again and again."""
     while True:
         yield from rng.permutation(n)

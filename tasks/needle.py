@@ -1,12 +1,12 @@
-"""Needles in a haystack: sentences that tell a word for a thing, in a text about other things; then the thing is named.
+"""Needles in a haystack: sentences that give a word for a thing, in a text about other things; then a question for it.
 
     <s> … The boats come home at noon. The word for the amber lantern is velvet. The hills are far away. …
     The word for the amber lantern is                             target: velvet
 
     needle               several needles with different keys, each asked for: the context is read once
-    needle_multi_key     one is asked for among many whose keys share its adjective or its noun
+    needle_multi_key     many needles whose keys share their adjective or their noun with others
     needle_multi_value   a key has several words, and all are asked for, in their order
-    needle_multi_query   several keys are asked for at once
+    needle_multi_query   several keys are asked for in one question
 
 Needles stand between sentences or lines, at depths spread evenly over the context. Haystacks are generated sentences,
 or any text (`haystack=text`, --data). The wording is ours.
@@ -14,7 +14,7 @@ or any text (`haystack=text`, --data). The wording is ours.
 Source: Hsieh et al., 2024, "RULER" (which kinds there are), arXiv 2404.06654; Kamradt, 2023 (the idea).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -42,20 +42,20 @@ tower train tree tulip valley velvet violin water west wheat whale window winter
 
 @dataclass(frozen=True)
 class Needle(Task):
-    """Find the word for a thing. Another word is what its likelihood is compared with.
+    """Find the word for a thing. The wrong answer is a word that is not in the context.
 
-    n_needles: keys in the context, at least one.
-    n_values:  words that each key has.
-    n_asked:   keys that one question asks for; each is asked for once.
-    haystack:  prose: generated sentences; text: a stretch of texts.
-    depth:     where the needles stand, from 0 to 1; below 0: spread evenly.
-    distance:  tokens from the needle to the question, of the one key that is then asked for; 0: as `depth` says.
-    control:   floor: there are no needles; ceiling: there is nothing else.
+    n_needles: keys in the context.
+    n_values:  words of each key.
+    n_asked:   keys that one question asks for; each key is asked for once.
+    haystack:  prose: generated sentences; text: a stretch of the texts.
+    depth:     of all needles, from 0 to 1; below 0: spread evenly.
+    distance:  tokens from the needle to the question; only one key is then asked for. 0: as `depth` says.
+    control:   floor: the context has no needles; ceiling: it has nothing else.
     """
 
     source = "2404.06654"
     version = 1
-    one_line = "find the word for a thing, told by a sentence in a text about other things"
+    one_line = "find the word for a thing, given by one sentence in a text about other things"
     family = "retrieve"
     controls = ("floor", "ceiling")
     uses = "text"
@@ -78,42 +78,32 @@ class Needle(Task):
     }
 
     def keys(self, rng: np.random.Generator) -> list[str]:
-        """Return the keys in the context; those that are asked for come first."""
+        """Keys in the context; those that are asked for come first."""
         return _keys(rng.permutation(len(ADJECTIVES) * len(NOUNS))[: self.n_needles])
 
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
-        if self.n_needles > len(VALUES):
-            raise TaskError(
-                f"there are {len(VALUES)} words, and {self.n_needles} needles", "lower n_needles of the task"
-            )
+        self._check()
         keys = self.keys(rng)
         n_lures = self.n_asked * self.n_values
         n_words = n_lures + len(keys) * self.n_values
-        if self.n_asked > self.n_asked_for:
-            raise TaskError(
-                f"{self.n_asked} of {self.n_asked_for} keys cannot be asked for", "lower n_asked of the task"
-            )
-        if n_words > len(VALUES):
-            raise TaskError(
-                f"{self.n_needles} needles of {self.n_values} words are more than the {len(VALUES)} words there are",
-                "lower n_needles or n_values of the task",
-            )
         words = [VALUES[which] for which in rng.permutation(len(VALUES))[:n_words]]
         lures, words = words[:n_lures], words[n_lures:]
-        told = [
+        pairs = [
             (key, word) for number, key in enumerate(keys) for word in words[number * self.n_values :][: self.n_values]
         ]
         n_questions = 1 if self.distance else self.n_asked_for // self.n_asked
         groups = [keys[number * self.n_asked :][: self.n_asked] for number in range(n_questions)]
-        needles = [vocabulary.sentence(self.haystack, f"The word for the {key} is {word}.") for key, word in told]
-        mine = [number for number, (key, _) in enumerate(told) if key in groups[0]]
-        depths, n_after = self._depths(told, mine, rng), sum(len(needles[number]) for number in mine)
-        values = {key: [told[at][1] for at in np.argsort(depths, kind="stable") if told[at][0] == key] for key in keys}
+        needles = [vocabulary.sentence(self.haystack, f"The word for the {key} is {word}.") for key, word in pairs]
+        asked = [number for number, (key, _) in enumerate(pairs) if key in groups[0]]
+        depths, n_after = self._depths(len(pairs), asked, rng), sum(len(needles[number]) for number in asked)
+        values = {
+            key: [pairs[at][1] for at in np.argsort(depths, kind="stable") if pairs[at][0] == key] for key in keys
+        }
         questions = [self._question(vocabulary, group, values, lures) for group in groups]
         n_needle_tokens = sum(map(len, needles))
         if 0 < self.distance < n_after:
-            raise TaskError(f"what is asked for takes {n_after} tokens by itself", f"distance={n_after}")
-        # Those that are not asked for stand before those that are.
+            raise TaskError(f"the needles of the question take {n_after} tokens themselves", f"distance={n_after}")
+        # At a given distance, needles that are not asked for stand before those that are.
         least = n_needle_tokens - n_after + self.distance if self.distance else n_needle_tokens
         room = self.room(vocabulary, length, questions, joined, least)
         if self.control == "ceiling":
@@ -122,36 +112,46 @@ class Needle(Task):
         floor = self.control == "floor"
         filler = vocabulary.haystack(self.haystack, room if floor else room - n_needle_tokens, rng)
         if self.distance:
-            # The first of them at its distance, the others between it and the question; all else before.
+            # Needles that are asked for have depths from 1 to 2 here: the first is put at the distance.
             begin = 1 - (self.distance - n_after) / max(1, len(filler.ids))
-            after = np.isin(np.arange(len(told)), mine)
+            after = np.isin(np.arange(len(pairs)), asked)
             depths = np.where(after, begin + (1 - begin) * (depths - 1), begin * depths)
         ids, starts = (filler.ids, []) if floor else filler.with_planted(needles, depths.tolist())
         context = np.concatenate([vocabulary.start, ids]).astype(np.int64)
-        placed = []
-        for group, question in zip(groups, questions, strict=True):
-            # The needle that is furthest away is what a question stands and falls with.
-            first = min((start for (key, _), start in zip(told, starts, strict=False) if key in group), default=0)
-            meta = {} if floor else {"depth": first / room, "distance": room - first}
-            placed.append(Question(question.query, question.target, meta, question.choices))
-        return Prompt(context, tuple(placed))
+        if floor:
+            return Prompt(context, tuple(questions))
+        # A question needs all its needles, so its depth is that of the furthest.
+        firsts = [min(start for (key, _), start in zip(pairs, starts, strict=True) if key in group) for group in groups]
+        meta = [{"depth": first / room, "distance": room - first} for first in firsts]
+        return Prompt(context, tuple(replace(q, meta=facts) for q, facts in zip(questions, meta, strict=True)))
 
-    def _depths(self, told: list[tuple[str, str]], mine: list[int], rng: np.random.Generator) -> np.ndarray:
-        """Return where each needle stands: one in each part of the context, the parts in random order.
+    def _check(self) -> None:
+        if self.n_needles > len(VALUES):
+            raise TaskError(f"{self.n_needles} needles need as many of the {len(VALUES)} words", "lower n_needles")
+        if self.n_asked > self.n_asked_for:
+            raise TaskError(f"a question cannot ask for {self.n_asked} of {self.n_asked_for} keys", "lower n_asked")
+        if (self.n_asked + self.n_needles) * self.n_values > len(VALUES):
+            raise TaskError(
+                f"{self.n_needles} needles of {self.n_values} words need more than the {len(VALUES)} words there are",
+                "lower n_needles or n_values",
+            )
 
-        At a given distance, 1 and more for those that are asked for: 1 for the first, the others up to 2.
+    def _depths(self, n: int, asked: list[int], rng: np.random.Generator) -> np.ndarray:
+        """Depths of n needles: one in each part of the context, the parts in random order.
+
+        At a given distance, those that are asked for get depths from 1 to 2, in their order.
         """
-        order = rng.permutation(len(told))
-        depths = (order + rng.random(len(told))) / len(told)
+        order = rng.permutation(n)
+        depths = (order + rng.random(n)) / n
         if self.depth >= 0:
             depths[:] = self.depth
         if self.distance:
-            depths[mine] = 1 + np.arange(len(mine)) / len(mine)
+            depths[asked] = 1 + np.arange(len(asked)) / len(asked)
         return depths
 
     @property
     def n_asked_for(self) -> int:
-        """How many of the keys are asked for."""
+        """Number of keys that are asked for."""
         return self.n_needles
 
     def _question(
@@ -175,15 +175,15 @@ class Needle(Task):
 
 @dataclass(frozen=True)
 class NeedleMultiKey(Needle):
-    """Find the word for a thing among things that are called much like it."""
+    """Find the word for a thing among things with similar names."""
 
-    one_line = "find the word for a thing among things that are called much like it"
+    one_line = "find the word for a thing among things with similar names"
 
     n_needles: int = 24
 
     def keys(self, rng: np.random.Generator) -> list[str]:  # noqa: D102
         adjectives, nouns = rng.permutation(len(ADJECTIVES)), rng.permutation(len(NOUNS))
-        # A square of few adjectives and few nouns: no half of a key tells it from the others.
+        # All pairs of a few adjectives with a few nouns: half a key never tells it from the others.
         side = int(np.ceil(np.sqrt(self.n_needles)))
         numbers = [adjectives[i] * len(NOUNS) + nouns[j] for i in range(side) for j in range(side)]
         return _keys(rng.permutation(numbers)[: self.n_needles])
@@ -197,7 +197,7 @@ class NeedleMultiKey(Needle):
 class NeedleMultiValue(Needle):
     """Find all words for a thing, in their order."""
 
-    one_line = "find all the words for a thing, told by several sentences, in their order"
+    one_line = "find all words for a thing, given by several sentences, in their order"
 
     n_needles: int = 3
     n_values: int = 4
@@ -205,9 +205,9 @@ class NeedleMultiValue(Needle):
 
 @dataclass(frozen=True)
 class NeedleMultiQuery(Needle):
-    """Find the words for several things at once."""
+    """Find the words for several things, asked for in one question."""
 
-    one_line = "find the words for several things, asked for at once"
+    one_line = "find the words for several things, asked for in one question"
 
     n_asked: int = 4
 

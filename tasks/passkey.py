@@ -1,4 +1,4 @@
-"""Passkey: a number in a text that has nothing to do with it, then the question for it.
+"""Passkey: a number hidden in a text about other things, then the question for it.
 
     <s> … The boats come home at noon. The pass key is 7 3 9 1 4. The hills are far away. … \n The pass key is
                                                                                               ~~~~~~ target
@@ -15,12 +15,12 @@ from hope_eval.task import PROSE, Prompt, Question, Task, Vocabulary
 
 @dataclass(frozen=True)
 class Passkey(Task):
-    """Find a number. A number of other digits is what its likelihood is compared with.
+    """Find a number. The wrong answer is a number with other digits.
 
     digits:   of the number.
-    depth:    where it stands, from 0 (the beginning) to 1 (the end); below 0: anywhere.
-    distance: tokens from its sentence to the question, whatever the length; 0: as `depth` says.
-    control:  floor: there is no number; ceiling: there is nothing else.
+    depth:    of the number, from 0 (the beginning) to 1 (the end); below 0: random.
+    distance: tokens from its sentence to the question, at every length; 0: as `depth` says.
+    control:  floor: the context has no number; ceiling: it has nothing else.
     """
 
     source = "2305.16300"
@@ -49,7 +49,7 @@ class Passkey(Task):
             return Prompt(np.array([*vocabulary.start, *sentence], np.int64), (question,))
         depth = self.depth if self.depth >= 0 else float(rng.random())
         n_before = room - self.distance if self.distance else round(depth * (room - len(sentence)))
-        # What is left over goes to the beginning, where a sentence is cut: before the needle none is.
+        # Only the first sentence of the context is cut, to fill it to the token.
         after = _sentences(vocabulary, room - len(sentence) - n_before, rng)
         before = _filled(vocabulary, room - len(sentence) - len(after), rng)
         meta = {"depth": len(before) / max(1, room - len(sentence)), "distance": len(sentence) + len(after)}
@@ -60,7 +60,7 @@ class Passkey(Task):
 
 
 def _sentences(vocabulary: Vocabulary, room: int, rng: np.random.Generator) -> list[int]:
-    """Return whole sentences of at most `room` tokens."""
+    """Ids of whole sentences, at most `room` tokens."""
     ids: list[int] = []
     while True:
         sentence = vocabulary.encode(f" {PROSE[rng.integers(len(PROSE))]}")
@@ -70,7 +70,7 @@ def _sentences(vocabulary: Vocabulary, room: int, rng: np.random.Generator) -> l
 
 
 def _filled(vocabulary: Vocabulary, room: int, rng: np.random.Generator) -> list[int]:
-    """Return exactly `room` tokens of sentences; the first one lacks its beginning."""
+    """Ids of sentences, exactly `room` tokens; the first sentence lacks its beginning."""
     ids = _sentences(vocabulary, room, rng)
     sentence = vocabulary.encode(f" {PROSE[rng.integers(len(PROSE))]}")
     while len(ids) < room:

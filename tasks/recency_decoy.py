@@ -1,12 +1,14 @@
-"""Recency decoy: the right number and an outdated one, the one far away and the other close to the question.
+"""Recency decoy: the valid number and an outdated one; one is far from the question, the other is close to it.
 
     <s> … The pass key is 7 3 9 1 4. … The old pass key was 2 2 5 1 0. …
     The pass key is                                                      target: 7 3 9 1 4, against 2 2 5 1 0
 
-In half of the prompts the outdated number is the closer one, in the other half the right one (`--by nearer` tells them
-apart). Who reads by meaning is right in both; who takes what is close, in one of them only: chance is a half.
+In half of the prompts the outdated number is closer, in the other half the valid one (`--by nearer` shows both halves).
+A model that reads the meaning is right in both halves. A model that takes the closer number is right in one half only:
+chance is 0.5.
 
-An encoding without slow pairs is suspected to take what is close ("return from digression"); here is what it does.
+An encoding without slowly rotating pairs is suspected to prefer what is close ("return from digression"). This task
+measures it.
 """
 
 from dataclasses import dataclass
@@ -18,17 +20,17 @@ from hope_eval.task import Prompt, Question, Task, Vocabulary
 
 @dataclass(frozen=True)
 class RecencyDecoy(Task):
-    """Tell the right number from an outdated one.
+    """Find the valid number, and not the outdated one.
 
     digits:   of the numbers.
-    nearer:   what is closer to the question: right, decoy, or either.
-    haystack: prose: generated sentences; text: a stretch of texts.
-    control:  ceiling: there is nothing but the two.
+    nearer:   the number that is closer to the question: right, decoy, or either.
+    haystack: prose: generated sentences; text: a stretch of the texts.
+    control:  ceiling: the context has only the two numbers.
     """
 
     source = ""
     version = 1
-    one_line = "tell the right number from an outdated one that may be closer"
+    one_line = "find the valid number, not the outdated one that may be closer"
     family = "retrieve"
     metric = "choice_accuracy"
     controls = ("ceiling",)
@@ -43,7 +45,7 @@ class RecencyDecoy(Task):
 
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
         right = rng.integers(10, size=self.digits)
-        # Different in every place.
+        # The two numbers differ in every digit.
         old = (right + rng.integers(1, 10, size=self.digits)) % 10
         decoy_is_nearer = bool(rng.integers(2)) if self.nearer == "either" else self.nearer == "decoy"
         depths = (float(rng.random()) / 2, 0.75 + float(rng.random()) / 4)

@@ -1,9 +1,9 @@
-"""Rule induction: examples of one operation on short strings of letters, then strings to apply it to.
+"""Rule induction: examples of one operation on short strings of letters, then new strings to apply it to.
 
     <s> a f k -> k f a \n p c x b -> b x c p \n …  m d e ->
                                                             ~~~~~~~~ target: e d m \n
 
-The operations are functions, so answers are right by construction.
+The operations are Python functions, so the right answers are computed.
 """
 
 from collections.abc import Callable
@@ -33,12 +33,12 @@ RULES: dict[str, Callable[[list[str]], list[str]]] = {
 
 @dataclass(frozen=True)
 class RuleInduction(Task):
-    """Find the rule from examples, and follow it.
+    """Find the rule that the examples follow, and apply it.
 
-    rule:        one of RULES; empty: any.
+    rule:        one of RULES; empty: a random one for each prompt.
     n_questions: strings to apply it to.
     n_shots:     examples; 0: as many as fit.
-    placement:   fill: examples fill the context; packed: they are close to the question; spread: all over it.
+    placement:   of the examples. fill: they fill the context; packed: close to the question; spread: all over it.
     control:     permuted: the answers of the examples are shuffled.
     """
 
@@ -59,7 +59,7 @@ class RuleInduction(Task):
 
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
         if self.rule and self.rule not in RULES:
-            raise TaskError(f"there is no rule `{self.rule}`", f"one of {', '.join(RULES)}")
+            raise TaskError(f"no rule is called `{self.rule}`", f"one of {', '.join(RULES)}")
         rule = self.rule or list(RULES)[rng.integers(len(RULES))]
         end = vocabulary.encode("\n")
 

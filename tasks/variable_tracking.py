@@ -1,10 +1,10 @@
-"""Variable tracking: boxes that get a number, or what another box holds; then what the last box of a chain holds.
+"""Variable tracking: boxes that get a number, or what another box holds; then a question for the last box of a chain.
 
     <s> … Box amber gets the number 4 8 1. … Box birch gets what box amber holds. …
     Box cedar gets what box birch holds. …
     The number in box cedar is                                           target: 4 8 1
 
-Each chain has as many steps, and all chains end in another number, so the steps must be followed one by one.
+All chains have the same number of steps and different numbers, so a model must follow them step by step.
 
 Source: Hsieh et al., 2024, "RULER" (variable tracking), arXiv 2404.06654; the wording is ours.
 """
@@ -26,18 +26,18 @@ ruby saffron sage silver slate sparrow thistle topaz tulip velvet violet walnut 
 
 @dataclass(frozen=True)
 class VariableTracking(Task):
-    """Follow chains of assignments; the numbers of the other chains are what the right one competes with.
+    """Follow chains of assignments. The wrong answers are the numbers of the other chains.
 
-    n_chains: chains; of each, the last box is asked for.
-    n_hops:   steps from box to box in a chain; 0: the box that is asked for got the number itself.
+    n_chains: chains; the last box of each is asked for.
+    n_hops:   steps from box to box in a chain; 0: the box that is asked for gets the number itself.
     digits:   of a number.
-    haystack: prose: generated sentences; text: a stretch of texts.
-    control:  floor: there are no boxes; ceiling: there is nothing else.
+    haystack: prose: generated sentences; text: a stretch of the texts.
+    control:  floor: the context has no boxes; ceiling: it has nothing else.
     """
 
     source = "2404.06654"
     version = 1
-    one_line = "follow assignments from box to box, and tell what the last one holds"
+    one_line = "follow assignments from box to box, and say what the last box holds"
     family = "retrieve"
     controls = ("floor", "ceiling")
     uses = "text"
@@ -53,11 +53,12 @@ class VariableTracking(Task):
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
         n_boxes = self.n_chains * (self.n_hops + 1)
         if self.n_chains > 10**self.digits:
-            raise TaskError(f"{self.n_chains} chains end in other numbers each", "raise digits of the task")
-        if n_boxes > len(NAMES):
             raise TaskError(
-                f"there are {len(NAMES)} names, and {n_boxes} boxes", "lower n_chains or n_hops of the task"
+                f"{self.n_chains} chains need as many numbers, and {self.digits} digits make {10**self.digits}",
+                "raise digits",
             )
+        if n_boxes > len(NAMES):
+            raise TaskError(f"{n_boxes} boxes need as many of the {len(NAMES)} names", "lower n_chains or n_hops")
         names = [NAMES[which] for which in rng.permutation(len(NAMES))[:n_boxes]]
         chains = [names[number :: self.n_chains] for number in range(self.n_chains)]
         numbers = rng.permutation(10**self.digits)[: self.n_chains].tolist()
@@ -68,7 +69,7 @@ class VariableTracking(Task):
             steps = [f"Box {chain[0]} gets the number {answer}."]
             steps += [f"Box {name} gets what box {source} holds." for source, name in pairwise(chain)]
             needles += [vocabulary.sentence(self.haystack, step) for step in steps]
-            # In their order, anywhere.
+            # The steps of a chain stand in their order, at random depths.
             depths += np.sort(rng.random(len(steps))).tolist()
         questions = [
             Question(

@@ -391,11 +391,11 @@ def test_bad_input_is_one_error_and_a_hint(arguments, message, hint, hope, tmp_p
 @pytest.mark.parametrize(
     ("arguments", "message", "hint"),
     [
-        (["fewshot", "--task", "rule_induction:rule=srot"], "there is no rule `srot`", "sort"),
+        (["fewshot", "--task", "rule_induction:rule=srot"], "no rule is called `srot`", "sort"),
         (["fewshot", "--task", "label_map:placement=far"], "cannot be `far`", "spread"),
         (["retrieve", "--task", "needle:haystack=hay"], "cannot be `hay`", "prose, text"),
         (["retrieve", "--task", "needle:n_needles=900"], "107 words", "lower n_needles"),
-        (["copy", "--task", "copy_distance:distance=3"], "tokens away at least", "distance=17"),
+        (["copy", "--task", "copy_distance:distance=3"], "at least 17 tokens away", "distance=17"),
     ],
 )
 def test_a_parameter_that_makes_no_sense_is_one_error_and_a_hint(arguments, message, hint, hope):

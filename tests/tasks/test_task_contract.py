@@ -14,6 +14,7 @@ from prompting import IN_HAYSTACKS, LENGTHS, asked, length_for, lines_of, n_read
 
 from hope_eval.errors import ContextTooShortError, TaskError
 from hope_eval.task import FAMILIES, FOLDER, Vocabulary, generator, parse_task, task_class, task_names
+from hope_eval.train.rows import SHARES
 
 # Another value of every parameter; of those that several tasks have, one that fits them all.
 OTHERS = {
@@ -265,3 +266,17 @@ def test_a_hundred_prompts_of_32k_tokens_take_less_than_a_second(haystack, vocab
     n = sum(1 for _ in itertools.islice(make(n=100), 100))
     assert n == 100
     assert time.process_time() - start < 1
+
+
+def test_the_readme_of_tasks_lists_each_with_its_command_and_its_prompt():
+    text = (FOLDER / "README.md").read_text("utf-8")
+    table = re.findall(r"^\| `(\w+)` \| (.*?) \| (?:\[([\d.]+)\]|ours)", text, re.MULTILINE)
+    assert {name: (line, source) for name, line, source in table} == {
+        name: (task_class(name).one_line, task_class(name).source) for name in task_names()
+    }
+    families = [task_class(name).family for name, *_ in table]
+    assert families == ["copy"] * 7 + ["retrieve"] * 9 + ["fewshot"] * 3, "as the sentence below the table says"
+    pictures = re.findall(r"^(\w+) +<s> .*⟦.+⟧$", text, re.MULTILINE)
+    assert pictures == [name for name, *_ in table]
+    trained = re.search(r"five of the tasks \((.*?)\)", text, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", trained[1])) == set(SHARES)
