@@ -11,7 +11,7 @@ from commands import hope_eval
 from conftest import VOCAB_SIZE, tiny_model, tiny_module
 
 from hope_eval.encodings import Geometry, parse_encoding
-from hope_eval.model.kernels import attention, attention_choice, chunked_layers, nll
+from hope_eval.model.kernels import attention, attention_bias, attention_blocks, attention_choice, chunked_layers, nll
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Sample
 from hope_eval.train.loop import train
@@ -115,7 +115,7 @@ def test_fast_attention_is_the_equation_forward_and_backward(spec, head_dim, dty
     logits = (exact[0] * factors) @ (exact[1] / factors).transpose(-1, -2) / head_dim**0.5
     if encoding.bias_form():
         table = encoding.distance_bias(positions)
-        logits = logits + attention.bias_block(encoding, table, 0, length, length, positions.device).double()
+        logits = logits + attention_bias.bias_block(encoding, table, 0, length, length, positions.device).double()
     logits = logits.masked_fill(positions[:, None] < positions, float("-inf"))
     wanted = (logits.softmax(-1) @ exact[2]).transpose(1, 2)
     weights = torch.randn_like(wanted)
@@ -124,7 +124,7 @@ def test_fast_attention_is_the_equation_forward_and_backward(spec, head_dim, dty
     def error(one, other):
         return float((one.detach().double() - other.detach().double()).norm() / other.detach().double().norm())
 
-    assert attention.biased_kernel("cuda"), "without gradients, a bias is added in a kernel"
+    assert attention_bias.biased_kernel("cuda"), "without gradients, a bias is added in a kernel"
     with torch.inference_mode():
         in_kernel = attention.attention(layer, q, k, v, None)[0]
     assert error(in_kernel, wanted) < (1e-4 if dtype == torch.float32 else 5e-3)
@@ -161,8 +161,8 @@ def test_the_last_queries_see_all_keys_before_them(n_queries, dtype):
     generator = torch.Generator("cuda").manual_seed(0)
     q = torch.randn(2, 8, n_queries, 64, device="cuda", generator=generator).to(dtype)
     k, v = (torch.randn(2, 2, 333, 64, device="cuda", generator=generator).to(dtype) for _ in range(2))
-    found = attention.causal(q, k, v, 0.1)
-    wanted = attention.reference(parse_encoding("nope").build(Geometry(64, 8, 256)), q.cpu(), *spread(k, v), 0.1)
+    found = attention_blocks.causal(q, k, v, 0.1)
+    wanted = attention_bias.reference(parse_encoding("nope").build(Geometry(64, 8, 256)), q.cpu(), *spread(k, v), 0.1)
     torch.testing.assert_close(found.cpu().double(), wanted.transpose(1, 2), atol=0.02, rtol=0)
 
 

@@ -37,7 +37,7 @@ from torch import nn
 from hope_eval.encodings import PositionEncoding
 from hope_eval.errors import OptionError
 from hope_eval.model.configs import heads_of, inner_width, text_config
-from hope_eval.model.kernels.attention import BLOCK_NUMBERS
+from hope_eval.model.kernels.attention_blocks import BLOCK_NUMBERS
 from hope_eval.model.kernels.chunked_layers import COMPILED_FROM, largest_chunk
 from hope_eval.model.reading import chunk_size
 

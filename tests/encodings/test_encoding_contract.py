@@ -20,7 +20,7 @@ from hope_eval.encodings import (
 )
 from hope_eval.errors import EncodingError
 from hope_eval.model.decoder import HopeEvalConfig
-from hope_eval.model.kernels import attention
+from hope_eval.model.kernels import attention, attention_bias, attention_blocks
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Sample
 
@@ -116,14 +116,14 @@ def test_the_learned_table_ends():
 @pytest.mark.parametrize("spec", SPECS)
 def test_attention_is_that_of_one_query_and_one_key_at_a_time(spec, monkeypatch):
     # Blocks of 16 queries, so that there are several.
-    monkeypatch.setattr(attention, "BLOCK_NUMBERS", 0)
+    monkeypatch.setattr(attention_blocks, "BLOCK_NUMBERS", 0)
     layer = decoder(spec).model.layers[0].self_attn
     generator = torch.Generator().manual_seed(1)
     for n_queries, n_keys in ((40, 40), (1, 40), (7, 40)):
         q = torch.randn(2, 3, n_queries, 16, generator=generator)
         k, v = torch.randn(2, 2, 3, n_keys, 16, generator=generator)
         fast = attention.attention(layer, q, k, v, None)[0].transpose(1, 2)
-        slow = attention.reference(layer.encoding, q, k, v, 0.25)
+        slow = attention_bias.reference(layer.encoding, q, k, v, 0.25)
         torch.testing.assert_close(fast.double(), slow, atol=1e-5, rtol=1e-5)
 
 
@@ -141,8 +141,8 @@ def test_alibi_without_a_bias_is_alibi_far_out_too(n_keys, dtype, tolerance):
 
 
 def test_half_precision_cannot_hold_positions_past_65536_and_takes_the_bias():
-    assert attention._slopes_fit(torch.float16, 65_536)
-    assert not attention._slopes_fit(torch.float16, 65_537)
+    assert attention_blocks.slopes_fit(torch.float16, 65_536)
+    assert not attention_blocks.slopes_fit(torch.float16, 65_537)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +337,7 @@ def test_xpos_is_the_paper(distance):
 
     q_11LE = torch.stack([turned(k, angles[1])] * distance + [turned(q, angles[0])])[None, None]
     k_11LE = torch.stack([turned(k, angles[1])] * (distance + 1))[None, None]
-    q_11LE, k_11LE = attention.scaled(encoding, q_11LE, k_11LE)
+    q_11LE, k_11LE = attention_bias.scaled(encoding, q_11LE, k_11LE)
     found = float(q_11LE[0, 0, -1] @ k_11LE[0, 0, 0])
     wanted = references.xpos_logit(q.tolist(), k.tolist(), distance, 0)
     assert found == pytest.approx(wanted, abs=1e-3)

@@ -28,7 +28,7 @@ from transformers.masking_utils import chunked_causal_mask_function
 from hope_eval.errors import CheckpointError, OptionError
 from hope_eval.model import checkpoint
 from hope_eval.model.attach import attach
-from hope_eval.model.kernels import attention
+from hope_eval.model.kernels import attention, attention_blocks, attention_masks
 from hope_eval.model.parallel import sequence as parts
 from hope_eval.runs import manage as runs
 from hope_eval.runs.store import RunStore, shards_of
@@ -106,7 +106,7 @@ def test_parts_are_all_of_a_text_and_all_do_equally_much(size):
 @pytest.mark.parametrize("window", [None, 1, 37, 150, 699])
 @pytest.mark.parametrize("size", [2, 3])
 def test_queries_of_a_part_see_all_keys_up_to_themselves(window, size, monkeypatch):
-    monkeypatch.setattr(attention, "_WINDOW_ROWS", 50)
+    monkeypatch.setattr(attention_blocks, "_WINDOW_ROWS", 50)
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 700, 8, generator=generator) for heads in (4, 2, 2))
     distances = torch.arange(700)[:, None] - torch.arange(700)
@@ -118,7 +118,9 @@ def test_queries_of_a_part_see_all_keys_up_to_themselves(window, size, monkeypat
         own = cut.positions()
         others = iter((k, v))
         monkeypatch.setattr(parts.Cut, "whole", lambda cut, own, others=others: next(others))
-        found = attention.in_parts(q[:, :, own], k[:, :, own], v[:, :, own], attention.Parts(cut, window), 0.3)
+        found = attention_blocks.in_parts(
+            q[:, :, own], k[:, :, own], v[:, :, own], attention_masks.PartsMask(cut, window), 0.3
+        )
         torch.testing.assert_close(found.transpose(1, 2), whole[:, :, own], atol=1e-5, rtol=1e-5)
         assert cut.n_attended == 1
 
@@ -207,7 +209,7 @@ def test_masks_that_cannot_be_cut_are_refused():
     assert parts.current() is None
     chunks = chunked_causal_mask_function(100, torch.zeros(1, dtype=torch.long))
     with cut.reading(), pytest.raises(CheckpointError, match="attention within chunks of 100 tokens"):
-        attention.mask(1, 150, 150, mask_function=chunks, local_size=100)
+        attention_masks.mask(1, 150, 150, mask_function=chunks, local_size=100)
 
 
 def test_two_kinds_of_groups_and_tasks_are_refused(checkpoints, tmp_path):

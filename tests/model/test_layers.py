@@ -15,7 +15,14 @@ from hope_eval import load
 from hope_eval.encodings import Geometry, PositionEncoding, encoding_class, encoding_names, parse_encoding
 from hope_eval.errors import OptionError
 from hope_eval.model import configs
-from hope_eval.model.kernels import attention, attention_choice, chunked_layers
+from hope_eval.model.kernels import (
+    attention,
+    attention_bias,
+    attention_blocks,
+    attention_choice,
+    attention_masks,
+    chunked_layers,
+)
 from hope_eval.model.reading import Reader
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Prompt, Question, Sample
@@ -37,18 +44,20 @@ def nll(module, n=200, **options):
 @pytest.mark.parametrize("n", [20, 24, 25, 200])
 def test_attention_without_masks_scores_as_that_of_transformers(kind, n, monkeypatch):
     # Blocks of as many queries as a window has keys, so that there are several.
-    monkeypatch.setattr(attention, "_WINDOW_ROWS", 1)
+    monkeypatch.setattr(attention_blocks, "_WINDOW_ROWS", 1)
     wanted = nll(windowed_module(kind), n)
     module = windowed_module(kind)
     assert attention.put_on(module)
     made = []
 
     def watch_windows(own):
-        return lambda *given: made.extend(x for x in given if isinstance(x, int | attention.Window)) or own(*given)
+        return lambda *given: (
+            made.extend(x for x in given if isinstance(x, int | attention_masks.Window)) or own(*given)
+        )
 
     for name in ("windowed", "capped"):
         monkeypatch.setattr(attention, name, watch_windows(getattr(attention, name)))
-    monkeypatch.setattr(attention, "BLOCK_NUMBERS", 0)
+    monkeypatch.setattr(attention_blocks, "BLOCK_NUMBERS", 0)
     model = LanguageModel(kind, module, None)
     made.clear()
     found = model.score([Sample(IDS[:1], IDS[1:n])])[0].nll
@@ -72,7 +81,7 @@ def masks(kind, n_queries, n_keys, **changes):
 
 def test_a_window_stands_for_its_mask():
     assert list(masks("mistral", 24, 24)) == [None, None]
-    assert list(masks("mistral", 25, 25)) == [None, attention.Window(24)]
+    assert list(masks("mistral", 25, 25)) == [None, attention_masks.Window(24)]
 
 
 def test_padding_is_a_mask_as_ever():
@@ -90,10 +99,10 @@ def test_chunks_of_attention_are_not_taken_for_windows():
     sliding = masking_utils.sliding_window_causal_mask_function(8)
     chunked = masking_utils.chunked_causal_mask_function(8, torch.zeros(1, dtype=torch.int))
     for n in (9, 12, 40, 64):
-        assert attention._slides(sliding, 8, n)
-        assert not attention._slides(chunked, 8, n)
-        assert not attention._slides(masking_utils.causal_mask_function, 8, n)
-    mask = attention.mask(1, 40, 40, mask_function=chunked, local_size=8)
+        assert attention_masks._slides(sliding, 8, n)
+        assert not attention_masks._slides(chunked, 8, n)
+        assert not attention_masks._slides(masking_utils.causal_mask_function, 8, n)
+    mask = attention_masks.mask(1, 40, 40, mask_function=chunked, local_size=8)
     assert mask.shape[-2:] == (40, 40)
 
 
@@ -102,21 +111,21 @@ def test_the_last_queries_see_all_keys_before_them(n_queries):
     generator = torch.Generator().manual_seed(0)
     q = torch.randn(2, 4, n_queries, 16, generator=generator)
     k, v = torch.randn(2, 2, 2, 50, 16, generator=generator)
-    found = attention.causal(q, k, v, 0.3)
+    found = attention_blocks.causal(q, k, v, 0.3)
     nope = parse_encoding("nope").build(Geometry(16, 4, 64))
-    wanted = attention.reference(nope, q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), 0.3)
+    wanted = attention_bias.reference(nope, q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), 0.3)
     torch.testing.assert_close(found.double(), wanted.transpose(1, 2), atol=1e-6, rtol=0)
 
 
 @pytest.mark.parametrize("window", [1, 3, 16, 50, 80])
 def test_a_window_is_its_definition(window, monkeypatch):
-    monkeypatch.setattr(attention, "_WINDOW_ROWS", 5)
+    monkeypatch.setattr(attention_blocks, "_WINDOW_ROWS", 5)
     q, k, v = torch.randn(3, 1, 2, 50, 16, generator=torch.Generator().manual_seed(0))
     logits = (q @ k.transpose(-1, -2)).double() * 0.3
     distances = torch.arange(50)[:, None] - torch.arange(50)
     hidden = (distances < 0) | (distances >= window)
     wanted = logits.masked_fill(hidden, float("-inf")).softmax(-1) @ v.double()
-    found = attention.windowed(q, k, v, window, 0.3).transpose(1, 2)
+    found = attention_blocks.windowed(q, k, v, window, 0.3).transpose(1, 2)
     torch.testing.assert_close(found.double(), wanted, atol=1e-6, rtol=0)
 
 
@@ -150,7 +159,7 @@ def test_gradients_in_blocks_are_those_of_the_whole(spec, monkeypatch):
         return torch.autograd.grad((out * weights).sum(), [q, k, v, *layer.encoding.parameters()])
 
     whole = gradients()
-    monkeypatch.setattr(attention, "BLOCK_NUMBERS", 0)
+    monkeypatch.setattr(attention_blocks, "BLOCK_NUMBERS", 0)
     for one, other in zip(gradients(), whole, strict=True):
         torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
@@ -265,7 +274,7 @@ def test_chunks_follow_the_memory_that_is_free():
 
 def test_no_kernel_is_forced_on_a_cpu():
     assert attention_choice.fastest(torch.device("cpu"), torch.float32, 4, 2, 64) == attention_choice.Kernels()
-    assert attention.biased_kernel("cpu") is None
+    assert attention_bias.biased_kernel("cpu") is None
 
 
 def flash4(query, key, value, softmax_scale, causal):
@@ -274,7 +283,7 @@ def flash4(query, key, value, softmax_scale, causal):
     assert not torch.is_grad_enabled()
     flash4.calls += 1
     query, key, value = (x.transpose(1, 2) for x in (query, key, value))
-    key, value = attention._for_all_heads(query, key, value)
+    key, value = attention_blocks.for_all_heads(query, key, value)
     n_queries, n_keys = query.shape[2], key.shape[2]
     hidden = torch.ones(n_queries, n_keys, dtype=torch.bool).triu(1 + n_keys - n_queries)
     weights = (query @ key.transpose(-1, -2) * softmax_scale).masked_fill(hidden, -math.inf).softmax(-1)
@@ -316,7 +325,7 @@ def test_flash_attention_4_is_left_alone_where_it_was_not_tried(flash4_preferred
         attention.plain(nn.Module(), query, key, value, visible)
         attention.plain(nn.Module(), query, key, value[..., :8], None)
         attention.plain(both_ways, query, key, value, None)
-        attention.plain(nn.Module(), query, key, value, attention.Window(7))
+        attention.plain(nn.Module(), query, key, value, attention_masks.Window(7))
         attention.plain(nn.Module(), *(x[..., :8] for x in (query, key, value)), None)
         attention.plain(nn.Module(), *(x.bfloat16() for x in (query, key, value)), None)
         attention.plain(nn.Module(), query, key[:, :, :9], value[:, :, :9], None)
