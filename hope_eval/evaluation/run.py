@@ -24,7 +24,7 @@ from hope_eval.evaluation.perplexity import Perplexity
 from hope_eval.evaluation.questions import Questions
 from hope_eval.evaluation.suites import Entry
 from hope_eval.lengths import resolved
-from hope_eval.model import checkpoint
+from hope_eval.model import checkpoint, checkpoint_files
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.model.tokens import PrefixPolicy
 from hope_eval.protocols import Protocol
@@ -59,7 +59,7 @@ class Models:
                 parse_encoding(encoding)
         if not self.how.get("loader"):
             for name in self.all_names:
-                checkpoint.check(name, self.how.get("revision"), self.is_outline)
+                checkpoint_files.located(name, self.how.get("revision"), self.is_outline)
 
     @property
     def all_names(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Load any checkpoint: a folder, a GGUF file, a hub id, or a model of one's own.
+"""Load any checkpoint: a folder, a GGUF file, a hub id, or a model of your own.
 
     path/to/folder        transformers format: config.json, weights (safetensors first), tokenizer files
     path/to/model.gguf    single-file GGUF; weights are de-quantised
@@ -6,21 +6,16 @@
     zoo:hope              a bundled checkpoint
     --loader my.py:load   `load(name)` returns (model, tokenizer); the model maps ids [B, L] to logits [B, L, V]
 
-Nothing is fetched for a path, and nothing is asked of the network for a hub id that is in the cache. A pickle is
-loaded with weights_only, or not at all. Weights that are missing from a checkpoint are an error: a model that was
-half initialised at random still gives numbers.
+`checkpoint_files.py` finds and checks the files. A pickle is loaded with weights_only, or not at all. A missing weight
+is an error: a model whose weights are partly random still gives numbers.
 """
 
 import contextlib
 import copy
 import hashlib
 import io
-import json
 import pickle
-import re
-import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,9 +24,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hope_eval import zoo
 from hope_eval.encodings import parse_encoding
-from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, require
+from hope_eval.errors import CheckpointError, HopeEvalError, OptionError
 from hope_eval.model.attach import (
     attach,
     effective_inverse_frequencies,
@@ -40,6 +34,7 @@ from hope_eval.model.attach import (
     rotary_modules,
     set_rope_parameters,
 )
+from hope_eval.model.checkpoint_files import Location, fingerprint, located, read_json
 from hope_eval.model.configs import text_config, training_length
 from hope_eval.model.device import device_named, planned_device
 from hope_eval.model.kernels.chunked_layers import Compile
@@ -52,39 +47,22 @@ from hope_eval.task import Sample
 # The name of the encoding that a checkpoint comes with.
 NATIVE = "native"
 
-# What a config says of it; all but the first are of this package's own decoder.
+# Keys of a config that say it; all but the first are of this package's own decoder.
 _ENCODING_KEYS = ("rope_parameters", "encoding", "encoding_parameters")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-    "spiece.model",
-    "tekken.json",
-)
-_WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-_HUB_FILES = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py"]
-
 
 @dataclass
 class Checkpoint:
-    """Weights and tokenizer, from which language models are made: one an encoding.
+    """Weights and tokenizer, from which language models are made: one for each encoding.
 
-    name:                what tables call it.
+    name:                for tables.
     fingerprint:         of weights, config and tokenizer, 16 hexadecimal digits.
-    train_length:        tokens; None if nobody told.
-    train_length_source: which key of the config, or which option, told it.
-    compiling:           of long inputs: what is around attention; `auto` where it pays.
-    group:               the processes that hold it, or read, together; None: this one does all by itself.
+    train_length:        tokens; None if unknown.
+    train_length_source: the key of the config, or the option, that says it.
+    compiling:           of long inputs: the token-wise layers; `auto` where it pays.
+    group:               the processes that hold it, or read, together; None: this process does all by itself.
     """
 
     name: str
@@ -105,9 +83,9 @@ class Checkpoint:
         self._encoding = NATIVE
 
     def with_encoding(self, encoding: str = NATIVE) -> LanguageModel:
-        """Return the checkpoint as a language model with that position encoding, or with its own.
+        """Make a language model with that position encoding, or with that of the checkpoint.
 
-        All models of a checkpoint share its weights: of several, use the one that was made last.
+        All models of a checkpoint share its weights: only the one that was made last can be used.
         """
         if encoding == NATIVE:
             if self._encoding != NATIVE:
@@ -171,77 +149,69 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Load weights and tokenizer.
 
-    name:         what to load, see the docstring of this module.
+    name:         folder, GGUF file, hub id or zoo:NAME, see the docstring of this module.
     dtype:        auto (the checkpoint's own on an accelerator, float32 on a CPU), float32, bfloat16, float16.
     device:       auto (cuda, else mps, else cpu), or a torch device.
     device_map:   `auto` spreads a checkpoint that is larger than one GPU over all of them.
-    compiling:    auto (on a GPU, for inputs of 64k tokens and more), on, off: compile what is around attention.
+    compiling:    auto (on a GPU, for inputs of 64k tokens and more), on, off: compile the token-wise layers.
     train_length: tokens; by default what the config says.
     loader:       `my.py:load`, for models that transformers does not know.
-    outline:      shapes without weights, of a device that need not be there; what is planned needs no more.
+    outline:      shapes without weights, for a device that need not be there: enough for a plan.
     group:        the processes that hold it together, each a shard, or read together, each with all of it.
 
     Raises CheckpointError or OptionError, with what to do about it.
     """
     place = planned_device(device) if outline else device_named(device)
-    if loader and outline:
-        raise CheckpointError(
-            f"`--loader {loader}` has no config that tells the shape of the model", "leave --no-benchmark out"
-        )
     sharing = group if group and group.shares == "model" else None
-    if sharing and (loader or name.endswith(".gguf")):
-        raise OptionError(
-            f"--tensor-parallel takes checkpoints in transformers' format, and not `{loader or name}`",
-            "leave it out, or convert the checkpoint",
-        )
+    _check_options(name, loader, outline, sharing)
     if loader:
-        module, tokenizer, label, fingerprint = _from_loader(loader, name, place, dtype)
+        module, tokenizer, label, digest = _from_loader(loader, name, place, dtype)
     else:
-        folder, gguf, label = check(name, revision, outline)
-        numbers = _dtype(dtype, place, folder, gguf)
+        location = located(name, revision, outline)
+        label, numbers = location.name, _dtype(dtype, place, location)
         if outline:
-            module, tokenizer = _outline(folder, gguf, numbers, trust_remote_code)
+            module, tokenizer = _outline(location, numbers, trust_remote_code)
         else:
             if group:
-                planned, _ = _outline(folder, gguf, numbers, trust_remote_code)
+                planned, _ = _outline(location, numbers, trust_remote_code)
                 if sharing:
                     check_shardable(label, planned, sharing.size)
                 else:
                     sequence.check_readable(label, planned)
             where = sharded(sharing.size) if sharing else {"device_map": device_map or {"": place}}
-            module, tokenizer = _from_folder(folder, gguf, numbers, where, trust_remote_code)
-        fingerprint = "" if outline else _fingerprint([folder / gguf] if gguf else _content_files(folder), group)
-    told = training_length(text_config(module)) if text_config(module) is not None else None
-    length, source = (train_length, "--train-length") if train_length else (told or (None, ""))
-    return Checkpoint(label, module, tokenizer, fingerprint, length, source, compiling, group)
+            module, tokenizer = _from_folder(location, numbers, where, trust_remote_code)
+        digest = "" if outline else fingerprint(location, group)
+    config = text_config(module)
+    length, source = (training_length(config) if config is not None else None) or (None, "")
+    if train_length:
+        length, source = train_length, "--train-length"
+    return Checkpoint(label, module, tokenizer, digest, length, source, compiling, group)
 
 
-def check(name: str, revision: str | None = None, outline: bool = False) -> tuple[Path, str, str]:
-    """Return the folder of a checkpoint, the GGUF file in it if it is one, and its name for tables.
-
-    outline: it need not have weights.
-
-    Raises CheckpointError for what is missing or broken, before anything large is read.
-    """
-    folder, gguf, label = _locate(name, revision, outline)
-    _check_folder(folder, gguf, outline)
-    return folder, gguf, label
+def _check_options(name: str, loader: str | None, outline: bool, sharing: Group | None) -> None:
+    if loader and outline:
+        raise CheckpointError(
+            f"`--loader {loader}` has no config that tells the shape of the model", "leave --no-benchmark out"
+        )
+    if sharing and (loader or name.endswith(".gguf")):
+        raise OptionError(
+            f"--tensor-parallel takes checkpoints in transformers' format, and not `{loader or name}`",
+            "leave it out, or convert the checkpoint",
+        )
 
 
 def load_tokenizer(name: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """Return the tokenizer of a checkpoint, without its weights. Raises CheckpointError."""
-    folder, gguf, _ = check(name, revision)
-    return _tokenizer(folder, gguf, trust_remote_code)
+    """Load the tokenizer of a checkpoint, without its weights. Raises CheckpointError."""
+    return _tokenizer(located(name, revision), trust_remote_code)
 
 
-def _dtype(name: str, device: torch.device, folder: Path, gguf: str) -> torch.dtype:
+def _dtype(name: str, device: torch.device, location: Location) -> torch.dtype:
     if name != "auto":
         return _named_dtype(name)
     if device.type == "cpu":
         return torch.float32
-    config = {} if gguf else _json(folder / "config.json")
-    own = config.get("dtype") or config.get("torch_dtype")
-    return _DTYPES.get(str(own), torch.bfloat16)
+    config = {} if location.gguf else read_json(location.folder / "config.json")
+    return _DTYPES.get(str(config.get("dtype") or config.get("torch_dtype")), torch.bfloat16)
 
 
 def _named_dtype(name: str) -> torch.dtype:
@@ -250,160 +220,50 @@ def _named_dtype(name: str) -> torch.dtype:
     return _DTYPES[name]
 
 
-def _locate(name: str, revision: str | None, outline: bool) -> tuple[Path, str, str]:
-    if name.startswith(zoo.PREFIX):
-        return zoo.folder(name), "", name
-    path = Path(name).expanduser()
-    if path.is_dir():
-        return path, "", path.resolve().name
-    if path.is_file():
-        _check_gguf(path)
-        return path.parent, path.name, path.stem
-    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or name.startswith(".") or path.suffix == ".gguf":
-        raise CheckpointError(f"no checkpoint at `{name}`", "give a folder, a .gguf file, or a hub id like org/name")
-    return _from_hub(name, revision, outline), "", name.rpartition("/")[2]
-
-
-def _check_gguf(path: Path) -> None:
-    with path.open("rb") as stream:
-        magic = stream.read(4)
-    if magic != b"GGUF":
-        raise CheckpointError(
-            f"`{path}` is no GGUF file: it begins with {magic!r}",
-            "give the folder of a transformers checkpoint, or a single-file GGUF",
-        )
-
-
-def _from_hub(name: str, revision: str | None, outline: bool) -> Path:
-    """Return the folder of a hub snapshot, from the cache if it is there whole; of an outline, without weights."""
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    with contextlib.suppress(LocalEntryNotFoundError, OSError, ValueError):
-        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
-        if _has_weights(folder) or (outline and (folder / "config.json").is_file()):
-            return folder
-    print(f"{name} is neither a path nor in the cache: asking the hub", file=sys.stderr)
-    try:
-        files = HfApi().list_repo_files(name, revision=revision)
-        weights = "*.safetensors" if any(file.endswith(".safetensors") for file in files) else "*.bin"
-        wanted = _HUB_FILES if outline else [*_HUB_FILES, weights]
-        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
-    except Exception as error:
-        # The hub's client raises dozens of kinds of its own and of its transport.
-        raise CheckpointError(
-            f"no checkpoint called `{name}`: no such path, not in the cache, and the hub says "
-            f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'nothing'}",
-            "check the spelling and the connection; a private checkpoint needs `hf auth login`",
-        ) from error
-
-
-def _has_weights(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in _WEIGHT_FILES)
-
-
-def _check_folder(folder: Path, gguf: str, outline: bool) -> None:
-    if gguf:
-        require("gguf", "reading GGUF")
-        return
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(f"`{folder}` has no config.json", "give a folder that `save_pretrained` wrote")
-    _json(folder / "config.json")
-    if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
-        raise CheckpointError(f"`{folder}` has no tokenizer", "save it there too: tokenizer.save_pretrained(folder)")
-    if outline:
-        return
-    if not _has_weights(folder):
-        raise CheckpointError(f"`{folder}` has no weights", f"one of {', '.join(_WEIGHT_FILES)} is needed")
-    for file in _weight_files(folder):
-        if not file.is_file():
-            raise CheckpointError(f"`{folder}` lacks {file.name}, which its index names", "copy the checkpoint again")
-        if file.suffix == ".safetensors":
-            _check_safetensors(file)
-
-
-def _check_safetensors(file: Path) -> None:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(file, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"`{file}` is truncated or corrupt: {error}", "copy or download it again") from error
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """Return the files that weights are loaded from: safetensors before pickles, shards by their index."""
-    for name in _WEIGHT_FILES:
-        path = folder / name
-        if path.is_file():
-            return (
-                sorted({folder / shard for shard in _json(path)["weight_map"].values()}) if "index" in name else [path]
-            )
-    return []
-
-
-def _content_files(folder: Path) -> list[Path]:
-    others = [folder / name for name in ("config.json", *_TOKENIZER_FILES)]
-    return [*_weight_files(folder), *(path for path in others if path.is_file())]
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"cannot read `{path}`: {error}", "copy the checkpoint again") from error
-    return content
-
-
 def _from_folder(
-    folder: Path,
-    gguf: str,
-    dtype: torch.dtype,
-    where: dict[str, Any],
-    trust_remote_code: bool,
+    location: Location, dtype: torch.dtype, where: dict[str, Any], trust_remote_code: bool
 ) -> tuple[nn.Module, Any]:
     import transformers
 
     try:
-        tokenizer = _tokenizer(folder, gguf, trust_remote_code)
+        tokenizer = _tokenizer(location, trust_remote_code)
         with quiet():
-            module, told = transformers.AutoModelForCausalLM.from_pretrained(
-                folder,
+            module, info = transformers.AutoModelForCausalLM.from_pretrained(
+                location.folder,
                 dtype=dtype,
                 output_loading_info=True,
                 **where,
-                **_options(gguf, trust_remote_code),
+                **_options(location, trust_remote_code),
             )
     except HopeEvalError:
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"`{folder}` holds a pickle that is more than weights, and it may run code when opened",
-            "convert it to safetensors where you trust it",
+            f"`{location.folder}` holds a pickle that is more than weights, and may run code when it is opened",
+            "convert it to safetensors on a machine where you trust it",
         ) from error
     except Exception as error:
-        refused = _refused(folder / gguf, error)
+        refused = _refused(location.path, error)
         if "distributed_config" in where:
             refused.hint = f"another --tensor-parallel may do; {INSTEAD}"
         raise refused from error
-    if told["missing_keys"]:
-        missing = sorted(told["missing_keys"])
+    if info["missing_keys"]:
+        missing = sorted(info["missing_keys"])
         raise CheckpointError(
-            f"`{folder / gguf}` lacks {len(missing)} weights of {type(module).__name__}, such as {missing[0]}",
+            f"`{location.path}` lacks {len(missing)} weights of {type(module).__name__}, such as {missing[0]}",
             "the checkpoint is incomplete, or its config belongs to another model",
         )
     return module, tokenizer
 
 
-def _outline(folder: Path, gguf: str, dtype: torch.dtype, trust_remote_code: bool) -> tuple[nn.Module, Any]:
-    """Return a model whose weights take no memory; what tells the encoding, its frequencies, is there."""
+def _outline(location: Location, dtype: torch.dtype, trust_remote_code: bool) -> tuple[nn.Module, Any]:
+    """A model whose weights take no memory; only the frequencies, which tell its encoding, are there."""
     import transformers
 
-    tokenizer = _tokenizer(folder, gguf, trust_remote_code)
+    tokenizer = _tokenizer(location, trust_remote_code)
     try:
         with quiet():
-            config = transformers.AutoConfig.from_pretrained(folder, **_options(gguf, trust_remote_code))
+            config = transformers.AutoConfig.from_pretrained(location.folder, **_options(location, trust_remote_code))
             with torch.device("meta"):
                 module = transformers.AutoModelForCausalLM.from_config(
                     config, dtype=dtype, trust_remote_code=trust_remote_code
@@ -411,30 +271,30 @@ def _outline(folder: Path, gguf: str, dtype: torch.dtype, trust_remote_code: boo
             for parent, name, rotary in rotary_modules(module):
                 setattr(parent, name, type(rotary)(config=text_config(module)))
     except Exception as error:
-        raise _refused(folder / gguf, error) from error
+        raise _refused(location.path, error) from error
     return module, tokenizer
 
 
-def _options(gguf: str, trust_remote_code: bool) -> dict[str, Any]:
+def _options(location: Location, trust_remote_code: bool) -> dict[str, Any]:
     options: dict[str, Any] = {"local_files_only": True, "trust_remote_code": trust_remote_code}
-    return {**options, "gguf_file": gguf} if gguf else options
+    return {**options, "gguf_file": location.gguf} if location.gguf else options
 
 
-def _tokenizer(folder: Path, gguf: str, trust_remote_code: bool) -> Any:
+def _tokenizer(location: Location, trust_remote_code: bool) -> Any:
     import transformers
 
     try:
         with quiet():
-            return transformers.AutoTokenizer.from_pretrained(folder, **_options(gguf, trust_remote_code))
+            return transformers.AutoTokenizer.from_pretrained(location.folder, **_options(location, trust_remote_code))
     except Exception as error:
-        raise _refused(folder / gguf, error) from error
+        raise _refused(location.path, error) from error
 
 
 def _refused(path: Path, error: Exception) -> CheckpointError:
-    """Return what to tell of a checkpoint that transformers refuses: every architecture has its own ways to do it."""
+    """The error for a checkpoint that transformers refuses: each architecture raises errors of its own."""
     return CheckpointError(
         f"transformers cannot load `{path}`: {type(error).__name__}: {_first_line(error)}",
-        "if it runs code of its own: --trust-remote-code; if it is no transformers checkpoint: --loader",
+        "if it runs code of its own: --trust-remote-code; if it is not in transformers' format: --loader",
     )
 
 
@@ -444,14 +304,14 @@ def _first_line(error: Exception) -> str:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers' bars and advice off the screen; what is wrong is checked and raised."""
+    """Keep transformers' progress bars and advice off the screen; errors are checked and raised."""
     from transformers.utils import logging
 
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     try:
-        # Some bars (GGUF's) know no switch.
+        # Some bars (GGUF's) cannot be switched off.
         with contextlib.redirect_stderr(io.StringIO()):
             yield
     finally:
@@ -464,7 +324,7 @@ def _from_loader(loader: str, name: str, device: torch.device, dtype: str) -> tu
     file, _, function = loader.rpartition(":")
     path = Path(file).expanduser()
     if not file or not path.is_file():
-        raise CheckpointError(f"`--loader {loader}` names no file and function", "--loader my_model.py:load")
+        raise CheckpointError(f"`--loader {loader}` does not name a file and a function", "--loader my_model.py:load")
     code = module_from_file(path, "hope_eval_loaders")
     if not callable(getattr(code, function, None)):
         raise CheckpointError(f"`{path}` has no function `{function}`", "--loader my_model.py:load")
@@ -487,7 +347,7 @@ def _from_loader(loader: str, name: str, device: torch.device, dtype: str) -> tu
 
 
 def _check_group(model: LanguageModel, group: Group) -> None:
-    """Raise CheckpointError if not all processes that hold a model read it, and score, in the same way."""
+    """Raise CheckpointError unless all processes that hold a model read it, and score, in the same way."""
     group.check_same(
         "how it is read",
         [model.reading.head, model.reading.head_reason, model.reading.keeps_contexts, model.fingerprint],
@@ -496,29 +356,8 @@ def _check_group(model: LanguageModel, group: Group) -> None:
     ids = np.random.default_rng(2).integers(0, int(text_config(model.module).vocab_size), n)
     (score,) = model.score([Sample(ids[:1], ids[1:])])
     group.check_close("the scores of a short input", np.nan_to_num(score.nll), model.dtype)
-    # Logits are gathered, and the same for all even where sums are missing; what they are made of would differ.
+    # Logits are gathered, and so the same for all even if sums are missing; hidden states would differ.
     with torch.inference_mode():
         ids_BL = torch.as_tensor(ids, device=model.device)[None]
         states = model.module(input_ids=ids_BL, use_cache=False, output_hidden_states=True).hidden_states
     group.check_close("the states of a short input", states[-1][0, -1, :64].float().cpu().numpy(), model.dtype)
-
-
-def _fingerprint(files: list[Path], group: Group | None = None) -> str:
-    """Return a hash of names and contents; large files are read side by side, and shared out in a group."""
-
-    def digest(file: Path) -> bytes:
-        # Files of the hub's cache are links to blobs that are named by their hash.
-        blob = file.resolve().name
-        if file.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob):
-            return bytes.fromhex(blob)
-        with file.open("rb") as stream:
-            return hashlib.file_digest(stream, "sha256").digest()
-
-    member, n = (group.member, group.size) if group else (0, 1)
-    with ThreadPoolExecutor(8) as pool:
-        own = [content.hex() for content in pool.map(digest, files[member::n])]
-    shares = [text.split() for text in group.gathered(" ".join(own))] if group else [own]
-    total = hashlib.sha256()
-    for number, file in enumerate(files):
-        total.update(file.name.encode() + bytes.fromhex(shares[number % n][number // n]))
-    return total.hexdigest()[:16]

@@ -10,7 +10,7 @@ from conftest import VOCAB_SIZE, tiny_config, tiny_module
 from references import hope_logit, nope_logit, rope_logit
 
 import hope_eval
-from hope_eval import zoo
+from hope_eval import api, zoo
 from hope_eval.encodings import (
     EncodingSpec,
     Geometry,
@@ -371,6 +371,7 @@ def test_a_class_does_not_inherit_the_style_of_the_encoding_it_derives_from(tmp_
 
 
 def test_public_names_are_there():
+    assert {*hope_eval.__all__} == {*api.__all__, "__version__"}
     for name in hope_eval.__all__:
         assert getattr(hope_eval, name) is not None
     with pytest.raises(AttributeError):

@@ -106,7 +106,7 @@ def test_gguf(tmp_path, checkpoint):
 
     path = tmp_path / "tiny.gguf"
     path.write_bytes(b"not a gguf")
-    with pytest.raises(CheckpointError, match="is no GGUF file"):
+    with pytest.raises(CheckpointError, match="is not a GGUF file"):
         load(str(path))
     module = tiny_module()
     write_gguf(gguf, path, module)
@@ -283,5 +283,5 @@ def test_a_loader_of_ones_own(tmp_path):
     for name, message in (("nothing", "no function"), ("broken", "returned int")):
         with pytest.raises(CheckpointError, match=message):
             load("big", loader=f"{file}:{name}", device="cpu")
-    with pytest.raises(CheckpointError, match="names no file"):
+    with pytest.raises(CheckpointError, match="does not name a file"):
         load("big", loader="nowhere.py:load", device="cpu")
