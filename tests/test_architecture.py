@@ -1,6 +1,7 @@
 """The rules of the house that a machine can check."""
 
 import ast
+import graphlib
 import sys
 from pathlib import Path
 
@@ -109,6 +110,28 @@ MOST_MODULES_AT_THE_ROOT = 10
 
 def test_few_modules_stand_at_the_root():
     assert len([path for path in SOURCES if path.parent == ROOT]) <= MOST_MODULES_AT_THE_ROOT
+
+
+def module_name(path: Path) -> str:
+    parts = ["hope_eval", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    modules = {module_name(path): path for path in SOURCES}
+    graph = {}
+    for name, path in modules.items():
+        graph[name] = set()
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Import):
+                graph[name] |= {alias.name for alias in node.names} & modules.keys()
+            elif isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    imported = f"{node.module}.{alias.name}"
+                    graph[name] |= {imported if imported in modules else node.module} & modules.keys()
+        graph[name].discard(name)
+    # It raises CycleError, which names the modules of a circle.
+    assert len(list(graphlib.TopologicalSorter(graph).static_order())) == len(modules)
 
 
 def test_no_test_file_imports_another():
