@@ -6,7 +6,6 @@ import shlex
 from pathlib import Path
 
 import pytest
-import torch
 from commands import hope_eval
 from conftest import committed, story, tiny_module
 from transformers import AutoTokenizer
@@ -14,7 +13,6 @@ from transformers import AutoTokenizer
 import hope_eval as package
 from hope_eval import zoo
 from hope_eval.encodings import encoding_names
-from hope_eval.model.attach import attach
 from hope_eval.protocols import protocol_names
 
 ROOT = Path(package.__file__).parent.parent
@@ -70,7 +68,7 @@ def test_every_command_of_the_readme_runs(command, folder, monkeypatch):
 
 
 def test_the_readme_lists_exactly_the_encodings_there_are():
-    table = README.split("## Position encodings")[1].split("The rotary ones")[0]
+    table = README.split("## Position encodings")[1].split("\n## ")[0]
     assert sorted(re.findall(r"^\| `(\w+)`", table, re.MULTILINE)) == encoding_names()
 
 
@@ -87,13 +85,29 @@ def test_the_readme_names_every_module():
             assert name in tree, path
 
 
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "tasks/README.md",
+    *(f"docs/{path.name}" for path in (ROOT / "docs").glob("*.md")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_paths_of_a_page_lead_somewhere(page):
+    text = (ROOT / page).read_text("utf-8")
+    links = [link.split("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", text) if not link.startswith(("http", "#"))]
+    missing = [link for link in links if link and not (ROOT / page).parent.joinpath(link).exists()]
+    # In code: `hope_eval/runs/store.py`, `model/kernels/`. Files of users are `my/…`.
+    names = re.findall(r"`((?:\w+/)+(?:\w+\.\w+)?)`", text)
+    roots = (ROOT, ROOT / "hope_eval", ROOT / "results")
+    missing += [name for name in names if not any((root / name).exists() for root in roots)]
+    assert not [name for name in missing if not name.startswith("my/")]
+
+
 def test_the_readme_is_short_enough_to_be_read():
     assert len(README.splitlines()) <= 150
 
 
-def test_the_example_of_an_encoding_works(tmp_path):
-    (example,) = re.findall(r'```python\n(""".*?)```', CONTRIBUTING, re.DOTALL)
-    file = tmp_path / "fastest.py"
-    file.write_text(example)
-    model = attach(tiny_module(), f"{file}:fraction=0.5")
-    assert torch.count_nonzero(model.model.rotary_emb.inv_freq) == 4
+def test_contributing_is_short_enough_to_be_read():
+    assert len(CONTRIBUTING.splitlines()) <= 120
