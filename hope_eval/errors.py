@@ -1,19 +1,19 @@
-"""What a user can do wrong, as exceptions. Our own mistakes are asserts.
+"""Mistakes of users, as exceptions. Our own mistakes are asserts.
 
     HopeEvalError
-    ├── CheckpointError       a checkpoint that is not there, not whole, or not one
-    ├── ComparisonError       runs that do not belong into one table
-    ├── ContextTooShortError  a length that a task cannot be put into
+    ├── CheckpointError       a checkpoint that is missing, incomplete, or not a checkpoint
+    ├── ComparisonError       runs that cannot be compared
+    ├── ContextTooShortError  a length that is too short for a task
     ├── CorpusError           a text that cannot be read, or is too short
     ├── EncodingError         an encoding that is unknown, or does not fit the model
     ├── LengthError           a length that is malformed, or that the model cannot read
     ├── MissingPackageError   an optional package that is not installed
-    ├── OptionError           an option whose value does not fit the others
-    ├── StoreError            results that cannot be written, read, or derived from
+    ├── OptionError           an option that is not valid, or that does not fit the others
+    ├── StoreError            results that cannot be written or read, or that lack what is asked for
     ├── TaskError             a task that is unknown, or that a tokenizer cannot express
-    └── TrainingError         a training that cannot start, or go on
+    └── TrainingError         a training that cannot start or resume
 
-Each message says what was asked, with its value, and what is allowed; `hint` says what to do about it.
+Each message says what was asked, with its value, and what is allowed; `hint` says what to do.
 """
 
 import difflib
@@ -23,7 +23,7 @@ from types import ModuleType
 
 
 class HopeEvalError(Exception):
-    """A mistake that the user can mend: a message and a hint.
+    """A mistake that the user can correct: a message and a hint.
 
     The command line prints both and exits with 1; a traceback is never shown for it.
     """
@@ -38,21 +38,21 @@ class HopeEvalError(Exception):
 
 
 class CheckpointError(HopeEvalError):
-    """A checkpoint that is not there, not whole, or not one."""
+    """A checkpoint that is missing, incomplete, or not a checkpoint."""
 
 
 class ComparisonError(HopeEvalError):
-    """Runs that do not belong into one table."""
+    """Runs that cannot be compared."""
 
 
 class ContextTooShortError(HopeEvalError):
-    """A length that a task cannot be put into.
+    """A length that is too short for a task.
 
-    needed: tokens that it takes at least.
+    needed: the fewest tokens that the task needs.
     """
 
     def __init__(self, task: str, length: int, needed: int) -> None:
-        super().__init__(f"`{task}` needs at least {needed} tokens of context, got {length}", "ask for longer ones")
+        super().__init__(f"`{task}` needs at least {needed} tokens of context, got {length}", "give a longer length")
         self.needed = needed
 
 
@@ -73,11 +73,11 @@ class MissingPackageError(HopeEvalError):
 
 
 class OptionError(HopeEvalError):
-    """An option whose value does not fit the others."""
+    """An option that is not valid, or that does not fit the others."""
 
 
 class StoreError(HopeEvalError):
-    """Results that cannot be written, read, or derived from."""
+    """Results that cannot be written or read, or that lack what is asked for."""
 
 
 class TaskError(HopeEvalError):
@@ -85,11 +85,11 @@ class TaskError(HopeEvalError):
 
 
 class TrainingError(HopeEvalError):
-    """A training that cannot start, or go on."""
+    """A training that cannot start or resume."""
 
 
 def did_you_mean(name: str, known: Iterable[str], lists_all: str) -> str:
-    """Return the hint for an unknown name: the closest known one, and the command that lists them all."""
+    """The hint for an unknown name: the closest known name, and the command that lists all."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean `{close[0]}`? {lists_all}" if close else lists_all
 

@@ -1,6 +1,6 @@
 """Lengths in tokens, as people write them: `512`, `4k` (4,096), `2k,8k,32k`, `1m`; and amounts: `100M` (10^8).
 
-Lengths may also be given in training lengths, `1x,2x,4x`: `resolved` makes tokens of them, for one model.
+Lengths may also be multiples of the training length, `1x,2x,4x`: `resolved` gives their tokens for one model.
 """
 
 import re
@@ -14,7 +14,7 @@ _UNITS = {"m": 1 << 20, "k": 1 << 10, "": 1}
 
 @dataclass(frozen=True, order=True)
 class Times:
-    """A length in training lengths: `2x`."""
+    """A length as a multiple of the training length: `2x`."""
 
     factor: float
 
@@ -24,14 +24,14 @@ class Times:
 
 Lengths = tuple[int, ...] | tuple[Times, ...]
 
-# Where nobody asks for others.
+# Lengths of a command without --lengths.
 DEFAULT: tuple[Times, ...] = (Times(0.5), Times(1), Times(2), Times(4))
 
 
 def parse_lengths(text: str) -> Lengths:
     """Read ascending lengths, `2k,8k,32k`, or `1x,2x,4x`.
 
-    Raises LengthError for what is no length, is below 2, does not ascend, or mixes the two kinds.
+    Raises LengthError for a text that is not a length, for lengths below 2 or out of order, and for both kinds at once.
     """
     parts = text.split(",")
     relative = [re.fullmatch(r"(\d+(?:\.\d+)?)x", part.strip().lower()) for part in parts]
@@ -39,8 +39,8 @@ def parse_lengths(text: str) -> Lengths:
         raise LengthError(f"`{text}` mixes tokens and training lengths", "write 2k,8k or 1x,4x")
     if all(relative):
         times = tuple(Times(float(match[1])) for match in relative if match)
-        if not all(one.factor for one in times):
-            raise LengthError(f"`{text}`: no length is 0", "--lengths 1x,2x")
+        if not all(length.factor for length in times):
+            raise LengthError(f"`{text}`: 0x is not a valid length", "--lengths 1x,2x")
         _check_ascending(times)
         return times
     lengths = tuple(parse_length(part) for part in parts)
@@ -60,9 +60,9 @@ def _check_ascending(lengths: Lengths) -> None:
 
 
 def resolved(lengths: Lengths, train_length: int | None) -> tuple[int, ...]:
-    """Return lengths in tokens, for a model that was trained at `train_length`.
+    """Lengths in tokens, for a model that was trained at `train_length`.
 
-    Raises LengthError for lengths in training lengths if nothing tells that one.
+    Raises LengthError for multiples of a training length that is not known.
     """
     tokens = []
     for length in lengths:
@@ -70,7 +70,7 @@ def resolved(lengths: Lengths, train_length: int | None) -> tuple[int, ...]:
             tokens.append(length)
         elif train_length is None:
             raise LengthError(
-                "nothing tells the training length of the model", "give --lengths in tokens, such as --lengths 2k,8k"
+                "the training length of the model is not known", "give --lengths in tokens, such as --lengths 2k,8k"
             )
         else:
             tokens.append(max(2, round(length.factor * train_length)))
@@ -81,26 +81,28 @@ def parse_length(text: str) -> int:
     """Read one length, `8k`."""
     match = re.fullmatch(r"(\d+)([km]?)", text.strip().lower())
     if not match:
-        raise LengthError(f"`{text}` is no length", "write 512 or 4k; several as 2k,8k,32k")
+        raise LengthError(f"`{text}` is not a valid length", "write 512 or 4k; several as 2k,8k,32k")
     length = int(match[1]) * _UNITS[match[2]]
     if length < 2:
-        raise LengthError(f"a length is at least 2 tokens, one to read and one to score; got {length}", "--lengths 512")
+        raise LengthError(
+            f"a length must be at least 2 tokens, one to read and one to score; got {length}", "--lengths 512"
+        )
     return length
 
 
 def parse_count(text: str) -> int:
-    """Read a number of tokens, `100M`: k, M and B are powers of ten here.
+    """Read a number of tokens, `100M`: here k, M and B are powers of ten.
 
-    Raises LengthError for what is none.
+    Raises LengthError for a text that is not a number of tokens.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text.strip().lower().replace("_", ""))
     if not match or not float(match[1]):
-        raise LengthError(f"`{text}` is no number of tokens", "write 500k, 100M or 1.5B")
+        raise LengthError(f"`{text}` is not a valid number of tokens", "write 500k, 100M or 1.5B")
     return round(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2]])
 
 
 def short_length(length: int) -> str:
-    """Return 4096 as 4k, and what is no round number as it is."""
+    """A length in short: 4096 as 4k, 4095 as 4095."""
     for letter, unit in _UNITS.items():
         if length >= unit and length % unit == 0:
             return f"{length // unit}{letter}"
@@ -108,5 +110,5 @@ def short_length(length: int) -> str:
 
 
 def lengths_text(lengths: Lengths) -> str:
-    """Return lengths as they are given on a command line: `2k,8k`, `1x,2x`."""
-    return ",".join(short_length(one) if isinstance(one, int) else str(one) for one in lengths)
+    """Lengths as they are given on a command line: `2k,8k`, `1x,2x`."""
+    return ",".join(short_length(length) if isinstance(length, int) else str(length) for length in lengths)

@@ -142,7 +142,7 @@ def test_default_lengths_follow_the_training_length(ppl):
     [
         (["--lengths", "64,32"], "lengths must ascend", "--lengths 32,64"),
         (["--lengths", "1"], "at least 2", "--lengths"),
-        (["--lengths", "many"], "`many` is no length", "2k,8k"),
+        (["--lengths", "many"], "`many` is not a valid length", "2k,8k"),
         (["--encoding", "hoep"], "no position encoding is called `hoep`", "did you mean `hope`"),
         (["--model", "no/such/folder"], "no checkpoint at", "give a folder"),
         (["--data", "nowhere.txt"], "no text at", "--data"),

@@ -288,12 +288,12 @@ def test_too_few_processes_are_told_the_command_that_starts_enough(words, tmp_pa
     command = ("ppl", "--model", words, "--lengths", "32", "--out", tmp_path, "--device", "cpu")
     monkeypatch.setattr("sys.argv", ["hope-eval", *map(str, command)])
     told = hope_eval(*command, "--tensor-parallel", "2", code=1).stderr
-    assert "--tensor-parallel 2 needs a multiple of 2 processes, and there is 1" in told
+    assert "--tensor-parallel 2 needs a multiple of 2 processes, got 1" in told
     assert "hint: torchrun --nproc-per-node 2 -m hope_eval ppl --model" in told
     monkeypatch.setenv("WORLD_SIZE", "6")
     monkeypatch.setenv("HOPE_EVAL_WATCHED_BY", "")
     told = hope_eval(*command, "--tensor-parallel", "4", code=1).stderr
-    assert "needs a multiple of 4 processes, and there are 6" in told
+    assert "needs a multiple of 4 processes, got 6" in told
     assert "--nproc-per-node 8" in told
 
 

@@ -218,7 +218,7 @@ def test_rows_made_by_many_processes_are_the_same(tmp_path, work, monkeypatch):
         (["hope", "--train-length", "6"], "leaves `hope` no pair to rotate", "at least 7"),
         (["roep"], "no position encoding is called `roep`", "`rope`"),
         (["rope", "--data", "nowhere.txt"], "no text at `nowhere.txt`", "--data"),
-        (["rope", "--tokens", "many"], "`many` is no number of tokens", "100M"),
+        (["rope", "--tokens", "many"], "`many` is not a valid number of tokens", "100M"),
         (["rope", "--seed", "one"], "not a list of whole numbers", "0,1,2"),
         (["rope", "--tokens", "100B"], "take 279.4 GiB", "--out"),
         (["rope", "--device", "abacus"], "the device `abacus` cannot be used", "--device auto"),
