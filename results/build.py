@@ -20,9 +20,9 @@ from typing import Any
 import pandas
 from rich.console import Console
 
-from hope_eval.analysis import compare as comparison
+from hope_eval.analysis import compare
 from hope_eval.analysis.rows import BY
-from hope_eval.show import comparison as compared
+from hope_eval.show import comparison_tables
 from hope_eval.show.tables import draw
 
 HERE = Path(__file__).parent
@@ -69,7 +69,7 @@ class Summary:
             name: frame[
                 [all(str(row[key]) in value.split("|") for key, value in wanted.items() if key in row) for row in rows]
             ]
-            if (rows := compared.rows_of(frame))
+            if (rows := comparison_tables.rows_of(frame))
             else frame
             for name, frame in self._frames.items()
         }
@@ -90,29 +90,29 @@ def main() -> None:
     given = parser.parse_args()
     if given.add:
         path = HERE / f"{given.add}.json"
-        tables = comparison.tables_of(comparison.opened(given.runs, print), given.by == "encoding", warn=print)
-        found = comparison.compare(tables, by=given.by, baseline=given.baseline)
-        compared.write(path, summarised(found))
+        tables = compare.tables_of(compare.opened(given.runs, print), given.by == "encoding", warn=print)
+        comparison = compare.compare(tables, by=given.by, baseline=given.baseline)
+        comparison_tables.write(path, summarised(comparison))
         print(path)
-    compared.write(HERE / "README.md", readme())
+    comparison_tables.write(HERE / "README.md", readme())
 
 
-def summarised(found: comparison.Comparison) -> str:
+def summarised(comparison: compare.Comparison) -> str:
     """Return a comparison as a summary, one row a line."""
-    frames = {name: found.frame(name)[names.split()] for name, names in _KEPT.items()}
+    frames = {name: comparison.frame(name)[names.split()] for name, names in _KEPT.items()}
     scores = frames["scores"]
     kept = scores.metric.isin(["nll", "floor", "ceiling", "first_error"]) | scores.metric.str.startswith("error_")
     frames["scores"] = scores[scores.headline.astype(bool) | kept]
-    parts = [f' "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in _facts(found).items()]
+    parts = [f' "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in _facts(comparison).items()]
     for name, frame in frames.items():
         rows = ",\n   ".join(json.dumps([_rounded(value) for value in row]) for row in frame.itertuples(index=False))
         parts.append(f' "{name}": {{\n  "columns": {json.dumps(list(frame))},\n  "data": [\n   {rows}\n  ]\n }}')
     return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
-def _facts(found: comparison.Comparison) -> dict[str, Any]:
+def _facts(comparison: compare.Comparison) -> dict[str, Any]:
     groups: dict[str, dict[str, Any]] = {}
-    for run in found.runs:
+    for run in comparison.runs:
         shared = {key: run[key] for key in _SHARED}
         one = groups.setdefault(
             json.dumps(shared, sort_keys=True),
@@ -123,8 +123,8 @@ def _facts(found: comparison.Comparison) -> dict[str, Any]:
         one["models"][f"{run['model']} {run['encoding']}"] = run["fingerprint"]
         one["commands"] += [command for command in run["command"].split("\n") if command not in one["commands"]]
     # A line about models, and their runs, is said once for each in `runs`.
-    notes = [note for note in found.notes if not re.match(r"runs? ", note) and "training length " not in note]
-    return {"baseline": found.baseline, "notes": notes, "runs": list(groups.values())}
+    notes = [note for note in comparison.notes if not re.match(r"runs? ", note) and "training length " not in note]
+    return {"baseline": comparison.baseline, "notes": notes, "runs": list(groups.values())}
 
 
 def _rounded(value: Any) -> Any:
@@ -149,7 +149,7 @@ def _part(name: str, kind: str, filters: str) -> str:
         return "".join(f"{line}\n" for line in _provenance(summary))
     stream = StringIO()
     console = Console(file=stream, width=10_000)
-    for block in compared.blocks(summary, (kind,)):
+    for block in comparison_tables.blocks(summary, (kind,)):
         draw(block.grid, "markdown", (), console)
         stream.write("\n")
     return stream.getvalue()[:-1]

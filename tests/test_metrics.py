@@ -10,11 +10,12 @@ from hope_eval.analysis import answers
 from hope_eval.analysis.compare import compare
 from hope_eval.analysis.differences import differences
 from hope_eval.analysis.intervals import Clusters, difference
+from hope_eval.analysis.rows import FRAMES
 from hope_eval.errors import OptionError
 from hope_eval.metrics import Metric, interval_way, is_share, metric_of, ordered
 from hope_eval.runs.store import RunStore
 from hope_eval.show import plots, report
-from hope_eval.show.comparison import blocks
+from hope_eval.show.comparison_tables import blocks
 from hope_eval.show.figures.rows import interval_of, records
 from hope_eval.show.tables import grid
 
@@ -72,10 +73,8 @@ def test_a_metric_of_ones_own_is_compared_drawn_and_reported(tmp_path):
     assert [names for names, _ in content.lines] == [("hope", "brief brevity")]
     plots.draw("accuracy", comparison.scores, tmp_path / "a.svg")
     assert "Brevity against length" in (tmp_path / "a.svg").read_text()
-    page = report.render(
-        scores=comparison.frame("scores"), differences=comparison.frame("differences"), reach=comparison.frame("reach"),
-        wins=comparison.frame("wins"), runs=comparison.runs, notes=comparison.notes, title="mine",
-    )  # fmt: skip
+    frames = {name: comparison.frame(name) for name in FRAMES}
+    page = report.render(report.Content(**frames, runs=comparison.runs, notes=comparison.notes, title="mine"))
     assert "a metric of the task or protocol itself" in page
 
 

@@ -12,7 +12,7 @@ from frames import frame, row
 import hope_eval as package
 from hope_eval.analysis import perplexity
 from hope_eval.analysis.differences import differences
-from hope_eval.analysis.reach import reach
+from hope_eval.analysis.reach import effective_lengths
 from hope_eval.evaluation.suites import parse_measure
 from hope_eval.protocols import protocol_names
 
@@ -91,7 +91,7 @@ def test_a_summary_shows_what_the_comparison_does(build, tmp_path, monkeypatch):
         runs = (run | {"command": "hope-eval x", "started": "2026-01-01T00"},) * 2
 
         def frame(self, name):
-            return {"scores": scores, "differences": against, "reach": reach(scores, against)}[name]
+            return {"scores": scores, "differences": against, "reach": effective_lengths(scores, against)}[name]
 
     content = json.loads(build.summarised(Found()))
     assert content["notes"] == ["a fact"]

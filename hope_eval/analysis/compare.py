@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hope_eval.analysis import answers, perplexity
-from hope_eval.analysis import differences as contrasts
-from hope_eval.analysis import reach as far
+from hope_eval.analysis.differences import best, compared_rows, differences, win_probabilities
+from hope_eval.analysis.reach import effective_lengths
 from hope_eval.analysis.rows import INTERNAL, PILLARS, Row, RunTable, by_seed, joint_notes, subject
 from hope_eval.errors import ComparisonError, OptionError, StoreError, did_you_mean
 from hope_eval.lengths import short_length
@@ -59,17 +59,17 @@ class Comparison:
     @cached_property
     def differences(self) -> "DataFrame":
         """Every line against the baseline, paired by context, in every column."""
-        return contrasts.differences(self.scores, self.baseline)
+        return differences(self.scores, self.baseline)
 
     @cached_property
     def reach(self) -> "DataFrame":
         """How far each line reads, under each definition."""
-        return far.reach(self.scores, self.differences)
+        return effective_lengths(self.scores, self.differences)
 
     @cached_property
     def wins(self) -> "DataFrame":
         """How probably each line is better than each other."""
-        return contrasts.wins(self.scores)
+        return win_probabilities(self.scores)
 
     def frame(self, name: str) -> "DataFrame":
         """Return one of FRAMES, without what is of use in memory only."""
@@ -207,7 +207,7 @@ def compare(
             scores[column] = None
     names = list(dict.fromkeys(scores.line))
     chosen = "" if len(names) == 1 else _baseline(scores, names, baseline)
-    scores["best"] = contrasts.best(scores) if by != "task" else False
+    scores["best"] = best(scores) if by != "task" else False
     used = set(scores.run)
     notes = joint_notes([table for table in tables if " ".join(store.id for store in table.stores) in used])
     runs = [
@@ -301,7 +301,7 @@ def _on_tokenizers(scores: "DataFrame") -> list[str]:
 
 
 def _on_numbers(scores: "DataFrame") -> list[str]:
-    shown = contrasts.compared_rows(scores[scores.status == "ok"])
+    shown = compared_rows(scores[scores.status == "ok"])
     numbers = shown.groupby(["section", "task", "metric", "column"], sort=False).n.nunique()
     if not (numbers > 1).any():
         return []

@@ -107,7 +107,7 @@ def best(scores: "DataFrame") -> "Series[bool]":
     return marks
 
 
-def wins(scores: "DataFrame") -> "DataFrame":
+def win_probabilities(scores: "DataFrame") -> "DataFrame":
     """Return how probably each line is better than each other, on the mean over the columns that both have.
 
     The share of draws of the same contexts in which it is; ties count half. Where columns, or lines, have different

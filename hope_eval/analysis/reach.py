@@ -45,12 +45,15 @@ _CANNOT = ("-", "nan")
 
 _SIGNS = {">=": "≥", "<=": "≤"}
 
+# The one definition that is no length: it is in the unit of its metric.
+AREA = "area"
+
 DEFINITIONS = {
     "ppl": "last position bucket within 0.05 nats of the best bucket of the training window",
     "relative": "greatest length with at least 85 % of the score at the shortest (above chance), all shorter ones too",
     "ci": "the same by the lower limit of the intervals; high: by the upper limit",
     "half": "where the score has fallen half way from ceiling to floor (isotonic fit)",
-    "area": "mean over log2(length / training length), in the metric's unit, over the lengths that all lines share",
+    AREA: "mean over log2(length / training length), in the metric's unit, over the lengths that all lines share",
     "useful": "last context at which the same tokens are distinguishably likelier than with every shorter one",
     "breaking": "first context at which they are distinguishably less likely than with a shorter one",
 }
@@ -84,7 +87,7 @@ class _Curve:
         return f"not above chance at {short_length(self.lengths[0])}" if above.any() else "not above chance"
 
 
-def reach(scores: "DataFrame", differences: "DataFrame") -> "DataFrame":
+def effective_lengths(scores: "DataFrame", differences: "DataFrame") -> "DataFrame":
     """Return how far each line reads, by task and definition, beside its difference from the baseline in the window."""
     import pandas
 
@@ -112,7 +115,7 @@ def reach(scores: "DataFrame", differences: "DataFrame") -> "DataFrame":
                         "definition": definition,
                         "train_length": curve.train_length,
                         **extent,
-                        "ratio": math.nan if definition == "area" else ratio,
+                        "ratio": math.nan if definition == AREA else ratio,
                         **parity,
                     }
                 )
@@ -194,7 +197,7 @@ def _extents(metric: str, curve: _Curve, rows: "DataFrame") -> list[tuple[str, d
     axis, is_loss = rows.axis.iloc[0], metric_of(metric).lower_is_better
     if axis == "context" and is_loss:
         return _useful_and_breaking(rows, metric)
-    area = ("area", _area(curve, float(metric_of(metric).sign)))
+    area = (AREA, _area(curve, float(metric_of(metric).sign)))
     if axis == "position" and is_loss:
         return [("ppl", _by_bucket(curve)), area]
     if is_loss or axis != "length":
@@ -367,7 +370,7 @@ def worded(extent: Any) -> tuple[str, str]:
     """Return an effective length as people write it, and its interval: `>= 2k`, `[1k, 2k]`; `at chance`."""
     if math.isnan(extent.value):
         return str(extent.censored), ""
-    if extent.definition == "area":
+    if extent.definition == AREA:
         return f"{extent.value:.3f}", f"[{extent.low:.3f}, {extent.high:.3f}]"
     mark = f"{_SIGNS.get(extent.censored, extent.censored)} " if extent.censored else ""
     value = f"{mark}{short_length(round(extent.value))}"

@@ -44,17 +44,19 @@ def compare(
 
     A column holds what was measured alike: runs that differ in protocol, task version, texts or samples are refused.
     """
-    from hope_eval.show import comparison as compared
+    from hope_eval.show import comparison_tables
 
-    if out is not None and form is None and out.suffix not in compared.SUFFIXES:
-        raise OptionError(f"`{out}` has no ending that tells its format", f"one of {', '.join(compared.SUFFIXES)}")
-    form = form or (compared.SUFFIXES[out.suffix] if out else "table")
+    if out is not None and form is None and out.suffix not in comparison_tables.SUFFIXES:
+        raise OptionError(
+            f"`{out}` has no ending that tells its format", f"one of {', '.join(comparison_tables.SUFFIXES)}"
+        )
+    form = form or (comparison_tables.SUFFIXES[out.suffix] if out else "table")
     if form == "parquet" and out is None:
         raise OptionError("parquet needs a file", "--out scores.parquet")
-    comparison = options.compared(by=by, **rest)
+    comparison = options.comparison_of(by=by, **rest)
     content = _content(comparison, form, show, wide, by == "task")
     if out is not None:
-        compared.write(out, content)
+        comparison_tables.write(out, content)
         click.echo(out)
     elif isinstance(content, str):
         click.echo(content, nl=False)
@@ -64,7 +66,7 @@ def compare(
 
 
 def _content(comparison: "Comparison", form: str, show: tuple[str, ...], wide: bool, by_task: bool) -> str | bytes:
-    from hope_eval.show import comparison as compared
+    from hope_eval.show import comparison_tables
     from hope_eval.show.tables import plain_console
 
     if wide and form not in ("csv", "parquet"):
@@ -73,7 +75,7 @@ def _content(comparison: "Comparison", form: str, show: tuple[str, ...], wide: b
         if len(show) > 1:
             raise OptionError(f"{form} holds one table", "give --show once, or --format json, which holds all")
         frame = comparison.frame(show[0] if show else "scores")
-        frame = compared.wide(frame) if wide else frame
+        frame = comparison_tables.wide(frame) if wide else frame
         if form == "csv":
             return frame.to_csv(index=False)
         buffer = io.BytesIO()
@@ -81,9 +83,11 @@ def _content(comparison: "Comparison", form: str, show: tuple[str, ...], wide: b
         return buffer.getvalue()
     if form == "json":
         frames = {name: comparison.frame(name) for name in show or FRAMES}
-        return compared.as_json(frames, comparison.notes, comparison.runs, comparison.baseline)
+        return comparison_tables.as_json(frames, comparison.notes, comparison.runs, comparison.baseline)
     chosen = show or (("scores", "reach") if by_task else ("scores", "differences", "reach"))
     console = plain_console()
     with console.capture() as captured:
-        compared.draw_all(compared.blocks(comparison, chosen, by_task), comparison.notes, form, console)
+        comparison_tables.draw_all(
+            comparison_tables.blocks(comparison, chosen, by_task), comparison.notes, form, console
+        )
     return captured.get()

@@ -381,7 +381,7 @@ runs = _stack(
 )
 
 
-def compared(
+def comparison_of(
     runs: tuple[Path, ...],
     by: str,
     baseline: str | None,
@@ -394,18 +394,18 @@ def compared(
 
     by_fact: a fact of the questions that tasks are broken down by too, where they have it.
     """
-    from hope_eval.analysis import compare as comparison
+    from hope_eval.analysis import compare
 
     def warn(text: str) -> None:
         click.echo(text, err=True)
 
-    stores = comparison.opened(runs or (RUNS,), warn)
-    tables = comparison.tables_of(stores, by == "encoding", by_fact, warn)
-    outcome = comparison.compare(tables, by=by, baseline=baseline, columns=columns, tasks=tasks, force=force)
-    for note in outcome.notes:
+    stores = compare.opened(runs or (RUNS,), warn)
+    tables = compare.tables_of(stores, by == "encoding", by_fact, warn)
+    comparison = compare.compare(tables, by=by, baseline=baseline, columns=columns, tasks=tasks, force=force)
+    for note in comparison.notes:
         if note.startswith(("forced: ", "left out: ")):
             warn(note)
-    return outcome
+    return comparison
 
 
 def at_distances(task: "Task", distances: Sequence[int] | None) -> list["Task"]:

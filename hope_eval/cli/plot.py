@@ -47,7 +47,7 @@ def plot(
         raise OptionError(
             "a sketch on the terminal has no --kind or --metric", "--out figure.png draws what is asked for"
         )
-    comparison = options.compared(**rest, by_fact="depth" if kind == "heatmap" else "")
+    comparison = options.comparison_of(**rest, by_fact="depth" if kind == "heatmap" else "")
     frame = _of_section(comparison.scores, section)
     if out is None:
         from hope_eval.show.sparklines import sparklines

@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from hope_eval.analysis.rows import FRAMES
 from hope_eval.cli import options
 from hope_eval.errors import OptionError
 
@@ -28,16 +29,9 @@ def report(title: str | None, out: Path, **rest: Any) -> None:
 
     if out.suffix not in (".html", ".htm"):
         raise OptionError(f"a report is a page, got `{out}`", f"--out {out.with_suffix('.html')}")
-    comparison = options.compared(**rest, by_fact="depth")
+    comparison = options.comparison_of(**rest, by_fact="depth")
     lines = list(dict.fromkeys(comparison.scores.line))
-    page.write(
-        out,
-        scores=comparison.frame("scores"),
-        differences=comparison.frame("differences"),
-        reach=comparison.frame("reach"),
-        wins=comparison.frame("wins"),
-        runs=comparison.runs,
-        notes=comparison.notes,
-        title=title or (" and ".join(lines) if len(lines) < 3 else f"{lines[0]} and {len(lines) - 1} others"),
-    )
+    names = " and ".join(lines) if len(lines) < 3 else f"{lines[0]} and {len(lines) - 1} others"
+    frames = {name: comparison.frame(name) for name in FRAMES}
+    page.write(out, page.Content(**frames, runs=comparison.runs, notes=comparison.notes, title=title or names))
     click.echo(out)

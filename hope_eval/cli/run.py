@@ -34,9 +34,9 @@ def run(
 
     --lengths and --samples replace those of the suite. The tables are those of `hope-eval compare` on the runs.
     """
-    from hope_eval.analysis import compare as comparison
+    from hope_eval.analysis.compare import compare
     from hope_eval.evaluation.suites import suite_named
-    from hope_eval.show import comparison as compared
+    from hope_eval.show import comparison_tables
     from hope_eval.show.tables import plain_console
 
     chosen = suite_named(suite)
@@ -46,9 +46,9 @@ def run(
     if run.form in ("csv", "json"):
         show(tables, run.form)
         return
-    outcome = comparison.compare(tables)
-    blocks = compared.blocks(outcome, ("scores", "differences", "reach"))
-    compared.draw_all(blocks, outcome.notes, run.form, plain_console())
+    comparison = compare(tables)
+    blocks = comparison_tables.blocks(comparison, ("scores", "differences", "reach"))
+    comparison_tables.draw_all(blocks, comparison.notes, run.form, plain_console())
     if run.form == "table":
         out = run.out
         click.echo(f"\nmore: hope-eval compare {out}\nhope-eval report {out} --out report.html", err=True)

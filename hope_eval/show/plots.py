@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hope_eval.errors import OptionError, did_you_mean
-from hope_eval.show import comparison as compared
+from hope_eval.show import comparison_tables
 from hope_eval.show.figures.copying import errors
 from hope_eval.show.figures.curves import accuracy, curve, gain
 from hope_eval.show.figures.forest import difference
@@ -55,7 +55,7 @@ def draw(kind: str, frame: "DataFrame", path: Path, **options: Any) -> None:
     if suffix not in SUFFIXES:
         asked = f"a figure is a {', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}, got `{path.name}`"
         raise OptionError(asked, f"{path.with_suffix('.pdf')} for a paper, .svg for a page, .png for anything")
-    compared.write(path, _as_bytes(KINDS[kind](frame, **options), suffix))
+    comparison_tables.write(path, _as_bytes(KINDS[kind](frame, **options), suffix))
 
 
 @in_print

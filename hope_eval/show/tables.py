@@ -1,4 +1,4 @@
-"""Rows as tables: for a terminal, for a paper, for a program.
+"""Rows as tables: for a terminal, a paper or a program.
 
 A row is one number: `{model, encoding, task, protocol, length, label, metric, value, low, high, n, …}`. csv and json
 give all rows as they are; table, markdown and latex put lengths side by side, one line per model and metric:
@@ -46,7 +46,7 @@ BEST = "†"
 
 
 @dataclass(frozen=True)
-class Cell:
+class PrintedNumber:
     """One number as it is printed: `12.34`, `[11.9, 12.8]`, and what marks it.
 
     beyond: it lies beyond the training length.
@@ -72,11 +72,14 @@ class Grid:
     """A table before it is drawn: a cell for every column, in lines that begin with a name for each of the headings.
 
     The last name groups lines: a rule is drawn where it changes.
+
+    across: what columns are, for terminals that are too narrow to have them side by side.
     """
 
     headings: tuple[str, ...]
     columns: list[str]
-    lines: list[tuple[tuple[str, ...], list[Cell]]]
+    lines: list[tuple[tuple[str, ...], list[PrintedNumber]]]
+    across: str = "length"
 
     @property
     def any_beyond(self) -> bool:
@@ -142,7 +145,7 @@ def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
     by_task: lines of one model stand together, rather than those of one metric.
     """
     columns: dict[str, int] = {}
-    lines: dict[tuple[str, ...], dict[str, Cell]] = {}
+    lines: dict[tuple[str, ...], dict[str, PrintedNumber]] = {}
     for row in rows:
         # Rows of one run do not say what a table shows; the metric does.
         if not row.get("headline", metric_of(row["metric"]).shown != "never"):
@@ -163,7 +166,7 @@ def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
         _HEADINGS,
         ordered,
         [
-            ((model, encoding, trained, metric), [line.get(column, Cell("")) for column in ordered])
+            ((model, encoding, trained, metric), [line.get(column, PrintedNumber("")) for column in ordered])
             for (model, encoding, trained, metric, _), line in together
         ],
     )
@@ -183,13 +186,13 @@ def metric_name(row: Mapping[str, Any]) -> str:
     return f"{row['task']} {title}" + (f", {row['slice']}" if row["slice"] else "")
 
 
-def _cell(row: Row) -> Cell:
+def _cell(row: Row) -> PrintedNumber:
     beyond = _is_known(row["train_length"]) and row["length"] > row["train_length"]
     if row["status"] != "ok":
-        return Cell(row["status"], beyond=beyond and row["status"] in ("oom", "nan"))
+        return PrintedNumber(row["status"], beyond=beyond and row["status"] in ("oom", "nan"))
     known = not math.isnan(row["low"])
     interval = f"[{number(row['low'])}, {number(row['high'])}]" if known else ""
-    return Cell(number(row["value"]), interval, beyond, bool(row.get("best")))
+    return PrintedNumber(number(row["value"]), interval, beyond, bool(row.get("best")))
 
 
 def number(value: float) -> str:
@@ -212,7 +215,7 @@ def legend(content: Grid) -> list[str]:
 def _table(*headings: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     for heading in headings:
-        right = heading in ("trained at", "length", "value")
+        right = heading in ("trained at", "length", "value", "definition")
         table.add_column(heading, overflow="fold", no_wrap=heading != "model", justify="right" if right else "left")
     # A long name may be folded, a number may not.
     table.columns[0].min_width = 12
@@ -240,7 +243,7 @@ def _wide_table(content: Grid) -> Table:
 def _long_table(content: Grid) -> Table:
     """Return the table with lengths one below the other, for terminals that are too narrow for the wide one."""
     shown = [at for at, heading in enumerate(content.headings) if heading != "trained at"]
-    table = _table(*(content.headings[at] for at in shown), "length", "value", "interval")
+    table = _table(*(content.headings[at] for at in shown), content.across, "value", "interval")
     for names, cells in content.lines:
         for number, (column, cell) in enumerate(zip(content.columns, cells, strict=True)):
             if cell.value:
@@ -249,11 +252,11 @@ def _long_table(content: Grid) -> Table:
     return table
 
 
-def _rich_value(cell: Cell) -> Text:
+def _rich_value(cell: PrintedNumber) -> Text:
     return Text(cell.marked, style=" ".join(["bold"] * cell.best + ["yellow"] * cell.beyond))
 
 
-def _rich_cell(cell: Cell) -> Text:
+def _rich_cell(cell: PrintedNumber) -> Text:
     text = _rich_value(cell)
     if cell.interval:
         text.append(f"\n{cell.interval}", style="dim not bold")
@@ -273,12 +276,12 @@ def csv_text(rows: Sequence[Row]) -> str:
 
 
 def json_text(rows: Sequence[Row]) -> str:
-    """Return rows as a JSON list; a number that is none (NaN, infinity) is null: JSON has no other word for it."""
-    known = [
+    """Rows as a JSON list; NaN and infinity become null: JSON has no other word."""
+    plain = [
         {key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()}
         for row in clean(rows)
     ]
-    return json.dumps(known, indent=1, ensure_ascii=False) + "\n"
+    return json.dumps(plain, indent=1, ensure_ascii=False) + "\n"
 
 
 def _markdown(content: Grid, notes: Sequence[str]) -> str:
@@ -301,7 +304,7 @@ def _latex(content: Grid, notes: Sequence[str]) -> str:
     def line(cells: Iterable[str]) -> str:
         return " & ".join(cells) + r" \\" + "\n"
 
-    def drawn(cell: Cell) -> str:
+    def drawn(cell: PrintedNumber) -> str:
         mark = "$^{*}$" if cell.beyond else ""
         value = rf"\textbf{{{escaped(cell.value)}}}" if cell.best else escaped(cell.value)
         # Brackets after a line break would be read as its argument.

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from frames import frame, row
 
-from hope_eval.analysis.differences import best, differences, verdict, wins
+from hope_eval.analysis.differences import best, differences, verdict, win_probabilities
 
 RNG = np.random.default_rng(0)
 LEVEL = RNG.normal(3, 1, 30)
@@ -109,17 +109,17 @@ def test_who_wins_and_how_surely():
     rows = [
         line for shift, name in ((0, "rope"), (0.5, "hope")) for line in (nll(name, 256, shift), nll(name, 512, shift))
     ]
-    found = wins(frame(*rows)).set_index(["line", "other"]).probability
+    found = win_probabilities(frame(*rows)).set_index(["line", "other"]).probability
     assert found["rope", "hope"] == 1
     assert found["hope", "rope"] == 0
     even = [row(name, 256, np.random.default_rng(at).normal(3, 1, 50), metric="nll") for at, name in enumerate("ab")]
-    found = wins(frame(*even)).set_index(["line", "other"]).probability
+    found = win_probabilities(frame(*even)).set_index(["line", "other"]).probability
     assert 0.02 < found["a", "b"] < 0.98
     assert found["a", "b"] + found["b", "a"] == pytest.approx(1)
 
 
 def test_a_tie_is_half_a_win():
-    found = wins(frame(nll("rope", 256, 0), nll("hope", 256, 0)))
+    found = win_probabilities(frame(nll("rope", 256, 0), nll("hope", 256, 0)))
     assert set(found.probability) == {0.5}
 
 

@@ -5,14 +5,14 @@ import pytest
 from frames import frame, row
 
 from hope_eval.analysis.differences import differences
-from hope_eval.analysis.reach import reach, worded
+from hope_eval.analysis.reach import effective_lengths, worded
 
 LENGTHS = (128, 256, 512, 1024, 2048, 4096)
 
 
 def far(rows, definition, metric=None):
     scores = frame(*rows)
-    found = reach(scores, differences(scores, scores.line.iloc[0]))
+    found = effective_lengths(scores, differences(scores, scores.line.iloc[0]))
     found = found[found.definition == definition]
     return found[found.metric == metric].iloc[0] if metric else found.iloc[0]
 
@@ -118,7 +118,7 @@ def test_parity_in_the_window_stands_beside_how_far():
     assert found.line == "rope"
     assert found.in_window_verdict == ""
     scores = frame(*buckets("rope", [3.3, 3.0, 4, 5, 5, 5]), *buckets("hope", [3.6, 3.4, 3.4, 3.4, 3.4, 3.4]))
-    table = reach(scores, differences(scores, "rope"))
+    table = effective_lengths(scores, differences(scores, "rope"))
     (mine,) = (one for one in table.itertuples() if one.line == "hope" and one.definition == "ppl")
     assert mine.in_window == pytest.approx(0.4, abs=0.01)
     assert mine.in_window_verdict == "worse"
@@ -187,7 +187,7 @@ def test_context_of_which_no_gain_is_seen_is_not_said_to_be_useless():
 def test_areas_are_over_the_same_lengths():
     rows = [*falling([1, 1, 0, 0, 0, 0]), *({**one, "line": "rope"} for one in falling([1, 1, 0], LENGTHS[:3]))]
     scores = frame(*rows)
-    table = reach(scores, differences(scores, "rope"))
+    table = effective_lengths(scores, differences(scores, "rope"))
     values = [one.value for one in table.itertuples() if one.definition == "area"]
     assert values == pytest.approx([0.75, 0.75])
 

@@ -13,7 +13,7 @@ from fakes import Oracle, fake, zoo_tokenizer
 
 from hope_eval.analysis import answers, perplexity
 from hope_eval.analysis import compare as comparison
-from hope_eval.analysis.differences import wins
+from hope_eval.analysis.differences import win_probabilities
 from hope_eval.analysis.intervals import Clusters
 from hope_eval.analysis.stopping import FIRST, Until, check, stages
 from hope_eval.data.corpora import Corpus, Document
@@ -463,7 +463,7 @@ def test_who_wins_is_seen_on_what_all_have():
     rng = np.random.default_rng(1)
     level, noise = rng.normal(3, 1, 60), rng.normal(0, 0.01, 60)
     lines = [row("rope", 256, level, metric="nll"), row("hope", 256, (level - 0.05 + noise)[:30], metric="nll")]
-    found = wins(pandas.DataFrame(lines)).set_index("line")
+    found = win_probabilities(pandas.DataFrame(lines)).set_index("line")
     assert found.probability["hope"] == 1, "documents differ far more than models do"
 
 

@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def html():
-    return report.render(**everything())
+    return report.render(report.Content(**everything()))
 
 
 @pytest.fixture(scope="module")
@@ -172,10 +172,10 @@ def test_lines_stand_out_from_both_pages():
 
 
 def test_the_same_frames_give_the_same_bytes(html):
-    assert report.render(**everything()) == html
+    assert report.render(report.Content(**everything())) == html
     script = (
         "import hashlib, comparisons; from hope_eval.show import report; "
-        "print(hashlib.sha256(report.render(**comparisons.everything()).encode()).hexdigest())"
+        "print(hashlib.sha256(report.render(report.Content(**comparisons.everything())).encode()).hexdigest())"
     )
     other = {"PYTHONHASHSEED": "7", "PATH": ""}
     out = subprocess.run([sys.executable, "-c", script], cwd=ROOT / "tests", env=other, capture_output=True, text=True)
@@ -215,7 +215,7 @@ def test_holes_are_told_with_their_reason():
         "infeasible (needs 138)": "needs 138 tokens",
     }
     scores = [score("rope", 256 << n, None, status=status) for n, status in enumerate(statuses)]
-    text = report.render(**frames([score("rope", 128, 0.5), *scores]), runs=[], notes=[], title="x")
+    text = report.render(report.Content(**frames([score("rope", 128, 0.5), *scores]), runs=[], notes=[], title="x"))
     page = Page(text)
     holes = [
         page.texts[n] for n, (tag, a, _) in enumerate(page.elements) if tag == "td" and "hole" in (a.get("class") or "")
@@ -247,7 +247,7 @@ def test_sections_come_in_order(page):
 
 
 def test_what_is_not_there_has_no_section():
-    text = report.render(**frames([score("rope", 256, 0.5)]), runs=[], notes=[], title="x")
+    text = report.render(report.Content(**frames([score("rope", 256, 0.5)]), runs=[], notes=[], title="x"))
     assert Page(text).text("h2") == ["Summary", "Copying", "Provenance", "Notes and definitions"]
 
 
@@ -273,7 +273,7 @@ def test_names_of_users_are_text_everywhere():
         [{"section": "copy", "task": "copy", "metric": "accuracy", "line": evil, "other": "rope", "probability": 0.5}],
     )
     runs = [{"id": evil, "command": f"hope-eval {evil}", "model": evil, "versions": {evil: evil}}]
-    text = report.render(**made, runs=runs, notes=[f"[low, high] {evil}"], title=evil)
+    text = report.render(report.Content(**made, runs=runs, notes=[f"[low, high] {evil}"], title=evil))
     assert evil not in text
     assert "<script>alert" not in text
     page = Page(text)
@@ -319,7 +319,7 @@ def test_colours_are_the_ones_of_the_page_and_ink_is_its_own(html, specs):
 def test_columns_in_multiples_are_drawn_as_multiples():
     rows = [score("rope", 256 * n, 0.5, column=f"{n}x") for n in (1, 2, 4)]
     rows += [score("hope", 512 * n, 0.6, column=f"{n}x", train_length=512, extrapolation=n) for n in (1, 2, 4)]
-    text = report.render(**frames(rows), runs=[], notes=[], title="x")
+    text = report.render(report.Content(**frames(rows), runs=[], notes=[], title="x"))
     page = Page(text)
     assert [t for t in page.text("th") if re.fullmatch(r"\dx", t)] == ["1x", "2x", "4x"]
     points = json.loads(page.text("script")[0])["chart-1"]["datasets"]["rows"]
@@ -331,7 +331,7 @@ def test_a_value_that_is_no_finite_number_is_not_drawn():
         score("rope", 256, float("inf"), task="ppl", metric="perplexity"),
         score("rope", 512, 2.0, task="ppl", metric="perplexity"),
     ]
-    page = Page(report.render(**frames(rows), runs=[], notes=[], title="x"))
+    page = Page(report.render(report.Content(**frames(rows), runs=[], notes=[], title="x")))
     assert [row["at"] for row in json.loads(page.text("script")[0])["chart-1"]["datasets"]["rows"]] == [512]
     assert any(text.startswith("inf") for text in page.text("td"))
 
@@ -497,7 +497,7 @@ def test_numbers_of_the_summary_are_numbers_of_the_frames(page):
 def test_a_report_is_written(tmp_path, html, monkeypatch):
     monkeypatch.setattr(report, "render", lambda **arguments: html)
     path = tmp_path / "new" / "report.html"
-    report.write(path, **everything())
+    report.write(path, report.Content(**everything()))
     assert path.read_text(encoding="utf-8") == html
     assert [entry.name for entry in path.parent.iterdir()] == ["report.html"]
 
@@ -508,7 +508,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path, name, monkeypatch):
     (tmp_path / "a_file").touch()
     monkeypatch.setattr(report, "render", lambda **arguments: "page")
     with pytest.raises(StoreError, match="cannot write the report") as caught:
-        report.write(tmp_path / name, **everything())
+        report.write(tmp_path / name, report.Content(**everything()))
     assert caught.value.hint
 
 
@@ -522,7 +522,7 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 
     monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(StoreError, match="No space left"):
-        report.write(path, **everything())
+        report.write(path, report.Content(**everything()))
     assert path.read_text() == "old"
     assert [entry.name for entry in tmp_path.iterdir()] == ["report.html"]
 
@@ -534,13 +534,13 @@ def test_a_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_a_missing_package_is_named(monkeypatch, module, package):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingPackageError, match=f"`{package}`"):
-        report.render(**everything())
+        report.render(report.Content(**everything()))
 
 
 def test_empty_frames_without_columns_are_fine():
     given = dict.fromkeys(("differences", "reach", "wins"), pandas.DataFrame())
     scores = frames([score("rope", 256, 0.5)])["scores"]
-    text = report.render(scores=scores, **given, runs=[], notes=[], title="x")
+    text = report.render(report.Content(scores=scores, **given, runs=[], notes=[], title="x"))
     assert "0.500" in text
 
 

@@ -29,7 +29,7 @@ def browser():
 @pytest.fixture(scope="module")
 def path(tmp_path_factory):
     path = tmp_path_factory.mktemp("report") / "report.html"
-    report.write(path, **everything())
+    report.write(path, report.Content(**everything()))
     return path
 
 
@@ -274,7 +274,7 @@ def test_names_of_users_run_no_scripts(opened, tmp_path):
     evil = "<img src=x onerror=window.hacked=1><script>window.hacked=2</script>"
     scores = [score(name, length, 0.5, encoding="rope") for name in (evil, "rope") for length in (256, 512)]
     file = tmp_path / "evil.html"
-    report.write(file, **frames(scores), runs=[{"id": evil, "command": evil}], notes=[evil], title=evil)
+    report.write(file, report.Content(**frames(scores), runs=[{"id": evil, "command": evil}], notes=[evil], title=evil))
     page = opened(file=file)
     page.locator("[data-chart=chart-1] [class*=points] path").first.hover(force=True)
     page.wait_for_selector("#vg-tooltip-element.visible")

@@ -85,23 +85,28 @@ def errors(scores: "DataFrame", *, width: str = "double") -> "Figure":
         if length is None:
             axes.remove()
             continue
-        mine = [row for row in rows if (row["task"], row["length"]) == (task, length)]
-        for number, line in enumerate(names):
-            _draw_bar(axes, number, [row for row in mine if row["line"] == line])
-        axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
-        axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+        panel = [row for row in rows if (row["task"], row["length"]) == (task, length)]
+        _draw_panel(axes, panel, names, length)
         shown = [shortened(name, left - 6, SMALL) for name in names] if column == 0 else []
         axes.set_yticks(range(len(names)) if column == 0 else [], shown)
-        axes.tick_params(axis="y", length=0, pad=3)
-        axes.spines.left.set_visible(False)
-        trained = {row["train_length"] for row in mine}
-        times = f" ({length / trained.pop():.3g}x)" if len(trained) == 1 and max(trained) > 0 else ""
-        note(axes, short_length(int(length)) + times, (0, 1), (0, 2), size=TEXT)
-        note(axes, "first error", (1, 1), (_NUMBER, 2), color=MUTED, ha="right")
         if column == 0:
-            words = shortened(f"{mine[0]['protocol']} · {counted(mine)}", page_width - 2 * MARGIN, TEXT)
+            words = shortened(f"{panel[0]['protocol']} · {counted(panel)}", page_width - 2 * MARGIN, TEXT)
             note(axes, words, (0, 1), (MARGIN - 2 - left, 12), size=TEXT)
     return page.figure
+
+
+def _draw_panel(axes: "Axes", rows: list[Row], names: list[str], length: int) -> None:
+    """Draw the bars of one task at one length."""
+    for number, line in enumerate(names):
+        _draw_bar(axes, number, [row for row in rows if row["line"] == line])
+    axes.set(xlim=(0, 1), ylim=(len(names) - 0.5, -0.5))
+    axes.set_xticks([0, 0.5, 1], ["0", "0.5", "1"])
+    axes.tick_params(axis="y", length=0, pad=3)
+    axes.spines.left.set_visible(False)
+    trained = {row["train_length"] for row in rows}
+    times = f" ({length / trained.pop():.3g}x)" if len(trained) == 1 and max(trained) > 0 else ""
+    note(axes, short_length(int(length)) + times, (0, 1), (0, 2), size=TEXT)
+    note(axes, "first error", (1, 1), (_NUMBER, 2), color=MUTED, ha="right")
 
 
 def _draw_bar(axes: "Axes", y: int, rows: list[Row]) -> None:

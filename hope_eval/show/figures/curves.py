@@ -132,21 +132,11 @@ def _curves(panels: list[Panel], metric: str, scale: Scale, controls: bool, widt
     right = _label_width(style_of) + 8 if labelled else RIGHT
     panel_width = (page_width - MARGIN) / n_columns - left - right
     lanes = [_lanes(panel, scale) for panel in panels]
-    caption = sentence(
-        interval_of(rows, "bands"),
-        f"shaded: {scale.beyond}" * any(row["length"] > row["train_length"] for row in rows),
-        "a bar across a line: its training length" * any(len(_trained(panel, scale)) > 1 for panel in panels),
-        "a bucket stands at its upper end" * any(re.fullmatch(r"\w+-\w+", row["label"]) for row in rows),
-        "thin dots: without what the answer depends on, thin dashes: with nothing else" * controls,
-        "grey dashes: chance" * any(_chance(panel, scale) for panel in panels),
-        f"without a training length: {', '.join(left_out)}" * bool(left_out),
-        corpus_of(rows),
-    )
     page = sheet(
         len(panels),
         width=page_width,
         title=f"{heading(panels, metric)} against {scale.title}",
-        caption=caption,
+        caption=_caption(panels, scale, controls, list(left_out)),
         n_columns=n_columns,
         height=max(panel_width * (0.5 if n_columns == 1 else 0.72), 90.0, len(style_of) * TEXT * LEADING * labelled),
         head=PANEL_TITLE + 9 + max(len(one) for one in lanes) * _LANE,
@@ -175,6 +165,21 @@ def _curves(panels: list[Panel], metric: str, scale: Scale, controls: bool, widt
         if labelled:
             _label_lines(page, axes, lines, style_of)
     return page.figure
+
+
+def _caption(panels: Sequence[Panel], scale: Scale, controls: bool, left_out: Sequence[str]) -> str:
+    """Return what bands, marks and dashes mean, and what was read."""
+    rows = [row for panel in panels for row in panel.rows]
+    return sentence(
+        interval_of(rows, "bands"),
+        f"shaded: {scale.beyond}" * any(row["length"] > row["train_length"] for row in rows),
+        "a bar across a line: its training length" * any(len(_trained(panel, scale)) > 1 for panel in panels),
+        "a bucket stands at its upper end" * any(re.fullmatch(r"\w+-\w+", row["label"]) for row in rows),
+        "thin dots: without what the answer depends on, thin dashes: with nothing else" * controls,
+        "grey dashes: chance" * any(_chance(panel, scale) for panel in panels),
+        f"without a training length: {', '.join(left_out)}" * bool(left_out),
+        corpus_of(rows),
+    )
 
 
 def _label_width(names: Iterable[str]) -> float:

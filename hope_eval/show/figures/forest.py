@@ -61,11 +61,7 @@ def difference(
     indent = min(max(text_width(name, SMALL) for name in names) + 6, page_width * 0.3)
     columns = {group: _columns([row for row in rows if _is_of(row, group)]) for group in groups}
     n_columns = in_rows(max(map(len, columns.values())), int((page_width - MARGIN - indent) // 54))
-    places = [
-        (group, number % n_columns, columns[group][number] if number < len(columns[group]) else None)
-        for group in groups
-        for number in range(-(-len(columns[group]) // n_columns) * n_columns)
-    ]
+    places = _places(columns, n_columns)
     baseline = ", ".join(dict.fromkeys(row["baseline"] for row in rows))
     page = sheet(
         len(places),
@@ -111,6 +107,17 @@ def _shown(rows: list[Row]) -> set[tuple[str, str, str]]:
         chosen = [name for name in metrics if metric_of(name).charted] or distinct(metrics)
         shown |= {(section, task, name) for name in chosen}
     return shown
+
+
+def _places(
+    columns: Mapping[tuple[str, str, str], list[tuple[float, str]]], n_columns: int
+) -> list[tuple[tuple[str, str, str], int, tuple[float, str] | None]]:
+    """Return the group, column and length of each panel, row by row; None where a row has no more lengths."""
+    return [
+        (group, number % n_columns, lengths[number] if number < len(lengths) else None)
+        for group, lengths in columns.items()
+        for number in range(-(-len(lengths) // n_columns) * n_columns)
+    ]
 
 
 def _group(row: Row) -> tuple[str, str, str]:

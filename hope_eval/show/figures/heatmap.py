@@ -1,7 +1,7 @@
 """Depth by length as a heat map, a panel a line."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +51,6 @@ def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "dou
     metric: None: the one that tables show first.
     """
     from matplotlib.colors import Normalize
-    from matplotlib.patches import Rectangle
 
     rows = [{**row, "part": part} for row in records(scores) if (part := _Part.read(row["slice"]))]
     first = {row["task"]: row["metric"] for row in reversed(rows) if row.get("headline", True)}
@@ -89,25 +88,7 @@ def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "dou
         parts = sorted({row["part"] for row in panel})
         for row in panel:
             x, y = lengths.index(row["length"]), parts.index(row["part"])
-            point = point_at(x, row)
-            face = "#f4f4f4" if point.hole else colours(scale(point.value))
-            look: dict[str, Any] = {
-                "facecolor": face,
-                "hatch": "////" if point.hole else "",
-                "edgecolor": "#c8c8c8" if point.hole else PAPER,
-            }
-            axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, lw=0.8, **look))
-            words = row["status"] if point.hole else _percent(row)
-            ink = INK if point.hole or _is_light(face) else PAPER
-            axes.text(
-                x,
-                y,
-                shortened(words, panel_width / len(lengths), SMALL),
-                size=SMALL,
-                color=ink,
-                ha="center",
-                va="center",
-            )
+            _draw_cell(axes, x, y, row, lambda value: colours(scale(value)), panel_width / len(lengths))
         axes.set(xlim=(-0.5, len(lengths) - 0.5), ylim=(len(parts) - 0.5, -0.5))
         axes.set_xticks(range(len(lengths)), [short_length(int(one)) for one in lengths])
         axes.set_yticks(range(len(parts)), [part.words for part in parts])
@@ -120,6 +101,23 @@ def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "dou
         panel_title(axes, 9, left - MARGIN, panel_width + left, f"{protocol} · {line}", line)
     _colour_bar(page, colours, scale, n_columns)
     return page.figure
+
+
+def _draw_cell(axes: "Axes", x: int, y: int, row: Row, colour_of: Callable[[float], Any], width: float) -> None:
+    """Draw one number in its colour, or a hatched hole with its status."""
+    from matplotlib.patches import Rectangle
+
+    point = point_at(x, row)
+    face = "#f4f4f4" if point.hole else colour_of(point.value)
+    look: dict[str, Any] = {
+        "facecolor": face,
+        "hatch": "////" if point.hole else "",
+        "edgecolor": "#c8c8c8" if point.hole else PAPER,
+    }
+    axes.add_patch(Rectangle((x - 0.5, y - 0.5), 1, 1, lw=0.8, **look))
+    words = shortened(row["status"] if point.hole else _percent(row), width, SMALL)
+    ink = INK if point.hole or _is_light(face) else PAPER
+    axes.text(x, y, words, size=SMALL, color=ink, ha="center", va="center")
 
 
 @dataclass(frozen=True, order=True)

@@ -12,12 +12,13 @@ same bytes.
 import base64
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hope_eval.errors import require
-from hope_eval.show import comparison as compared
+from hope_eval.show import comparison_tables
 from hope_eval.show.report import findings, sections
 from hope_eval.show.report.frames import Results, rows_of
 from hope_eval.show.report.looks import all_looks
@@ -29,53 +30,45 @@ if TYPE_CHECKING:
 _NEEDED = (("jinja2", ""), ("vl_convert", "vl-convert-python"), ("itables", ""), ("altair", ""))
 
 
-def write(
-    path: Path | str,
-    *,
-    scores: "pandas.DataFrame",
-    differences: "pandas.DataFrame",
-    reach: "pandas.DataFrame",
-    wins: "pandas.DataFrame",
-    runs: Sequence[Mapping[str, Any]],
-    notes: Sequence[str],
-    title: str,
-) -> None:
-    """Write the report to a file, whole or not at all.
-
-    Raises StoreError if the file cannot be written, MissingPackageError without the packages that draw it.
-    """
-    path = Path(path)
-    page = render(
-        scores=scores, differences=differences, reach=reach, wins=wins, runs=runs, notes=notes, title=title
-    )  # fmt: skip
-    compared.write(path, page, "the report")
-
-
-def render(
-    *,
-    scores: "pandas.DataFrame",
-    differences: "pandas.DataFrame",
-    reach: "pandas.DataFrame",
-    wins: "pandas.DataFrame",
-    runs: Sequence[Mapping[str, Any]],
-    notes: Sequence[str],
-    title: str,
-) -> str:
-    """Return the page.
+@dataclass(frozen=True)
+class Content:
+    """All that a report shows.
 
     scores, differences, reach, wins: frames of a comparison; all but scores may be empty.
     runs:  one mapping a run, of what is known about it: id, line, protocol, command, fingerprint, machine, seconds…
     notes: how the numbers were obtained, one fact a line.
+    title: heading of the page.
     """
+
+    scores: "pandas.DataFrame"
+    differences: "pandas.DataFrame"
+    reach: "pandas.DataFrame"
+    wins: "pandas.DataFrame"
+    runs: Sequence[Mapping[str, Any]]
+    notes: Sequence[str]
+    title: str
+
+
+def write(path: Path | str, content: Content) -> None:
+    """Write the report to a file, whole or not at all.
+
+    Raises StoreError if the file cannot be written, MissingPackageError without the packages that draw it.
+    """
+    comparison_tables.write(Path(path), render(content), "the report")
+
+
+def render(content: Content) -> str:
+    """HTML of the page."""
     # First of all: what is not installed shows before any work is done.
     jinja, vega, itables, _ = (require(module, "a report", package) for module, package in _NEEDED)
-    results = Results(rows_of(scores), rows_of(differences), rows_of(reach), rows_of(wins))
+    frames = (content.scores, content.differences, content.reach, content.wins)
+    results = Results(*map(rows_of, frames))
     looks = all_looks(results.lines)
-    page = sections.page(results, runs, notes, looks)
+    page = sections.page(results, content.runs, content.notes, looks)
     here = files(__package__)
     environment = jinja.Environment(autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True)
     text: str = environment.from_string((here / "page.html").read_text("utf-8")).render(
-        title=title,
+        title=content.title,
         introduction=findings.introduction(results),
         findings=findings.findings(results),
         looks=looks,
@@ -92,5 +85,5 @@ def render(
 
 
 def _script_json(value: Any) -> str:
-    """Return JSON that cannot end the script element it stands in."""
+    """JSON that cannot end the script element around it."""
     return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")

@@ -240,7 +240,7 @@ def _level(value: float) -> Any:
     return alt.Chart(alt.Data(values=[{"level": value}])).encode(y=alt.Y("level:Q"))
 
 
-def reach(rows: Sequence[Row], looks: Sequence[Look], names: Sequence[str], *, description: str) -> Spec:
+def effective_lengths(rows: Sequence[Row], looks: Sequence[Look], names: Sequence[str], *, description: str) -> Spec:
     """Return how far each line reaches, with intervals; arrows where the end was not seen.
 
     rows: lengths only, each with `name`: which of `names` it belongs to; `text` and `parity` for its tooltip.
@@ -296,7 +296,7 @@ def reach(rows: Sequence[Row], looks: Sequence[Look], names: Sequence[str], *, d
     return _spec(chart.properties(width="container", height=40 + 24 * len(looks)), drawn, description)
 
 
-def wins(rows: Sequence[Row], looks: Sequence[Look], names: Sequence[str], *, description: str) -> Spec:
+def win_probabilities(rows: Sequence[Row], looks: Sequence[Look], names: Sequence[str], *, description: str) -> Spec:
     """Return a matrix of how likely each line is better than each other one.
 
     rows: each with `name`: which of `names` it belongs to.

@@ -189,12 +189,12 @@ class _Maker:
         ]
         made = []
         if lengths:
-            spec = charts.reach(
+            spec = charts.effective_lengths(
                 lengths, self.looks, list(dict.fromkeys(row["name"] for row in lengths)),
                 description=f"How far {listed(list(self.results.lines))} reach, in tokens, by task and definition",
             )  # fmt: skip
             made.append(self._chart("Effective context length", spec, full=True))
-        table = self._table(tables.reach(self.results))
+        table = self._table(tables.effective_lengths(self.results))
         about = "Triangles: the end lies beyond the greatest length that was measured, or before the least."
         return [Part("reach", "How far", about, charts=made, tables=[table])]
 
@@ -210,12 +210,12 @@ class _Maker:
         if not rows:
             return []
         by_name = grouped(rows, lambda row: row["name"])
-        spec = charts.wins(
+        spec = charts.win_probabilities(
             rows, self.looks, list(by_name), description="How likely each line is better than each other one, by task"
         )
         made = [
             self._table(
-                tables.wins(
+                tables.win_probabilities(
                     mine, f"{name}: probability that a line is better than that of a column", self.results.lines
                 )
             )

@@ -26,7 +26,7 @@ from hope_eval.show.report.words import (
 
 
 @dataclass(frozen=True)
-class Cell:
+class TableCell:
     """One field of a table.
 
     text:  what it says; note: what stands below, smaller.
@@ -43,7 +43,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Column:
+class TableColumn:
     """A heading; note: what stands below it, smaller; beyond: whether its length lies beyond the training length."""
 
     text: str
@@ -61,8 +61,8 @@ class Table:
     """
 
     caption: str
-    columns: list[Column]
-    lines: list[list[Cell]]
+    columns: list[TableColumn]
+    lines: list[list[TableCell]]
     n_names: int = 1
     groups: list[tuple[str, int]] = field(default_factory=list)
     id: str = ""
@@ -90,14 +90,14 @@ def wide(rows: Sequence[Row], caption: str, names: Sequence[str] = ("line",), mi
     for key, mine in grouped(rows, lambda row: tuple(row.get(name) or "" for name in names)).items():
         by_heading = {heading(row): row for row in mine}
         first = [
-            Cell(metric_name(value) if name == "metric" else value) for name, value in zip(names, key, strict=True)
+            TableCell(metric_name(value) if name == "metric" else value) for name, value in zip(names, key, strict=True)
         ]
         lines.append([*first, *(_score(by_heading.get(one), missing) for one in at)])
     titles = {"line": "line", "metric": "metric", "slice": "part"}
-    return Table(caption, [*(Column(titles[name]) for name in names), *_lengths(rows, at)], lines, len(names))
+    return Table(caption, [*(TableColumn(titles[name]) for name in names), *_lengths(rows, at)], lines, len(names))
 
 
-def _lengths(rows: Sequence[Row], at: Iterable[str]) -> list[Column]:
+def _lengths(rows: Sequence[Row], at: Iterable[str]) -> list[TableColumn]:
     """Return the headings of lengths, with how many training lengths they are if that is the same for all lines."""
     found = []
     for name in at:
@@ -105,15 +105,15 @@ def _lengths(rows: Sequence[Row], at: Iterable[str]) -> list[Column]:
         factor = factors.pop() if len(factors) == 1 else None
         # DataTables would spell a no-break space out, in what it tells screen readers.
         note = times(factor).replace("\u00a0", " ") if factor and not in_multiples(rows) else ""
-        found.append(Column(name, note, bool(factor) and (factor or 0) > 1, number=True))
+        found.append(TableColumn(name, note, bool(factor) and (factor or 0) > 1, number=True))
     return found
 
 
-def _score(row: Row | None, missing: str) -> Cell:
+def _score(row: Row | None, missing: str) -> TableCell:
     status = row["status"] if row else missing
     if not row or status != "ok":
-        return Cell(hole_name(status), order="", kind="hole" if status else "", hint=str(status))
-    return Cell(number(row["value"]), interval(row), _order(row["value"]), "best" if row.get("best") else "")
+        return TableCell(hole_name(status), order="", kind="hole" if status else "", hint=str(status))
+    return TableCell(number(row["value"]), interval(row), _order(row["value"]), "best" if row.get("best") else "")
 
 
 def _order(value: Any) -> float | str:
@@ -126,7 +126,7 @@ def glance(results: Results) -> Table | None:
     topics = grouped(results.compared, lambda row: row["topic"])
     if not topics:
         return None
-    headings: list[Column] = []
+    headings: list[TableColumn] = []
     groups: list[tuple[str, int]] = [("", 1)]
     keys: list[tuple[str, str]] = []
     for topic, rows in topics.items():
@@ -138,28 +138,28 @@ def glance(results: Results) -> Table | None:
         # A bucket is called by its upper end; a context of `paired` keeps its name, which is less than what is read.
         own = in_multiples(rows) or any(name.startswith("c=") for name in at)
         short = {name: name.removeprefix("c=") if own else short_length(int(length)) for name, length in at.items()}
-        headings += [Column(short[name], "", zones[name] == {"beyond"}) for name in at]
+        headings += [TableColumn(short[name], "", zones[name] == {"beyond"}) for name in at]
     lines = []
     for line, rows in grouped(results.compared, lambda row: row["line"]).items():
         found = {(row["topic"], heading(row)): row for row in rows}
-        lines.append([Cell(line), *(_sign(found.get(key), results.baseline) for key in keys)])
+        lines.append([TableCell(line), *(_sign(found.get(key), results.baseline) for key in keys)])
     order = list(results.lines)
     lines.sort(key=lambda cells: order.index(cells[0].text))
     return Table(
         f"Every line against {results.baseline}: ▲ better, ▼ worse, · not distinguishable, blank: nothing to compare. "
         "Shaded headings: beyond the training length.",
-        [Column("line"), *headings],
+        [TableColumn("line"), *headings],
         lines,
         groups=groups,
     )
 
 
-def _sign(row: Row | None, baseline: str) -> Cell:
+def _sign(row: Row | None, baseline: str) -> TableCell:
     if row is None:
-        return Cell("", hint="nothing to compare")
+        return TableCell("", hint="nothing to compare")
     verdict = row["verdict"]
     told = f"{verdict}: {signed(row['value'])} {interval(row, signed)}".strip()
-    return Cell(SIGNS.get(verdict, "·"), kind=_kind(verdict), hint=told)
+    return TableCell(SIGNS.get(verdict, "·"), kind=_kind(verdict), hint=told)
 
 
 def _kind(verdict: str) -> str:
@@ -176,21 +176,21 @@ def differences(results: Results) -> Table:
         verdict = row["verdict"]
         lines.append(
             [
-                Cell(row["line"]),
-                Cell(results.name(row)),
-                Cell(difference_name(row["metric"])),
-                Cell(heading(row), order=row["length"]),
-                Cell(signed(row["value"]), order=_order(row["value"])),
-                Cell(interval(row, signed), order=_order(row.get("low"))),
-                Cell(p_value(row.get("p")), order=_order(row.get("p"))),
-                Cell(p_value(row.get("p_holm")), order=_order(row.get("p_holm"))),
-                Cell(verdict, kind=_kind(verdict)),
-                Cell("" if row.get("n") is None else f"{row['n']:g}", order=_order(row.get("n"))),
+                TableCell(row["line"]),
+                TableCell(results.name(row)),
+                TableCell(difference_name(row["metric"])),
+                TableCell(heading(row), order=row["length"]),
+                TableCell(signed(row["value"]), order=_order(row["value"])),
+                TableCell(interval(row, signed), order=_order(row.get("low"))),
+                TableCell(p_value(row.get("p")), order=_order(row.get("p"))),
+                TableCell(p_value(row.get("p_holm")), order=_order(row.get("p_holm"))),
+                TableCell(verdict, kind=_kind(verdict)),
+                TableCell("" if row.get("n") is None else f"{row['n']:g}", order=_order(row.get("n"))),
             ]
         )
     return Table(
         f"Differences, each line minus {results.baseline}",
-        [Column(title, number=title in numeric) for title in titles],
+        [TableColumn(title, number=title in numeric) for title in titles],
         lines,
     )
 
@@ -200,7 +200,7 @@ def difference_name(metric: str) -> str:
     return metric_of(metric).difference_title
 
 
-def reach(results: Results) -> Table:
+def effective_lengths(results: Results) -> Table:
     """Return how far each line reaches, by every definition."""
     titles = ["line", "task", "metric", "definition", "reaches", "95 % interval", "training lengths"]
     parity = f"in the window, against {results.baseline or 'a baseline'}"
@@ -210,20 +210,22 @@ def reach(results: Results) -> Table:
         verdict = str(row.get("in_window_verdict") or "")
         lines.append(
             [
-                Cell(row["line"]),
-                Cell(results.name(row)),
-                Cell(metric_name(row["metric"])),
-                Cell(str(REACHES.get(row["definition"], row["definition"]))),
-                Cell(reach_text(row), order=_order(row.get("value"))),
-                Cell(interval(row, shown), order=_order(row.get("low"))),
-                Cell(times(row["ratio"]) if row.get("ratio") is not None else UNKNOWN, order=_order(row.get("ratio"))),
-                Cell(verdict or UNKNOWN, in_window(row), _order(row.get("in_window")), _kind(verdict)),
+                TableCell(row["line"]),
+                TableCell(results.name(row)),
+                TableCell(metric_name(row["metric"])),
+                TableCell(str(REACHES.get(row["definition"], row["definition"]))),
+                TableCell(reach_text(row), order=_order(row.get("value"))),
+                TableCell(interval(row, shown), order=_order(row.get("low"))),
+                TableCell(
+                    times(row["ratio"]) if row.get("ratio") is not None else UNKNOWN, order=_order(row.get("ratio"))
+                ),
+                TableCell(verdict or UNKNOWN, in_window(row), _order(row.get("in_window")), _kind(verdict)),
             ]
         )
     numeric = {"reaches", "95 % interval", "training lengths"}
     return Table(
         "Effective context lengths [tokens], and parity within the training length",
-        [Column(title, number=title in numeric) for title in [*titles, parity]],
+        [TableColumn(title, number=title in numeric) for title in [*titles, parity]],
         lines,
     )
 
@@ -236,19 +238,19 @@ def in_window(row: Row) -> str:
     return f"{signed(row['in_window'])} {interval(bounds, signed)}".strip()
 
 
-def wins(rows: Sequence[Row], caption: str, order: Iterable[str]) -> Table:
+def win_probabilities(rows: Sequence[Row], caption: str, order: Iterable[str]) -> Table:
     """Return the probabilities that the line of a row is better than that of a column."""
     others = {row["other"] for row in rows} | {row["line"] for row in rows}
     names = [name for name in order if name in others]
     found = {(row["line"], row["other"]): row.get("probability") for row in rows}
     lines = []
     for line in names:
-        cells = [Cell(line)]
+        cells = [TableCell(line)]
         for other in names:
             value = found.get((line, other))
-            cells.append(Cell("", order="") if value is None else Cell(number(value), order=_order(value)))
+            cells.append(TableCell("", order="") if value is None else TableCell(number(value), order=_order(value)))
         lines.append(cells)
-    return Table(caption, [Column("line"), *(Column(name, number=True) for name in names)], lines)
+    return Table(caption, [TableColumn("line"), *(TableColumn(name, number=True) for name in names)], lines)
 
 
 # What is known about a run, in this order, and what it is called; what is not named here comes after it.
@@ -283,11 +285,13 @@ def provenance(runs: Sequence[Row]) -> Provenance:
     known = [key for key in dict.fromkeys([*_RUN, *(key for run in facts for key in run)]) if _known(facts, key)]
     shared = [key for key in known if key not in _PER_RUN and len({_fact(key, run.get(key)) for run in facts}) == 1]
     told = [key for key in known if key not in shared]
-    lines = [[Cell(_fact(key, run.get(key)), order=_numeric(run.get(key))) for key in told] for run in facts]
+    lines = [[TableCell(_fact(key, run.get(key)), order=_numeric(run.get(key))) for key in told] for run in facts]
     return Provenance(
         [(_called(key), _fact(key, facts[0].get(key))) for key in shared if key != "command"],
         [(command, _made(mine)) for command, mine in commands.items()],
-        Table("Runs", [Column(_called(key), number=_numeric(facts[0].get(key)) is not None) for key in told], lines),
+        Table(
+            "Runs", [TableColumn(_called(key), number=_numeric(facts[0].get(key)) is not None) for key in told], lines
+        ),
     )
 
 

@@ -1,6 +1,6 @@
-"""A comparison as tables: one a pillar, what differs from the baseline, how far each line reads, who wins.
+"""A comparison as tables: scores of each pillar, differences from the baseline, effective lengths, wins.
 
-Each is a title, a grid to draw and what its marks mean; `wide` is a frame with lengths side by side, for programs.
+A table is a title, a grid to draw and notes on its marks; `wide` gives a frame with lengths side by side, for programs.
 """
 
 import json
@@ -14,19 +14,19 @@ from rich.console import Console
 from rich.text import Text
 
 from hope_eval.analysis.differences import BETTER, SAME, WORSE, each
-from hope_eval.analysis.reach import DEFINITIONS, worded
+from hope_eval.analysis.reach import AREA, DEFINITIONS, worded
 from hope_eval.analysis.rows import PILLARS, Row, subject
 from hope_eval.errors import OptionError, StoreError
 from hope_eval.files import whole_file
 from hope_eval.lengths import short_length
 from hope_eval.metrics import distinct, metric_of
 from hope_eval.runs.kinds import PERPLEXITY, PPL, kind_of
-from hope_eval.show.tables import Cell, Grid, clean, draw, grid, legend, number
+from hope_eval.show.tables import Grid, PrintedNumber, clean, draw, grid, legend, number
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_UNADJUSTED = "intervals are those of each difference alone; verdicts allow for their number"
+_UNADJUSTED = "each interval is for one difference alone; verdicts are corrected for the number of differences"
 
 _VERDICTS = {BETTER: "▲", WORSE: "▼", SAME: "≈"}
 
@@ -36,7 +36,7 @@ SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".md": "markd
 
 @dataclass(frozen=True)
 class Block:
-    """One table, with what stands above and below it."""
+    """One table with its title and notes."""
 
     title: str
     grid: Grid
@@ -44,14 +44,14 @@ class Block:
 
 
 class Compared(Protocol):
-    """What is drawn: a comparison, with the frames that it is made of."""
+    """A comparison with its frames, as it is drawn."""
 
     @property
     def baseline(self) -> str:
-        """The line that others are compared with."""
+        """Line that the others are compared with."""
 
     def frame(self, name: str) -> "DataFrame":
-        """Return its scores, differences, reach or wins."""
+        """One of its frames: scores, differences, reach or wins."""
 
 
 def blocks(comparison: Compared, show: Sequence[str], by_task: bool = False) -> Iterator[Block]:
@@ -66,20 +66,14 @@ def blocks(comparison: Compared, show: Sequence[str], by_task: bool = False) -> 
     if "differences" in show:
         yield from _differences(comparison.frame("differences"), baseline)
     if "reach" in show and not (reach := comparison.frame("reach")).empty:
-        used = [name for name in DEFINITIONS if name in set(reach.definition)]
-        notes = [f"{name}: {DEFINITIONS[name]}" for name in used]
-        if baseline:
-            notes.append(f"in window: minus {baseline} at the greatest length within the training window")
-        if "ppl" not in used and PPL in set(reach.family):
-            notes.append("how far by perplexity: `--protocol bucket`, also with --from and these runs")
-        yield Block("How far they read: tokens, but for area", _reach(reach, used, baseline), notes)
+        yield from _effective_lengths(reach, baseline)
     if "wins" in show and not (wins := comparison.frame("wins")).empty:
-        title = "How probably the line is better than the column"
-        yield Block(title, _wins(_distinct(wins)), ["on the mean over the lengths that both have"])
+        title = "Probability that the line is better than the column"
+        yield Block(title, _wins(_distinct(wins)), ["of the mean over the lengths that both have"])
 
 
 def draw_all(tables: Iterable[Block], notes: Sequence[str], form: str, console: Console) -> None:
-    """Print tables as `table`, `markdown` or `latex`, each below its title, and what holds for all of them last."""
+    """Print tables as `table`, `markdown` or `latex`, each below its title; notes on all of them come last."""
     for block in tables:
         if form == "table":
             console.print(Text(f"\n{block.title}", style="bold"))
@@ -145,17 +139,17 @@ def _differences(frame: "DataFrame", baseline: str) -> Iterator[Block]:
     for section, rows in frame.groupby("section", sort=False):
         main = _distinct(rows)
         columns = list(dict.fromkeys(main.sort_values("length", kind="stable").column))
-        lines: dict[tuple[str, str], dict[str, Cell]] = {}
+        lines: dict[tuple[str, str], dict[str, PrintedNumber]] = {}
         for row in each(main):
             interval = "" if math.isnan(row.low) else f"[{_signed(row.low)}, {_signed(row.high)}]"
-            cell = Cell(f"{_signed(row.value)} {_VERDICTS[row.verdict]}", interval)
+            cell = PrintedNumber(f"{_signed(row.value)} {_VERDICTS[row.verdict]}", interval)
             lines.setdefault((row.line, _measure(row)), {})[row.column] = cell
         order = list(dict.fromkeys(measure for _, measure in lines))
         together = sorted(lines.items(), key=lambda item: order.index(item[0][1]))
         content = Grid(
             ("line", "metric"),
             columns,
-            [(names, [cells.get(column, Cell("")) for column in columns]) for names, cells in together],
+            [(names, [cells.get(column, PrintedNumber("")) for column in columns]) for names, cells in together],
         )
         how = "by the same contexts" if rows.paired.all() else "NOT by the same contexts: texts or samples differ"
         yield Block(f"{section_title(str(section))}: minus {baseline}, {how}", content, [marks, _UNADJUSTED])
@@ -165,37 +159,58 @@ def _signed(value: float) -> str:
     return f"{'+' if value > 0 else '-' if value < 0 else ''}{number(abs(value))}"
 
 
-def _reach(frame: "DataFrame", used: Sequence[str], baseline: str) -> Grid:
-    columns = [*used, *(["in window"] if baseline else [])]
-    lines: dict[tuple[str, str, str], dict[str, Cell]] = {}
+def _effective_lengths(frame: "DataFrame", baseline: str) -> Iterator[Block]:
+    """Yield the table of lengths in tokens, and that of areas, which are in the unit of their metric."""
+    used = [name for name in DEFINITIONS if name in set(frame.definition)]
+    lengths = [name for name in used if name != AREA]
+    if lengths:
+        notes = [f"{name}: {DEFINITIONS[name]}" for name in lengths]
+        if baseline:
+            notes.append(
+                f"in window: minus {baseline}, at the greatest length inside the training window. The difference "
+                "inside the training window is shown next to the effective length"
+            )
+        content = _extents(frame[frame.definition != AREA], lengths, baseline)
+        yield Block("Effective context length (tokens)", content, notes)
+    if AREA in used:
+        notes = [f"{AREA}: {DEFINITIONS[AREA]}"]
+        if any(map(_is_perplexity, frame.task)) and PPL not in used:
+            notes.append("for effective lengths by perplexity: `--protocol bucket`, also with --from and these runs")
+        areas = frame[frame.definition == AREA]
+        yield Block("Area under the score over log2 of the length", _extents(areas, [AREA], ""), notes)
+
+
+def _extents(frame: "DataFrame", definitions: Sequence[str], baseline: str) -> Grid:
+    columns = [*definitions, *(["in window"] if baseline else [])]
+    lines: dict[tuple[str, ...], dict[str, PrintedNumber]] = {}
     for row in each(frame):
         trained = short_length(int(row.train_length)) if row.train_length == row.train_length else "?"
         cells = lines.setdefault((row.line, trained, _measure(row)), {})
-        beyond = row.definition != "area" and row.value > row.train_length
-        cells[row.definition] = Cell(*worded(row), beyond)
+        beyond = row.definition != AREA and row.value > row.train_length
+        cells[row.definition] = PrintedNumber(*worded(row), beyond)
         if row.in_window_verdict:
             interval = f"[{_signed(row.in_window_low)}, {_signed(row.in_window_high)}]"
-            cells["in window"] = Cell(f"{_signed(row.in_window)} {_VERDICTS[row.in_window_verdict]}", interval)
-    order = list(dict.fromkeys(measure for _, _, measure in lines))
+            cells["in window"] = PrintedNumber(f"{_signed(row.in_window)} {_VERDICTS[row.in_window_verdict]}", interval)
+    order = list(dict.fromkeys(names[2] for names in lines))
     together = sorted(lines.items(), key=lambda item: order.index(item[0][2]))
     headings = ("line", "trained at", "metric")
-    return Grid(headings, columns, [(names, [c.get(x, Cell("")) for x in columns]) for names, c in together])
+    rows = [(names, [c.get(x, PrintedNumber("")) for x in columns]) for names, c in together]
+    return Grid(headings, columns, rows, across="definition")
 
 
 def _wins(frame: "DataFrame") -> Grid:
     columns = list(dict.fromkeys([*frame.line, *frame.other]))
-    lines: dict[tuple[str, str], dict[str, Cell]] = {}
+    lines: dict[tuple[str, ...], dict[str, PrintedNumber]] = {}
     for row in each(frame):
-        lines.setdefault((row.line, _measure(row)), {})[row.other] = Cell(f"{row.probability:.3f}")
-    return Grid(
-        ("line", "metric"), columns, [(names, [c.get(x, Cell("")) for x in columns]) for names, c in lines.items()]
-    )
+        lines.setdefault((row.line, _measure(row)), {})[row.other] = PrintedNumber(f"{row.probability:.3f}")
+    rows = [(names, [c.get(x, PrintedNumber("")) for x in columns]) for names, c in lines.items()]
+    return Grid(("line", "metric"), columns, rows, across="other line")
 
 
 def wide(frame: "DataFrame") -> "DataFrame":
     """Return a frame with lengths side by side: value, low and high of each, in columns such as `512`, `512 low`."""
     if "column" not in frame:
-        raise OptionError("--wide is for scores and differences, which have lengths", "--show scores --wide")
+        raise OptionError("--wide is for scores and differences: only they have lengths", "--show scores --wide")
     parts = ["value", "low", "high", "status"] if "status" in frame else ["value", "low", "high", "verdict"]
     names = [
         "line",
@@ -224,7 +239,7 @@ def wide(frame: "DataFrame") -> "DataFrame":
 
 
 def as_json(frames: dict[str, "DataFrame"], notes: Sequence[str], runs: Sequence[dict[str, Any]], baseline: str) -> str:
-    """Return everything a comparison holds as JSON; a number that is none is null."""
+    """All that a comparison holds as JSON; NaN and infinity become null."""
     content: dict[str, Any] = {"baseline": baseline, "notes": list(notes), "runs": list(runs)}
     for name, frame in frames.items():
         content[name] = [
