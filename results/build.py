@@ -58,11 +58,11 @@ class Summary:
 
     @classmethod
     def read(cls, name: str) -> "Summary":
-        """Return the summary in a file beside this one."""
+        """The summary in a file beside this one."""
         return cls(json.loads((HERE / name).read_text("utf-8")))
 
     def where(self, **wanted: str) -> "Summary":
-        """Return the rows whose columns have these values."""
+        """The rows whose columns have these values."""
         part = Summary.__new__(Summary)
         part.baseline, part.notes, part.runs = self.baseline, self.notes, self.runs
         part._frames = {
@@ -76,7 +76,7 @@ class Summary:
         return part
 
     def frame(self, name: str) -> pandas.DataFrame:
-        """Return its scores, differences or reach."""
+        """Its scores, differences or reach."""
         return self._frames[name]
 
 
@@ -98,7 +98,7 @@ def main() -> None:
 
 
 def summarised(comparison: compare.Comparison) -> str:
-    """Return a comparison as a summary, one row a line."""
+    """A comparison as a summary, one row a line."""
     frames = {name: comparison.frame(name)[names.split()] for name, names in _KEPT.items()}
     scores = frames["scores"]
     kept = scores.metric.isin(["nll", "floor", "ceiling", "first_error"]) | scores.metric.str.startswith("error_")
@@ -128,7 +128,7 @@ def _facts(comparison: compare.Comparison) -> dict[str, Any]:
 
 
 def _rounded(value: Any) -> Any:
-    """Return a number with six significant digits; None for one that is none."""
+    """A number with six significant digits; None for one that is none."""
     value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, float):
         return value

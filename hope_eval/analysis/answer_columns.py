@@ -89,7 +89,7 @@ class RunAnswers:
         return {length for length in lengths if length}
 
     def column(self, length: int, n: int | None = None, control: str = "") -> "DataFrame":
-        """Return the answers of one column, or of a control of it; a ceiling has one length for all.
+        """The answers of one column, or of a control of it; a ceiling has one length for all.
 
         A context with a missing or doubled answer is left out: the rest of its answers would not be a fair sample.
         """
@@ -211,7 +211,7 @@ class ColumnAnswers:
         return len(self.contexts) > 0
 
     def all(self, name: str) -> np.ndarray:
-        """Return a column of all seeds, one after the other."""
+        """A column of all seeds, one after the other."""
         return np.concatenate([frame[name].to_numpy() for frame in self.seeds])
 
     def clusters(self, value: Callable[["DataFrame"], Any], share: bool) -> Clusters:

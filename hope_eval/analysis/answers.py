@@ -85,7 +85,7 @@ def error_kind(target: Sequence[int], greedy: Sequence[int], stops: Sequence[int
 
 
 def clusters_of(records: Sequence[Record], length: int, control: str, metric: str) -> Clusters:
-    """Return the main metric of a column, or of a control of it, by context: of contexts that are whole.
+    """The main metric of a column, or of a control of it, by context: of contexts that are whole.
 
     The same numbers as in `table`, from records as they are.
     """

@@ -2,11 +2,11 @@
 
     opened      folders -> runs, each once
     compare     runs -> a table each -> `scores`, in which a column holds what was measured alike, or nothing
-    Comparison  scores, and what follows from them: differences from a baseline, how far each line reads, who wins
+    Comparison  scores, and from them: differences from a baseline, effective lengths, probabilities of being better
 
 Columns are lengths, or multiples of the training length; lines are models, or encodings over all training seeds.
-What may differ between the lines of a column is the model. Protocol, version and parameters of a task, texts and
-samples may not, unless it is forced.
+The lines of a column may differ in the model. They may not differ in protocol, version and parameters of a task, texts
+or samples, unless it is forced.
 """
 
 import hashlib
@@ -63,22 +63,22 @@ class Comparison:
 
     @cached_property
     def reach(self) -> "DataFrame":
-        """How far each line reads, under each definition."""
+        """Effective length of each line, by each definition."""
         return effective_lengths(self.scores, self.differences)
 
     @cached_property
     def wins(self) -> "DataFrame":
-        """How probably each line is better than each other."""
+        """Probability that each line is better than each other."""
         return win_probabilities(self.scores)
 
     def frame(self, name: str) -> "DataFrame":
-        """Return one of FRAMES, without what is of use in memory only."""
+        """One of FRAMES, without what is of use in memory only."""
         frame: DataFrame = getattr(self, name)
         return frame.drop(columns=list(INTERNAL), errors="ignore")
 
 
 def opened(paths: Sequence[Path], warn: Callable[[str], None] = lambda text: None) -> list[RunStore]:
-    """Return the runs at these paths: folders of a run, or folders of runs. An empty run is told of and left out.
+    """The runs at these paths: folders of a run, or folders of runs. An empty run is told of and left out.
 
     Raises StoreError where there is no run, where two of the same id differ, or where one was written by a newer
     version.
@@ -97,7 +97,7 @@ def opened(paths: Sequence[Path], warn: Callable[[str], None] = lambda text: Non
         if store.waiting:
             warn(f"{store.id}: {store.waiting}, and are left out; `{store.command}` merges them")
         if store.is_empty:
-            warn(f"{store.id} is empty and left out; `{store.command}` goes on with it")
+            warn(f"{store.id} is empty and left out; rerun `{store.command}` to resume")
             continue
         stores[store.id] = store
     if not stores:
@@ -132,7 +132,7 @@ def tables_of(
     by_fact: str = "",
     warn: Callable[[str], None] = lambda text: None,
 ) -> list[RunTable]:
-    """Return a table of each run, or of each group of runs that differ in their training seed only.
+    """A table of each run, or of each group of runs that differ in their training seed only.
 
     by_fact: a fact of the questions that tasks are broken down by too, where they have it.
     """
@@ -153,15 +153,15 @@ def tables_of(
     for table in tables:
         for store in table.stores:
             if store.cut:
-                warn(f"{store.id}: its last record was cut off and is left out; `{store.command}` goes on with it")
+                warn(f"{store.id}: its last record was cut off and is left out; rerun `{store.command}` to resume")
         if any(row["status"] == "missing" for row in table.rows):
             again = table.stores[0].command
-            warn(f"{table.run} was interrupted: what it lacks is `missing`; `{again}` goes on with it")
+            warn(f"{table.run} was interrupted: numbers that it lacks are `missing`; rerun `{again}` to resume")
     return tables
 
 
 def _table(group: Sequence[RunStore], by_fact: str, lengths: Sequence[int] | None = None) -> RunTable:
-    """Return the table of runs that differ in their training seed only; what they lack is a hole."""
+    """The table of runs that differ in their training seed only; what they lack is a hole."""
     if group[0].kind is PERPLEXITY:
         return perplexity.table([TokenStore(store) for store in group], missing=True)
     return answers.table(group, lengths, by=by_fact, missing=True)
@@ -195,7 +195,8 @@ def compare(
     known = list(dict.fromkeys(row["task"] for row in rows))
     for name in tasks:
         if name not in [task.split(":")[0] for task in known] and name not in known:
-            raise OptionError(f"no run asks `{name}`", did_you_mean(name, known, f"these do: {', '.join(known)}"))
+            measured = f"the runs measure {', '.join(known)}"
+            raise OptionError(f"no run measures `{name}`", did_you_mean(name, known, measured))
     if tasks:
         rows = [row for row in rows if row["task"] in tasks or row["task"].split(":")[0] in tasks]
     differing = _check_conditions(rows, force)
@@ -257,7 +258,7 @@ def _rows(table: RunTable, columns: str) -> Iterable[Row]:
 
 
 def _conditions(table: RunTable) -> dict[str, str]:
-    """Return what the lines of one column have to share, by name."""
+    """Conditions that the lines of one column must share, by name."""
     identity, provenance = table.stores[0].header["identity"], table.stores[0].header["provenance"]
     if kind_of(identity) is PERPLEXITY:
         return {
@@ -274,7 +275,7 @@ def _conditions(table: RunTable) -> dict[str, str]:
 
 
 def _check_conditions(rows: Sequence[Row], force: bool) -> list[str]:
-    """Return what differs within a task, one fact a line. Raises ComparisonError unless that is forced."""
+    """Conditions that differ within a task, one a line. Raises ComparisonError for one, unless it is forced."""
     notes = []
     for section, task in dict.fromkeys((row["section"], row["task"]) for row in rows):
         mine = [row for row in rows if (row["section"], row["task"]) == (section, task)]
@@ -286,8 +287,8 @@ def _check_conditions(rows: Sequence[Row], force: bool) -> list[str]:
                 differing.append(f"{name}: " + "; ".join(f"{value} in {', '.join(runs[value])}" for value in values))
         if differing and not force:
             raise ComparisonError(
-                f"the runs of `{task}` do not belong into one column, they differ in\n  " + "\n  ".join(differing),
-                "name the runs that belong together, or choose with --task; --force puts them side by side",
+                f"these runs of `{task}` cannot be compared: they differ in\n  " + "\n  ".join(differing),
+                "name runs that were measured alike, or choose with --task; --force compares these anyway",
             )
         notes += [f"forced: {task} differs in {one}" for one in differing]
     return notes
@@ -297,7 +298,7 @@ def _on_tokenizers(scores: "DataFrame") -> list[str]:
     known = [one for one in dict.fromkeys(scores.tokenizer) if one]
     if len(known) < 2:
         return []
-    return ["tokenizers differ: of perplexities, bits per byte are compared, and nothing that is counted in tokens"]
+    return ["tokenizers differ: bits per byte are compared, and no number that depends on tokens"]
 
 
 def _on_numbers(scores: "DataFrame") -> list[str]:
@@ -305,16 +306,16 @@ def _on_numbers(scores: "DataFrame") -> list[str]:
     numbers = shown.groupby(["section", "task", "metric", "column"], sort=False).n.nunique()
     if not (numbers > 1).any():
         return []
-    return ["lines have different numbers of contexts: differences are those on the contexts that both have"]
+    return ["lines have different numbers of contexts: a difference is over the contexts that both have"]
 
 
 def _identity(row: Row) -> tuple[str, str, str]:
-    """Return what a line stands for: model, encoding, and of several runs that these share, which one."""
+    """Identity of a line: model, encoding, and the settings that tell several runs of these apart."""
     return row["model"], row["encoding"], row.get("twin", "")
 
 
 def _once(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """Return the rows with each number once, and what was done about those that were there twice.
+    """The rows with each number once, and what was done about those that were there twice.
 
     Of several runs of one model that differ in nothing but lengths and samples, the one with the most contexts gives a
     column. Those that differ in more are lines of their own, `twin` by what differs: dtype, weights…
@@ -345,12 +346,12 @@ def _once(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
 
 
 def _worth(row: Row) -> tuple[bool, int]:
-    """Return what makes one of two numbers the better known: that it is one, and of how many contexts."""
+    """Order of two numbers of one cell: a number before a hole, then by contexts."""
     return row["status"] == "ok", row.get("n", 0)
 
 
 def _lines(rows: Sequence[Row], by: str) -> dict[tuple[str, str, str], str]:
-    """Return what each model and encoding is called, as short as tells them apart.
+    """Name of each model and encoding, as short as tells them apart.
 
     Raises ComparisonError for two models with one encoding, by encoding.
     """
@@ -394,7 +395,7 @@ def _baseline(scores: "DataFrame", names: list[str], wanted: str | None) -> str:
 
 
 def _provenance(store: RunStore) -> dict[str, Any]:
-    """Return how a run came to be, flat, for people."""
+    """Provenance of a run, flat, for readers."""
     identity, provenance = store.header["identity"], store.header["provenance"]
     sessions = store.sessions()
     commands = [str(one["command"]) for one in (provenance, *sessions) if one.get("command")]

@@ -31,7 +31,7 @@ _MEASURE = ["section", "family", "task", "metric"]
 
 
 def compared_rows(scores: "DataFrame") -> "DataFrame":
-    """Return the rows that lines are compared by, such as nll, and the metric of each task; no slices."""
+    """The rows that lines are compared by, such as nll, and the metric of each task; no slices."""
     chosen = scores.metric.map(lambda name: metric_of(name).compared)
     by_metric = chosen.where(chosen.notna(), scores.headline).astype(bool)
     rows: DataFrame = scores[by_metric & (scores.slice == "")]
@@ -39,7 +39,7 @@ def compared_rows(scores: "DataFrame") -> "DataFrame":
 
 
 def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
-    """Return every line against the baseline, in every column that both have.
+    """Every line against the baseline, in every column that both have.
 
     p is of the interval, p_holm allows for all columns of one line, task and metric; the verdict is by p_holm. Of many
     lines, some are told apart by chance; to allow for them as well would leave nothing to see with three seeds.
@@ -83,14 +83,14 @@ def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
 
 
 def verdict(metric: str, value: float, p: float) -> str:
-    """Return whether a difference is better or worse, if it is distinguishable from none."""
+    """Verdict on a difference: better, worse, or not distinguishable from none."""
     if not p < ALPHA:
         return SAME
     return BETTER if (value < 0) == metric_of(metric).lower_is_better else WORSE
 
 
 def best(scores: "DataFrame") -> "Series[bool]":
-    """Return for each row whether it is the best of its column and distinguishable from every other."""
+    """For each row, whether it is the best of its column and distinguishable from every other."""
     import pandas
 
     marks = pandas.Series(False, index=scores.index)
@@ -108,7 +108,7 @@ def best(scores: "DataFrame") -> "Series[bool]":
 
 
 def win_probabilities(scores: "DataFrame") -> "DataFrame":
-    """Return how probably each line is better than each other, on the mean over the columns that both have.
+    """Probability that each line is better than each other, in the mean over the columns that both have.
 
     The share of draws of the same contexts in which it is; ties count half. Where columns, or lines, have different
     numbers of contexts, it is those that all of them have.
@@ -140,7 +140,7 @@ def win_probabilities(scores: "DataFrame") -> "DataFrame":
 
 
 def _drawn_together(pairs: Sequence[tuple[_Drawn, _Drawn]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the draws of pairs of numbers, such that a context is drawn for all of them or for none."""
+    """The draws of pairs of numbers, such that a context is drawn for all of them or for none."""
     everyone = [one.clusters for pair in pairs for one, _ in pair]
     names = everyone[0].names
     if any(one.names != names for one in everyone):
@@ -152,7 +152,7 @@ def _drawn_together(pairs: Sequence[tuple[_Drawn, _Drawn]]) -> list[tuple[np.nda
 
 
 def _measures(scores: "DataFrame") -> Iterator[tuple[tuple[str, ...], "DataFrame"]]:
-    """Yield what lines are compared by, and the rows of it."""
+    """Yield what lines are compared by, with its rows."""
     for measure, rows in compared_rows(scores).groupby(_MEASURE, sort=False):
         assert isinstance(measure, tuple)
         yield tuple(map(str, measure)), rows
@@ -166,7 +166,7 @@ def comparable(a: Any, b: Any) -> bool:
 
 
 def _gap(a: Any, b: Any) -> tuple[Difference, int, bool]:
-    """Return a - b, paired on the contexts that both have, how many contexts there are, and whether it is paired."""
+    """Difference a - b on the contexts that both have, number of contexts, and whether it is paired."""
     own, other = a.clusters, b.clusters
     known = set(other.names)
     shared = [name for name in own.names if name in known] if a.conditions == b.conditions else []

@@ -67,11 +67,11 @@ class Clusters:
     proportion: bool = False
 
     def interval(self) -> Interval:
-        """Return the value with its 95 % interval."""
+        """The value with its 95 % interval."""
         return (proportion if self.proportion else ratio)(self.numerators, self.denominators)
 
     def on(self, names: Sequence[str]) -> "Clusters":
-        """Return the numbers of these contexts, in this order."""
+        """The numbers of these contexts, in this order."""
         if tuple(names) == self.names:
             return self
         place = {name: number for number, name in enumerate(self.names)}
@@ -98,7 +98,7 @@ class Clusters:
         return _bootstrap(self.numerators, self.denominators, 0)
 
     def resampled_alone(self) -> np.ndarray:
-        """Return draws that have nothing to do with those of other clusters [D]."""
+        """Draws that have nothing to do with those of other clusters [D]."""
         return _bootstrap(self.numerators, self.denominators, self._own)
 
     @property
@@ -151,7 +151,7 @@ def proportion(hits: np.ndarray, counts: np.ndarray) -> Interval:
 
 
 def difference(a: Clusters, b: Clusters, paired: bool = True) -> Difference:
-    """Return a - b with its 95 % interval, and a p value by the same rule: the level at which the interval reaches 0.
+    """Difference a - b with its 95 % interval, and a p value: the level at which the interval reaches 0.
 
     paired: both are of the same contexts, in the same order, which are drawn together; with as many training seeds,
             these too (seed i of both began with the same weights).
@@ -167,7 +167,7 @@ def difference(a: Clusters, b: Clusters, paired: bool = True) -> Difference:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p values that allow for having looked at all of them (Holm, 1979); NaN stays, and counts for nothing."""
+    """P values corrected for their number (Holm, 1979); NaN stays NaN, and is not counted."""
     p = np.array(p_values, float)
     known = np.flatnonzero(~np.isnan(p))
     order = known[np.argsort(p[known], kind="stable")]
@@ -177,7 +177,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def wilson(value: float, n: float, z: float = _Z) -> Interval:
-    """Return a proportion of n independent trials with Wilson's interval, 95 % unless z says otherwise."""
+    """A proportion of n independent trials with Wilson's interval, 95 % unless z says otherwise."""
     centre = (value + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
     # Rounding may carry a limit past the value it lies at.
@@ -201,7 +201,7 @@ class _Spread:
 
     @classmethod
     def of(cls, *residuals_SN: np.ndarray) -> "_Spread":
-        """Return the spread of the sum of residuals; several arrays are independent of each other."""
+        """The spread of the sum of residuals; several arrays are independent of each other."""
         parts = [
             (float((margin**2).sum()), len(margin))
             for residuals in residuals_SN
@@ -214,7 +214,7 @@ class _Spread:
         return cls(variance, sum(drawn for drawn, _ in parts), variance / shares if shares else np.inf)
 
     def widening(self, alpha: float) -> float:
-        """Return by how much the quantiles of a bootstrap have to be moved away from the value."""
+        """Factor by which the quantiles of a bootstrap are moved away from the value."""
         if not self.drawn:
             return 1.0
         return float(np.sqrt(self.variance / self.drawn)) * _student(self.freedom, alpha)
@@ -238,25 +238,25 @@ class _Share:
         return cls(value, min(value * (1 - value) / spread.variance, float(counts.sum())), spread.freedom)
 
     def at(self, alpha: float) -> Interval:
-        """Return the interval that misses the truth with that probability."""
+        """The interval that misses the truth with that probability."""
         n = self.n / _student(self.freedom, alpha) ** 2
         return wilson(self.value, max(1.0, n), float(ndtri(1 - alpha / 2)))
 
 
 def _student(freedom: float, alpha: float) -> float:
-    """Return how much farther out Student's quantile lies than the normal one."""
+    """Ratio of Student's quantile to the normal one."""
     return float(stdtrit(freedom, 1 - alpha / 2) / ndtri(1 - alpha / 2)) if np.isfinite(freedom) else 1.0
 
 
 def _residuals(numerators_SN: np.ndarray, denominators_SN: np.ndarray) -> np.ndarray:
-    """Return what each number adds to the ratio beyond its due, [S, N]; they sum to 0."""
+    """Residual of each number in the ratio, [S, N]; they sum to 0."""
     total = denominators_SN.sum()
     residuals: np.ndarray = (numerators_SN - numerators_SN.sum() / total * denominators_SN) / total
     return residuals
 
 
 def _widened(value: float, draws: np.ndarray, spread: _Spread, alpha: float) -> Interval:
-    """Return the interval of sorted draws that misses the truth with that probability."""
+    """The interval of sorted draws that misses the truth with that probability."""
     level = max(alpha / 2, _TAIL)
     # What numpy.quantile does, a hundred times as fast where the draws are sorted.
     at, share = divmod(level * (len(draws) - 1), 1)
@@ -300,7 +300,7 @@ def _difference_of_shares(a: Clusters, b: Clusters, paired: bool) -> Callable[[f
 
 
 def _correlation(a: Clusters, b: Clusters) -> float:
-    """Return how alike two proportions are over contexts (and seeds, if there are as many); 0 where one is the same."""
+    """Correlation of two proportions over contexts (and seeds, if both have as many); 0 if one does not vary."""
     first, second = (_residuals(one.numerators, one.denominators) for one in (a, b))
     same_seeds = len(first) == len(second)
     axes = (0, 1) if same_seeds else (0,)
@@ -315,7 +315,7 @@ def _correlation(a: Clusters, b: Clusters) -> float:
 
 
 def _p_value(at: Callable[[float], Interval]) -> float:
-    """Return the level at which an interval reaches 0, by bisection."""
+    """The level at which an interval reaches 0, by bisection."""
     if np.isnan(at(ALPHA).low):
         return float("nan")
 
@@ -333,7 +333,7 @@ def _p_value(at: Callable[[float], Interval]) -> float:
 
 
 def _bootstrap(numerators: np.ndarray, denominators: np.ndarray, seed: int) -> np.ndarray:
-    """Return the ratio of the sums of 10,000 resampled documents and seeds [D]."""
+    """The ratio of the sums of 10,000 resampled documents and seeds [D]."""
     numerators, denominators = _bagged(numerators), _bagged(denominators)
     n_seeds, n = numerators.shape
     counts, drawn = _resampled(n, n_seeds, seed)
@@ -351,7 +351,7 @@ def _bootstrap(numerators: np.ndarray, denominators: np.ndarray, seed: int) -> n
 
 
 def _bagged(numbers_SN: np.ndarray) -> np.ndarray:
-    """Return sums over bags of contexts where there are very many: drawing bags gives the same interval, in memory."""
+    """Sums over bags of contexts where there are very many: drawing bags gives the same interval, in memory."""
     n_seeds, n = numbers_SN.shape
     if n <= _MOST_DRAWN:
         return numbers_SN
@@ -363,13 +363,13 @@ def _bagged(numbers_SN: np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _resampled(n: int, n_seeds: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return how often each document and each seed is drawn, [D, N] and [D, S]; documents whatever the seeds."""
+    """Counts of draws of each document and each seed, [D, N] and [D, S]; documents whatever the seeds."""
     rng = np.random.default_rng(seed)
     return _counts(rng, n), _counts(rng, n_seeds)
 
 
 def _counts(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Return how often each of n is drawn if n are, [D, n]; some draws at a time, which is much faster."""
+    """Counts of n draws from n, [D, n]. Several draws at a time are much faster."""
     counts = np.empty((N_DRAWS, n), np.float32)
     for part in np.split(counts, 20):
         drawn = rng.integers(0, n, part.shape) + n * np.arange(len(part))[:, None]

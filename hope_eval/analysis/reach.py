@@ -1,4 +1,4 @@
-"""How far a model reads: effective context length under named definitions, and what each length adds up to.
+"""Effective context length of a model, by named definitions, and the area under its scores.
 
     ppl       the last position bucket whose nll is within 0.05 nats of the best bucket in the training window
     relative  the greatest length up to which the score stays at 85 % of that at the shortest length (above chance)
@@ -88,7 +88,7 @@ class _Curve:
 
 
 def effective_lengths(scores: "DataFrame", differences: "DataFrame") -> "DataFrame":
-    """Return how far each line reads, by task and definition, beside its difference from the baseline in the window."""
+    """Effective length of each line by task and definition, next to its difference from the baseline in the window."""
     import pandas
 
     found: list[dict[str, Any]] = []
@@ -136,7 +136,7 @@ def effective_lengths(scores: "DataFrame", differences: "DataFrame") -> "DataFra
 
 
 def _shared_lengths(scores: "DataFrame") -> dict[tuple[str, str], set[int]]:
-    """Return the lengths at which all lines of a section and task were measured, or cannot be."""
+    """The lengths at which all lines of a section and task were measured, or cannot be."""
     shared: dict[tuple[str, str], set[int]] = {}
     for names, rows in scores.groupby(["section", "task"], sort=False):
         section, task = map(str, names)
@@ -148,7 +148,7 @@ def _shared_lengths(scores: "DataFrame") -> dict[tuple[str, str], set[int]]:
 
 
 def _curve(rows: "DataFrame", metric: str, shared: set[int]) -> _Curve | None:
-    """Return the curve of a metric as far as it is known; None for less than two lengths.
+    """The curve of a metric as far as it is known; None for less than two lengths.
 
     shared: lengths at which other lines were measured too.
     """
@@ -210,13 +210,13 @@ def _extents(metric: str, curve: _Curve, rows: "DataFrame") -> list[tuple[str, d
 
 
 def _leading(passes: np.ndarray) -> np.ndarray:
-    """Return how many lengths pass before the first that does not, [..., L] -> [...]."""
+    """Number of lengths that pass before the first that fails, [..., L] -> [...]."""
     count: np.ndarray = np.cumprod(passes, axis=-1).sum(-1)
     return count
 
 
 def _extent(curve: _Curve, value: int, draws: np.ndarray) -> dict[str, Any]:
-    """Return a number of lengths passed as a length, with the interval of its draws."""
+    """A number of lengths passed as a length, with the interval of its draws."""
     low, high = (int(np.quantile(draws, level, method="inverted_cdf")) for level in (ALPHA / 2, 1 - ALPHA / 2))
     return {
         "value": float(_length(curve, value)),
@@ -232,7 +232,7 @@ def _length(curve: _Curve, n_passed: int) -> int:
 
 
 def _threshold(values: np.ndarray, floor: float) -> np.ndarray:
-    """Return what scores must reach, from that at the shortest length, [..., L] -> [..., 1]."""
+    """Threshold of scores, from the score at the shortest length, [..., L] -> [..., 1]."""
     threshold: np.ndarray = floor + _SHARE * (values[..., :1] - floor)
     return threshold
 
@@ -256,7 +256,7 @@ def _by_bucket(curve: _Curve) -> dict[str, Any]:
         return {"value": math.nan, "low": math.nan, "high": math.nan, "censored": "no bucket in the window"}
 
     def passed(values: np.ndarray) -> np.ndarray:
-        """Return how many buckets there are up to the last that is fine."""
+        """Number of buckets up to the last that passes."""
         fine = values >= values[..., inside].max(-1, keepdims=True) - _SLACK
         last: np.ndarray = values.shape[-1] - np.argmax(fine[..., ::-1], axis=-1)
         return last
@@ -268,7 +268,7 @@ def _half(curve: _Curve) -> dict[str, Any]:
     logs = np.log2(curve.lengths)
 
     def crossing(values: np.ndarray) -> np.ndarray:
-        """Return log2 of the length where the fit crosses the middle, [D, L] -> [D]; its ends where it does not."""
+        """Log2 of the length where the fit crosses the middle, [D, L] -> [D]; its ends where it does not."""
         fit = _falling(np.maximum(values, curve.floor))
         middle = (np.maximum(fit[:, :1], curve.ceiling) + curve.floor) / 2
         n = _leading(fit >= middle)
@@ -290,12 +290,12 @@ def _half(curve: _Curve) -> dict[str, Any]:
 
 
 def _falling(values: np.ndarray) -> np.ndarray:
-    """Return the closest curves that never rise, [D, L]: isotonic regression by its min-max formula."""
+    """The closest curves that never rise, [D, L]: isotonic regression by its min-max formula."""
     n = values.shape[1]
     sums = np.concatenate([np.zeros((len(values), 1)), np.cumsum(values, axis=1)], axis=1)
 
     def means(start: int, at: int) -> list[np.ndarray]:
-        """Return the means from `start` to every place from `at` on."""
+        """The means from `start` to every place from `at` on."""
         return [(sums[:, stop] - sums[:, start]) / (stop - start) for stop in range(at + 1, n + 1)]
 
     fit = [np.min([np.max(means(start, at), axis=0) for start in range(at + 1)], axis=0) for at in range(n)]
@@ -346,7 +346,7 @@ def _useful_and_breaking(rows: "DataFrame", metric: str) -> list[tuple[str, dict
 def _parity(
     differences: "DataFrame", section: str, task: str, metric: str, line: str, train_length: float
 ) -> dict[str, Any]:
-    """Return how a line compares with the baseline at the greatest length within the training window."""
+    """Difference of a line from the baseline at the greatest length within the training window."""
     rows = differences[
         (differences.section == section)
         & (differences.task == task)
@@ -367,7 +367,7 @@ def _parity(
 
 
 def worded(extent: Any) -> tuple[str, str]:
-    """Return an effective length as people write it, and its interval: `>= 2k`, `[1k, 2k]`; `at chance`."""
+    """An effective length and its interval in words: `>= 2k`, `[1k, 2k]`; `at chance`."""
     if math.isnan(extent.value):
         return str(extent.censored), ""
     if extent.definition == AREA:

@@ -36,7 +36,7 @@ class RunTable:
 
 
 def joint_notes(tables: Sequence[RunTable]) -> list[str]:
-    """Return the notes of several tables, each fact once, with the models that it holds for."""
+    """The notes of several tables, each fact once, with the models that it holds for."""
     notes = list(dict.fromkeys(note for table in tables for note in table.notes))
     for about in dict.fromkeys(table.about for table in tables):
         models = ", ".join(dict.fromkeys(table.model for table in tables if table.about == about))
@@ -51,7 +51,7 @@ def subject(row: Mapping[str, Any]) -> str:
 
 
 def without_seed(model: str) -> str:
-    """Return the name of a model without the training seed that ends it: hope-0 is hope."""
+    """The name of a model without the training seed that ends it: hope-0 is hope."""
     return re.sub(r"-\d+$", "", model)
 
 
@@ -64,7 +64,7 @@ R = TypeVar("R", bound=_Run)
 
 
 def by_seed(runs: Iterable[R]) -> list[list[R]]:
-    """Return runs in groups that differ in nothing but the seed that ends their model's name: hope-0, hope-1…"""
+    """Runs in groups that differ in nothing but the seed that ends their model's name: hope-0, hope-1…"""
     groups: dict[str, list[R]] = {}
     for run in runs:
         identity = {**run.header["identity"], "fingerprint": ""}

@@ -106,18 +106,18 @@ def _scores(scores: "DataFrame", by_task: bool) -> Iterator[Block]:
 
 
 def rows_of(frame: "DataFrame") -> list[Row]:
-    """Return a frame as rows."""
+    """A frame as rows."""
     return [{str(key): value for key, value in row.items()} for row in frame.to_dict("records")]
 
 
 def section_title(section: str) -> str:
-    """Return what a table is called: `Perplexity, ppl@prefix`, `Copying`."""
+    """Title of a table: `Perplexity, ppl@prefix`, `Copying`."""
     family = section.split("@")[0]
     return f"{PILLARS.get(family, family)}, {section}" if "@" in section else PILLARS.get(family, family)
 
 
 def _measure(row: Any) -> str:
-    """Return what a row of differences or of reach is about."""
+    """Protocol or task, and metric, of a row of differences, reach or wins."""
     return f"{subject(row._asdict())} {metric_of(row.metric).title}"
 
 
@@ -126,7 +126,7 @@ def _is_perplexity(task: str) -> bool:
 
 
 def _distinct(frame: "DataFrame") -> "DataFrame":
-    """Return the rows of each task without metrics that another one stands for: of perplexities, nll says all."""
+    """The rows of each task without metrics that another one stands for: of perplexities, nll says all."""
     kept = frame.groupby(["section", "task"], sort=False).metric.transform(
         lambda metrics: metrics.isin(distinct(metrics))
     )
@@ -208,7 +208,7 @@ def _wins(frame: "DataFrame") -> Grid:
 
 
 def wide(frame: "DataFrame") -> "DataFrame":
-    """Return a frame with lengths side by side: value, low and high of each, in columns such as `512`, `512 low`."""
+    """A frame with lengths side by side: value, low and high of each, in columns such as `512`, `512 low`."""
     if "column" not in frame:
         raise OptionError("--wide is for scores and differences: only they have lengths", "--show scores --wide")
     parts = ["value", "low", "high", "status"] if "status" in frame else ["value", "low", "high", "verdict"]
@@ -250,7 +250,7 @@ def as_json(frames: dict[str, "DataFrame"], notes: Sequence[str], runs: Sequence
 
 
 def _plain(value: Any) -> Any:
-    """Return a number of numpy as one of Python."""
+    """A number of numpy as one of Python."""
     return value.item()
 
 

@@ -78,12 +78,12 @@ def house_styles() -> dict[str, Style]:
 
 
 def base_name(encoding: str) -> str:
-    """Return an encoding without its parameters and without `(swap)`: `hope:multiplier=2(swap)` is `hope`."""
+    """An encoding without its parameters and without `(swap)`: `hope:multiplier=2(swap)` is `hope`."""
     return encoding.removesuffix("(swap)").split(":")[0].strip()
 
 
 def style_of(encoding: str) -> Style:
-    """Return how lines of an encoding look; a name that is none of ours (a user's file) has its own by its letters."""
+    """Style of the lines of an encoding; the letters of a name that is not ours (a user's file) choose its style."""
     name = base_name(encoding)
     ours = house_styles()
     if name in ours:
@@ -97,7 +97,7 @@ def style_of(encoding: str) -> Style:
 
 
 def styles(lines: Iterable[tuple[str, str]]) -> dict[str, Style]:
-    """Return a style for each line of (its name, its encoding); no two are the same.
+    """A style for each line of (its name, its encoding); no two are the same.
 
     The first line of an encoding has its style; one with the encoding's own parameters and no swap comes first. The
     next have a lighter or darker tone of its colour, hollow markers and another dash.
@@ -112,31 +112,31 @@ def styles(lines: Iterable[tuple[str, str]]) -> dict[str, Style]:
 
 
 def mixed(colour: str, other: str, share: float) -> str:
-    """Return a colour with a share of another in it, from 0 to 1."""
+    """A colour with a share of another in it, from 0 to 1."""
     pairs = zip(_channels(colour), _channels(other), strict=True)
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in pairs)
 
 
 def luminance(colour: str) -> float:
-    """Return the relative luminance of a colour, 0 of black to 1 of white, as WCAG 2 defines it."""
+    """The relative luminance of a colour, 0 of black to 1 of white, as WCAG 2 defines it."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in (v / 255 for v in _channels(colour))]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
 def lightness(colour: str) -> float:
-    """Return how light a colour looks, L* of CIELAB: 0 of black to 100 of white. All that a grey copy keeps."""
+    """Lightness of a colour, L* of CIELAB: 0 of black to 100 of white. A grey copy keeps only this."""
     y = luminance(colour)
     return 116 * y ** (1 / 3) - 16 if y > (6 / 29) ** 3 else y * (29 / 3) ** 3
 
 
 def contrast(one: str, other: str) -> float:
-    """Return the contrast of two colours, 1 of equal ones to 21 of black on white, as WCAG 2 defines it."""
+    """The contrast of two colours, 1 of equal ones to 21 of black on white, as WCAG 2 defines it."""
     dark, light = sorted((luminance(one), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 
 
 def as_text(colour: str, background: str = "#ffffff") -> str:
-    """Return the colour, darker or lighter until words in it can be read on that background (contrast 4.5)."""
+    """The colour, darker or lighter until words in it can be read on that background (contrast 4.5)."""
     towards = "#000000" if luminance(background) > 0.18 else "#ffffff"
     shades = (mixed(colour, towards, step / 20) for step in range(21))
     return next(shade for shade in shades if contrast(shade, background) >= 4.5)
@@ -147,7 +147,7 @@ def _channels(colour: str) -> list[int]:
 
 
 def _variants(base: Style) -> Iterable[Style]:
-    """Return the style and then others of that colour, the most different first."""
+    """The style and then others of that colour, the most different first."""
     yield base
     darker, lighter = mixed(base.colour, "#000000", 0.35), mixed(base.colour, "#ffffff", 0.4)
     # Away from its own lightness, and never so far that it sinks into the paper.

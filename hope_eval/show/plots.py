@@ -60,7 +60,7 @@ def draw(kind: str, frame: "DataFrame", path: Path, **options: Any) -> None:
 
 @in_print
 def _as_bytes(figure: "Figure", suffix: str) -> bytes:
-    """Return a figure as the content of a file; without a date, so that the same figure is the same bytes."""
+    """A figure as the content of a file; without a date, so that the same figure is the same bytes."""
     stream = io.BytesIO()
     dates: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
     figure.savefig(stream, format=suffix, metadata=dates[suffix])

@@ -51,8 +51,8 @@ def sparklines(scores: "DataFrame", console: Console | None = None) -> None:
             ends = (measured[0], measured[-1]) if measured else (own[0]["status"], "")
             table.add_row(Text(f"  {line}"), drawn, *ends, end_section=line == lines[-1])
     console.print(table)
-    told = f"{_TRAINED} end of the training length; a gap: no number; perplexity on a logarithmic scale"
-    console.print(Text(told, style="dim"), soft_wrap=True)
+    legend = f"{_TRAINED} end of the training length; gap: no number; perplexity on a logarithmic scale"
+    console.print(Text(legend, style="dim"), soft_wrap=True)
 
 
 def _is_shown(row: Row) -> bool:
@@ -74,7 +74,7 @@ def _called(row: Row) -> str:
 
 
 def _spark(own: list[Row], places: list[float], rows: list[Row]) -> str:
-    """Return a bar for each place, on the scale of all rows, with the end of the training length among them."""
+    """A bar for each place, on the scale of all rows, with the end of the training length among them."""
     scaled = math.log if metric_of(rows[0]["metric"]).logarithmic else float
     values = [scaled(row["value"]) for row in rows if _is_number(row)] or [0.0]
     least, most = (0.0, 1.0) if all(is_share(row) for row in rows if _is_number(row)) else (min(values), max(values))

@@ -131,14 +131,14 @@ def print_records(records: Sequence[Row]) -> None:
 
 
 def plain_console() -> Console:
-    """Return a console on standard output, as wide as it takes where that is no terminal."""
+    """A console on standard output, as wide as it takes where that is no terminal."""
     console = Console(highlight=False)
     # A pipe has no width; do not fold a table for it.
     return console if console.is_terminal else Console(highlight=False, width=1000)
 
 
 def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
-    """Return the rows with lengths as columns, in ascending order; what a model lacks is left empty.
+    """The rows with lengths as columns, in ascending order; what a model lacks is left empty.
 
     Rows of tasks that are no `headline` are left out.
 
@@ -178,7 +178,7 @@ def _is_known(length: float | None) -> bool:
 
 
 def metric_name(row: Mapping[str, Any]) -> str:
-    """Return the name of a metric: of a task, with its name before it, and after it what part of it this is."""
+    """The name of a metric: of a task, with its name before it, and after it what part of it this is."""
     title = metric_of(row["metric"]).title
     if kind_of(row) is PERPLEXITY:
         # The title of its table says the rest.
@@ -196,7 +196,7 @@ def _cell(row: Row) -> PrintedNumber:
 
 
 def number(value: float) -> str:
-    """Return four significant digits: 1.234, 12.34, 123.4, 1,234, 1.2e+06."""
+    """Four significant digits: 1.234, 12.34, 123.4, 1,234, 1.2e+06."""
     if not math.isfinite(value):
         return "inf" if value > 0 else str(value)
     size = abs(value)
@@ -207,7 +207,7 @@ def number(value: float) -> str:
 
 
 def legend(content: Grid) -> list[str]:
-    """Return what the marks of a table mean, one fact a line."""
+    """Meaning of the marks of a table, one fact a line."""
     lines = [f"{BEYOND} beyond the training length"] if content.any_beyond else []
     return lines + ([f"{BEST} best of its column, distinguishable from every other (Holm)"] if content.any_best else [])
 
@@ -223,7 +223,7 @@ def _table(*headings: str) -> Table:
 
 
 def _wide_table(content: Grid) -> Table:
-    """Return the table with lengths side by side, intervals below their values."""
+    """The table with lengths side by side, intervals below their values."""
     table = _table(*content.headings)
     for column in content.columns:
         table.add_column(column, justify="right", no_wrap=True)
@@ -241,7 +241,7 @@ def _wide_table(content: Grid) -> Table:
 
 
 def _long_table(content: Grid) -> Table:
-    """Return the table with lengths one below the other, for terminals that are too narrow for the wide one."""
+    """The table with lengths one below the other, for terminals that are too narrow for the wide one."""
     shown = [at for at, heading in enumerate(content.headings) if heading != "trained at"]
     table = _table(*(content.headings[at] for at in shown), content.across, "value", "interval")
     for names, cells in content.lines:
@@ -264,12 +264,12 @@ def _rich_cell(cell: PrintedNumber) -> Text:
 
 
 def clean(rows: Iterable[Row]) -> list[Row]:
-    """Return rows without what is of use in memory only."""
+    """Rows without what is of use in memory only."""
     return [{key: value for key, value in row.items() if key not in INTERNAL} for row in rows]
 
 
 def csv_text(rows: Sequence[Row]) -> str:
-    """Return rows as csv."""
+    """Rows as csv."""
     import pandas
 
     return pandas.DataFrame(clean(rows)).to_csv(index=False)
@@ -296,7 +296,7 @@ def _markdown(content: Grid, notes: Sequence[str]) -> str:
 
 
 def _latex(content: Grid, notes: Sequence[str]) -> str:
-    r"""Return a booktabs tabular (\usepackage{booktabs})."""
+    r"""A booktabs tabular (\usepackage{booktabs})."""
 
     def escaped(text: str) -> str:
         return text.translate(_LATEX)

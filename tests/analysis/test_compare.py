@@ -143,7 +143,7 @@ def test_by_task_makes_a_table_of_each_model(runs):
 
 def test_only_some_tasks(runs):
     assert set(comparison(runs, tasks=("passkey",)).scores.task) == {"passkey"}
-    with pytest.raises(OptionError, match="no run asks `passky`") as caught:
+    with pytest.raises(OptionError, match="no run measures `passky`") as caught:
         comparison(runs, tasks=("passky",))
     assert "passkey" in caught.value.hint
 
@@ -238,7 +238,7 @@ def test_a_last_line_that_was_cut_is_told(runs):
     path.write_bytes(path.read_bytes()[:-20])
     result = hope_eval("compare", runs, "--task", "passkey")
     assert "its last record was cut off and is left out" in result.stderr
-    assert "goes on with it" in result.stderr
+    assert "to resume" in result.stderr
 
 
 def test_what_an_interrupted_run_lacks_is_missing(runs):
@@ -246,7 +246,7 @@ def test_what_an_interrupted_run_lacks_is_missing(runs):
     kept = [line for line in path.read_text().splitlines(keepends=True) if '"window"' not in line]
     path.write_text("".join(kept))
     result = hope_eval("compare", runs, "--task", "ppl")
-    assert "was interrupted: what it lacks is `missing`" in result.stderr
+    assert "was interrupted: numbers that it lacks are `missing`" in result.stderr
     assert "missing" in result.stdout
 
 
@@ -347,7 +347,7 @@ def test_options_that_do_not_fit_are_errors(runs, arguments, said):
 
 def test_who_wins_is_a_matrix(runs):
     printed = text(runs, "--task", "passkey", "--show", "wins")
-    assert "How probably the line is better than the column" in printed
+    assert "Probability that the line is better than the column" in printed
     found = comparison(runs, tasks=("passkey",)).wins.set_index(["line", "other"]).probability
     assert found["zoo:hope", "zoo:rope"] + found["zoo:rope", "zoo:hope"] == pytest.approx(1)
 

@@ -241,7 +241,8 @@ def test_lengths_beyond_the_training_length_are_marked(page):
 
 def test_sections_come_in_order(page):
     assert page.text("h2") == [
-        "Summary", "Perplexity", "Copying", "Differences", "How far", "Line against line", "How copies fail",
+        "Summary", "Perplexity", "Copying", "Differences", "Effective context length", "Line against line",
+        "How copies fail",
         "By depth and other facts", "Provenance", "Notes and definitions",
     ]  # fmt: skip
 
@@ -495,7 +496,7 @@ def test_numbers_of_the_summary_are_numbers_of_the_frames(page):
 
 
 def test_a_report_is_written(tmp_path, html, monkeypatch):
-    monkeypatch.setattr(report, "render", lambda **arguments: html)
+    monkeypatch.setattr(report, "render", lambda content: html)
     path = tmp_path / "new" / "report.html"
     report.write(path, report.Content(**everything()))
     assert path.read_text(encoding="utf-8") == html
@@ -506,7 +507,7 @@ def test_a_report_is_written(tmp_path, html, monkeypatch):
 def test_a_place_that_cannot_be_written_is_told(tmp_path, name, monkeypatch):
     (tmp_path / "a_folder").mkdir()
     (tmp_path / "a_file").touch()
-    monkeypatch.setattr(report, "render", lambda **arguments: "page")
+    monkeypatch.setattr(report, "render", lambda content: "page")
     with pytest.raises(StoreError, match="cannot write the report") as caught:
         report.write(tmp_path / name, report.Content(**everything()))
     assert caught.value.hint
@@ -515,7 +516,7 @@ def test_a_place_that_cannot_be_written_is_told(tmp_path, name, monkeypatch):
 def test_a_report_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "report.html"
     path.write_text("old")
-    monkeypatch.setattr(report, "render", lambda **arguments: "new")
+    monkeypatch.setattr(report, "render", lambda content: "new")
 
     def full(*arguments):
         raise OSError(28, "No space left on device")

@@ -126,6 +126,6 @@ def _draw_bar(axes: "Axes", y: int, rows: list[Row]) -> None:
 
 
 def _rows_of(lengths: list[int], n_columns: int) -> list[tuple[int, int | None]]:
-    """Return lengths with the column of each; None where the last row has no more."""
+    """Lengths with the column of each; None where the last row has no more."""
     n = -(-len(lengths) // n_columns) * n_columns
     return [(number % n_columns, lengths[number] if number < len(lengths) else None) for number in range(n)]

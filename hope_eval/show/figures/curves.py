@@ -168,7 +168,7 @@ def _curves(panels: list[Panel], metric: str, scale: Scale, controls: bool, widt
 
 
 def _caption(panels: Sequence[Panel], scale: Scale, controls: bool, left_out: Sequence[str]) -> str:
-    """Return what bands, marks and dashes mean, and what was read."""
+    """Meaning of bands, marks and dashes, and the texts."""
     rows = [row for panel in panels for row in panel.rows]
     return sentence(
         interval_of(rows, "bands"),
@@ -222,7 +222,7 @@ class _Values:
 
 
 def _values(panel: Panel) -> _Values:
-    """Return the axis that holds all values and intervals of a panel, and its controls."""
+    """The axis that holds all values and intervals of a panel, and its controls."""
     from matplotlib.ticker import MaxNLocator
 
     metric = metric_of(panel.metric)
@@ -304,7 +304,7 @@ def _draw_controls(axes: "Axes", panel: Panel, scale: Scale, style_of: Mapping[s
 
 
 def _chance(panel: Panel, scale: Scale) -> dict[float, float]:
-    """Return what guessing gives, by length, where that is known."""
+    """Score of guessing by length, where it is known."""
     known = [row for row in panel.rows if row["chance"] == row["chance"] and panel.is_share]
     return {scale.x(row): row["chance"] for row in sorted(known, key=scale.x)}
 
@@ -318,7 +318,7 @@ def _draw_chance(axes: "Axes", chance: Mapping[float, float]) -> None:
 
 
 def _trained(panel: Panel, scale: Scale) -> dict[float, list[Row]]:
-    """Return the rows of each training length, by its place."""
+    """The rows of each training length, by its place."""
     trained: dict[float, list[Row]] = {}
     for row in panel.rows:
         if row["train_length"] > 0:
@@ -372,7 +372,7 @@ _Lane = tuple[str, tuple[float, ...], list[str]]
 
 
 def _lanes(panel: Panel, scale: Scale) -> list[_Lane]:
-    """Return the holes of a panel, those that are the same for several lines together."""
+    """The holes of a panel, those that are the same for several lines together."""
     found: dict[tuple[str, tuple[float, ...]], list[str]] = {}
     for line in panel.lines():
         reasons: dict[str, list[float]] = {}

@@ -100,7 +100,7 @@ def difference(
 
 
 def _shown(rows: list[Row]) -> set[tuple[str, str, str]]:
-    """Return what is drawn of each task: what charts show by all means, else metrics that no other one stands for."""
+    """Metrics to draw of each task: those that are always charted, else those that no other metric stands for."""
     shown = set()
     for section, task in dict.fromkeys((row["section"], row["task"]) for row in rows):
         metrics = [row["metric"] for row in rows if (row["section"], row["task"]) == (section, task)]
@@ -112,7 +112,7 @@ def _shown(rows: list[Row]) -> set[tuple[str, str, str]]:
 def _places(
     columns: Mapping[tuple[str, str, str], list[tuple[float, str]]], n_columns: int
 ) -> list[tuple[tuple[str, str, str], int, tuple[float, str] | None]]:
-    """Return the group, column and length of each panel, row by row; None where a row has no more lengths."""
+    """The group, column and length of each panel, row by row; None where a row has no more lengths."""
     return [
         (group, number % n_columns, lengths[number] if number < len(lengths) else None)
         for group, lengths in columns.items()

@@ -136,12 +136,12 @@ class _Part:
 
 
 def _percent(row: Row) -> str:
-    """Return a number that fits into a cell: .88 of a proportion, 12.3 of others."""
+    """A number that fits into a cell: .88 of a proportion, 12.3 of others."""
     return f"{row['value']:.2f}".removeprefix("0") if is_share(row) else f"{row['value']:.3g}"
 
 
 def _heat() -> Any:
-    """Return a scale from light to dark, so that a grey copy of it is one too."""
+    """A scale from light to dark, so that a grey copy of it is one too."""
     import matplotlib
 
     return matplotlib.colormaps["YlGnBu"]

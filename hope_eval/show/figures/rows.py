@@ -69,7 +69,7 @@ CONTEXTS = Scale(
 
 
 def context_of(row: Row) -> float | None:
-    """Return the context that a block of `paired` has, from its label `c=1k`; None for other protocols."""
+    """The context that a block of `paired` has, from its label `c=1k`; None for other protocols."""
     return float(parse_length(row["label"][2:])) if row["label"].startswith("c=") else None
 
 
@@ -99,17 +99,17 @@ class Panel:
         return all(is_share(row) for row in self.rows if row["status"] == "ok")
 
     def lines(self) -> list[str]:
-        """Return the names of its lines, in the order of the rows."""
+        """The names of its lines, in the order of the rows."""
         return list(dict.fromkeys(row["line"] for row in self.rows))
 
     def points(self, line: str, scale: Scale) -> list[Point]:
-        """Return what a line has at each length, holes included, ascending."""
+        """Points of a line, holes included, by ascending length."""
         mine = sorted((row for row in self.rows if row["line"] == line), key=scale.x)
         return [point_at(scale.x(row), row) for row in mine]
 
 
 def point_at(x: float, row: Row) -> Point:
-    """Return the number of a row at x, or the hole that it is."""
+    """The number of a row at x, or the hole that it is."""
     if row["status"] != "ok":
         return Point(x, math.nan, math.nan, math.nan, reason(row["status"]))
     if not math.isfinite(row["value"]):
@@ -118,13 +118,13 @@ def point_at(x: float, row: Row) -> Point:
 
 
 def reason(status: str) -> str:
-    """Return why there is no number, for people."""
+    """Reason for a missing number, in words."""
     needs = re.fullmatch(r"infeasible \((.*)\)", status)
     return needs[1] if needs else _REASONS.get(status, status)
 
 
 def records(frame: "DataFrame") -> list[Row]:
-    """Return the rows of a frame: words that are missing are "", numbers NaN."""
+    """The rows of a frame: words that are missing are "", numbers NaN."""
     found = []
     for one in frame.to_dict("records"):
         row: Row = {str(key): value for key, value in one.items()}
@@ -137,7 +137,7 @@ def records(frame: "DataFrame") -> list[Row]:
 
 
 def panels_of(rows: Sequence[Row], choose: Callable[[list[Row]], str | None]) -> list[Panel]:
-    """Return a panel of each task that has the metric, in the order of the rows.
+    """A panel of each task that has the metric, in the order of the rows.
 
     choose: from the rows of a task to its metric.
     """
@@ -157,7 +157,7 @@ def panels_of(rows: Sequence[Row], choose: Callable[[list[Row]], str | None]) ->
 
 
 def _protocol(rows: Sequence[Row]) -> str:
-    """Return the protocol of rows that differ in length: what all of their ids have in common."""
+    """The protocol of rows that differ in length: what all of their ids have in common."""
     ids = [row["protocol"] for row in rows]
     parts = [re.split(r"(?<=:)|,", one) for one in dict.fromkeys(ids)]
     shared = [part for part in parts[0] if all(part in other for other in parts)]
@@ -165,7 +165,7 @@ def _protocol(rows: Sequence[Row]) -> str:
 
 
 def styles_of(rows: Iterable[Row]) -> dict[str, Style]:
-    """Return how the lines of these rows are drawn."""
+    """Styles of the lines of these rows."""
     return styles((row["line"], row["encoding"]) for row in rows)
 
 
@@ -176,14 +176,14 @@ def check_any(found: Sequence[object], message: str) -> None:
 
 
 def heading(panels: Sequence[Panel], metric: str) -> str:
-    """Return what panels show, in a word or two: their metric, or the given one where they have several."""
+    """Label of the metric of all panels; of several metrics, of the given one."""
     metrics = {panel.metric for panel in panels}
     name = metric_of(metrics.pop() if len(metrics) == 1 else metric).label
     return name[0].upper() + name[1:] if name != "nll" else "NLL"
 
 
 def counted(rows: Sequence[Row], noun: bool = True) -> str:
-    """Return how much was read for each number: `n = 27 documents`, or `n = 27`."""
+    """Sample size of each number: `n = 27 documents`, or `n = 27`."""
     counts = [int(row["n"]) for row in rows if row["status"] == "ok" and row["n"] == row["n"]]
     if not counts:
         return "n unknown"
@@ -193,7 +193,7 @@ def counted(rows: Sequence[Row], noun: bool = True) -> str:
 
 
 def interval_of(rows: Sequence[Row], shape: str) -> str:
-    """Return what kind of interval the bands, or another shape, of these rows are."""
+    """Caption of the intervals of these rows, which are drawn as bands or another shape."""
     measured = [row for row in rows if row["status"] == "ok"]
     n_seeds = max(int(row["n_seeds"]) if row["n_seeds"] > 1 else 1 for row in measured)
     seeds = f" and {n_seeds} training seeds" if n_seeds > 1 else ""
@@ -205,12 +205,12 @@ def interval_of(rows: Sequence[Row], shape: str) -> str:
 
 
 def corpus_of(rows: Sequence[Row]) -> str:
-    """Return what was read."""
+    """Texts that were read."""
     corpora = list(dict.fromkeys(row["corpus"] for row in rows if row["corpus"]))
     return f"{'corpora' if len(corpora) > 1 else 'corpus'}:\u00a0{', '.join(corpora) or 'unknown'}"
 
 
 def sentence(*facts: str) -> str:
-    """Return facts as the caption of a figure; empty ones are left out."""
+    """Facts as the caption of a figure; empty ones are left out."""
     text = " · ".join(filter(None, facts))
     return text[:1].upper() + text[1:] + "."

@@ -121,7 +121,7 @@ def sheet(
     outdent: float = 0.0,
     keys: Sequence[Key] = (),
 ) -> Sheet:
-    """Return a page of n panels in rows of n_columns.
+    """A page of n panels in rows of n_columns.
 
     height:                  of a panel itself.
     head, left, right, foot: room around each panel, for words.
@@ -160,7 +160,7 @@ def sheet(
 
 
 def page_width_of(width: str) -> float:
-    """Return how wide a figure is in points. Raises OptionError for what is none of WIDTHS."""
+    """Width of a figure in points. Raises OptionError for a name that is not in WIDTHS."""
     if width not in WIDTHS:
         raise OptionError(
             f"a figure is {' or '.join(WIDTHS)} columns wide, got `{width}`", f"one of {', '.join(WIDTHS)}"
@@ -169,7 +169,7 @@ def page_width_of(width: str) -> float:
 
 
 def columns_of(n: int, width: str) -> int:
-    """Return how many of n panels stand side by side."""
+    """Number of panels side by side, of n."""
     return 1 if width == "single" else {1: 1, 2: 2, 4: 2}.get(n, 3)
 
 
@@ -179,12 +179,12 @@ def panel_title(axes: "Axes", above: float, left: float, width: float, *ways: st
 
 
 def in_rows(n: int, room: int) -> int:
-    """Return how many of n panels stand in a row that has room for so many: as even as can be, 8 as 4 and 4."""
+    """Number of panels in each row, of n, with room for so many: rows are even, 8 is 4 and 4."""
     return -(-n // -(-n // max(1, room)))
 
 
 def keys_of(style_of: Mapping[str, Style], page_width: float) -> list[Key]:
-    """Return the legend of lines in their styles."""
+    """The legend of lines in their styles."""
     return [Key(shortened(name, page_width - 40, TEXT), style) for name, style in style_of.items()]
 
 
@@ -217,7 +217,7 @@ def draw_key(page: Sheet, key: Key, x: float, y: float, color: str = INK) -> Non
 
 
 def line_options(style: Style) -> dict[str, Any]:
-    """Return what matplotlib draws a line of that style with."""
+    """Options of matplotlib for a line of that style."""
     options: dict[str, Any] = {"dashes": style.dash} if style.dash else {}
     size = {"*": 5.6, "D": 3.4, "s": 3.8, "d": 4.6, "P": 5.4, "X": 5.2, "p": 4.8}.get(style.marker, 4.3)
     face = style.colour if style.filled else PAPER
@@ -235,7 +235,7 @@ def line_options(style: Style) -> dict[str, Any]:
 
 
 def _legend_places(keys: Sequence[Key], width: float) -> tuple[list[tuple[float, float]], float]:
-    """Return where entries of a legend go, from the lower left of it, in reading order; and its height."""
+    """Places of the entries of a legend from its lower left, in reading order; and its height."""
     if not keys:
         return [], 0.0
     column = max(_key_width(key) for key in keys) + 12
@@ -253,7 +253,7 @@ def _key_width(key: Key) -> float:
 
 @functools.lru_cache(maxsize=4096)
 def text_width(text: str, size: float, bold: bool = False) -> float:
-    """Return how wide words are, in points."""
+    """Width of words in points."""
     from matplotlib.font_manager import FontProperties, findfont, get_font
     from matplotlib.ft2font import LoadFlags
 
@@ -264,7 +264,7 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
 
 
 def wrapped(text: str, width: float, size: float, bold: bool = False) -> list[str]:
-    """Return words in lines that are no wider; a word that is wider by itself is shortened."""
+    """Words in lines that are no wider; a word that is wider by itself is shortened."""
     lines: list[str] = []
     for word in text.split(" ") if text else []:
         longer = f"{lines[-1]} {word}" if lines else word
@@ -276,7 +276,7 @@ def wrapped(text: str, width: float, size: float, bold: bool = False) -> list[st
 
 
 def shortened(text: str, width: float, size: float, bold: bool = False) -> str:
-    """Return words with their middle left out, as far as they are too wide."""
+    """Words with their middle left out, as far as they are too wide."""
     if text_width(text, size, bold) <= width:
         return text
     ways = [text[: -(-kept // 2)] + "…" + text[len(text) - kept // 2 :] for kept in range(2, len(text))]
@@ -285,12 +285,12 @@ def shortened(text: str, width: float, size: float, bold: bool = False) -> str:
 
 
 def fitting(ways: Sequence[str], width: float, size: float) -> str:
-    """Return the first of several ways to put it that is no wider; else the last one, shortened."""
+    """The first of several ways to put it that is no wider; else the last one, shortened."""
     return next((words for words in ways if text_width(words, size) <= width), shortened(ways[-1], width, size))
 
 
 def spread(wanted: Sequence[float], gap: float, top: float) -> list[float]:
-    """Return ascending heights from 0 to top, as close to the wanted ones (ascending) as a gap between them allows."""
+    """Ascending heights from 0 to top, as close to the wanted ones (ascending) as a gap between them allows."""
     groups: list[list[float]] = []
     for height in wanted:
         groups.append([height, 1])

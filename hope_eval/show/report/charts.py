@@ -78,7 +78,7 @@ _CONFIG: Spec = {
 def curves(
     rows: Sequence[Row], looks: Sequence[Look], *, title: str, description: str, y: str, baseline: str = ""
 ) -> Spec:
-    """Return values against length, with interval bands; a line has a gap where its number is missing.
+    """Values against length, with interval bands; a line has a gap where its number is missing.
 
     y:        the metric. baseline: what the values are differences from, if they are.
     """
@@ -132,7 +132,7 @@ def curves(
 
 
 def _nearest_tooltip(baseline: str) -> str:
-    """Return what the tooltip of the nearest point says, as an expression.
+    """Tooltip of the nearest point, as an expression.
 
     Vega-Lite looks for the fields of a list of tooltips in the cell around the point, where they are not.
     """
@@ -161,7 +161,7 @@ def _point(row: Row, baseline: str) -> Row:
 
 
 def _end(row: Row, key: str) -> float:
-    """Return an end of the interval of a row, or its value where that end is not known."""
+    """An end of the interval of a row, or its value where that end is not known."""
     end = row.get(key)
     return float(end if end is not None and math.isfinite(end) else row["value"])
 
@@ -175,7 +175,7 @@ def _positions(rows: Sequence[Row]) -> list[float]:
 
 
 def _lengths(rows: Sequence[Row]) -> Any:
-    """Return the axis of context lengths, or of their multiples of the training length."""
+    """The axis of context lengths, or of their multiples of the training length."""
     alt = _altair()
     at, multiples = _positions(rows), in_multiples(rows)
     return (
@@ -203,7 +203,7 @@ def _needs_log(rows: Sequence[Row]) -> bool:
 
 
 def _log_axis(rows: Sequence[Row]) -> Spec:
-    """Return ticks at powers of ten, and between them if these are few."""
+    """Ticks at powers of ten, and between them if these are few."""
     low, high = (ends(math.log10(row[key]) for row in rows) for ends, key in ((min, "low"), (max, "high")))
     steps = (1, 2, 5) if high - low < 2.5 else (1,)
     powers = range(math.floor(low), math.ceil(high) + 1)
@@ -211,7 +211,7 @@ def _log_axis(rows: Sequence[Row]) -> Spec:
 
 
 def _rules(rows: Sequence[Row], metric: str, differences: bool) -> list[Any]:
-    """Return what values are held against: the training length, chance, no difference."""
+    """Rules to compare values with: the training length, chance, no difference."""
     alt = _altair()
     at, multiples = _positions(rows), in_multiples(rows)
     trained = [1] if multiples else sorted({row["train_length"] for row in rows if row.get("train_length")})
@@ -241,7 +241,7 @@ def _level(value: float) -> Any:
 
 
 def effective_lengths(rows: Sequence[Row], looks: Sequence[Look], names: Sequence[str], *, description: str) -> Spec:
-    """Return how far each line reaches, with intervals; arrows where the end was not seen.
+    """Effective length of each line, with intervals; an arrow where the end lies outside of what was measured.
 
     rows: lengths only, each with `name`: which of `names` it belongs to; `text` and `parity` for its tooltip.
     """
@@ -297,7 +297,7 @@ def effective_lengths(rows: Sequence[Row], looks: Sequence[Look], names: Sequenc
 
 
 def win_probabilities(rows: Sequence[Row], looks: Sequence[Look], names: Sequence[str], *, description: str) -> Spec:
-    """Return a matrix of how likely each line is better than each other one.
+    """A matrix of how likely each line is better than each other one.
 
     rows: each with `name`: which of `names` it belongs to.
     """
@@ -340,7 +340,7 @@ def win_probabilities(rows: Sequence[Row], looks: Sequence[Look], names: Sequenc
 
 
 def errors(rows: Sequence[Row], looks: Sequence[Look], *, description: str) -> Spec:
-    """Return which kinds of errors copies begin with, as shares of all answers, at one length at a time."""
+    """Kinds of the first errors of copies, as shares of all answers, at one length at a time."""
     alt = _altair()
     looks, at = _present(looks, rows), list(columns(rows))
     drawn = [
@@ -375,7 +375,7 @@ def errors(rows: Sequence[Row], looks: Sequence[Look], *, description: str) -> S
 
 
 def heat(rows: Sequence[Row], looks: Sequence[Look], *, title: str, description: str) -> Spec:
-    """Return values by length, and by part of the answers (depth 0.0-0.2 …) within each line, from the top."""
+    """Values by length, and by part of the answers (depth 0.0-0.2 …) within each line, from the top."""
     alt = _altair()
     looks = _present(looks, rows)
     parts = list(dict.fromkeys(row["slice"] for row in rows))
@@ -417,14 +417,14 @@ def heat(rows: Sequence[Row], looks: Sequence[Look], *, title: str, description:
 
 
 def _select(label: str, options: Sequence[str], value: str | None = None) -> Any:
-    """Return the parameter `shown`, which a list on the page sets."""
+    """The parameter `shown`, which a list on the page sets."""
     alt = _altair()
     bound = alt.binding_select(options=list(options), name=f"{label} ")
     return alt.param(name="shown", value=value or options[0], bind=bound)
 
 
 def _names(looks: Sequence[Look]) -> Any:
-    """Return an axis of lines, from the top."""
+    """An axis of lines, from the top."""
     alt = _altair()
     axis = {"labelColor": _INK, "labelExpr": _NAME.format(_LONGEST_ON_AXIS)}
     return alt.Y("line:N").title(None).sort([look.line for look in looks]).axis(**axis)
@@ -436,7 +436,7 @@ def _present(looks: Sequence[Look], rows: Sequence[Row]) -> list[Look]:
 
 
 def _by_line(channel: Any, looks: Sequence[Look], values: Sequence[Any]) -> Any:
-    """Return a channel with a value for each line, and a legend that can be clicked."""
+    """A channel with a value for each line, and a legend that can be clicked."""
     alt = _altair()
     # As many columns as a phone has room for, or a wide screen; `width` changes while a chart is laid out.
     room = 30 + 8 * min(_LONGEST, max(len(look.line) for look in looks))
@@ -452,7 +452,7 @@ def _tooltip(**titles: str) -> list[Any]:
 
 
 def _spec(chart: Any, rows: list[Row], description: str) -> Spec:
-    """Return the specification of a chart that knows which lines are hidden, and is as wide as where it is put."""
+    """The specification of a chart that knows which lines are hidden, and is as wide as where it is put."""
     alt = _altair()
     hidden = alt.param(name="hidden", value=[])
     spec: Spec = chart.add_params(hidden).properties(description=description).to_dict(validate=False)

@@ -7,6 +7,7 @@ within the training length beside it; then where the baseline wins, how far each
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from hope_eval.analysis.reach import AREA
 from hope_eval.analysis.rows import Row
 from hope_eval.metrics import metric_of
 from hope_eval.runs.kinds import PERPLEXITY, kind_of
@@ -51,7 +52,7 @@ class Finding:
 
 
 def introduction(results: Results) -> str:
-    """Return what was compared, in a few sentences."""
+    """Lines, tasks and lengths that were compared, in a few sentences."""
     trained = set(results.train_lengths.values())
     at = [length for length in trained if length]
     factors = [row["extrapolation"] for row in results.scores if row.get("extrapolation") and row["status"] == "ok"]
@@ -73,13 +74,13 @@ def introduction(results: Results) -> str:
 
 
 def findings(results: Results) -> list[Finding]:
-    """Return what the numbers say, the most important first."""
+    """Findings from the numbers, the most important first."""
     main = [*_claims(results), *_losses(results)] if results.compared else _values(results)
     return [*main, *_reached(results), *_holes(results)]
 
 
 def _claims(results: Results) -> Iterator[Finding]:
-    """Yield who is better than the baseline, and what it is within the training length."""
+    """Yield the lines that are better than the baseline, with their differences within the training length."""
     rows, baseline = results.compared, results.baseline
     by_line = grouped(rows, lambda row: row["line"])
     if not any(_n(rows, verdict) for verdict in ("better", "worse")):
@@ -108,7 +109,7 @@ def _claims(results: Results) -> Iterator[Finding]:
 
 
 def _claim(rows: Sequence[Row], baseline: str) -> list[str]:
-    """Return where one line is better and worse: beyond the training length, and within it."""
+    """Lengths at which one line is better and worse: beyond the training length, and within it."""
     texts = [_verdicts(inside, zone, baseline) for zone in _ZONES if (inside := _in(rows, zone))]
     if _in(rows, "beyond") and not _in(rows, "within"):
         texts.append("Within the training length nothing was compared: what it costs there is not known.")
@@ -133,7 +134,7 @@ def _verdicts(rows: Sequence[Row], zone: str, baseline: str) -> str:
 
 
 def _counts(rows: Sequence[Row]) -> str:
-    """Return better and worse of one line in short: 20 better, 1 worse of 24; within the training length …"""
+    """Better and worse of one line in short: 20 better, 1 worse of 24; within the training length …"""
     parts = []
     for zone in _ZONES:
         inside = _in(rows, zone)
@@ -146,7 +147,7 @@ def _counts(rows: Sequence[Row]) -> str:
 
 
 def _losses(results: Results) -> Iterator[Finding]:
-    """Yield where the baseline is the better one."""
+    """Yield the tasks and lengths at which the baseline is better."""
     rows = [row for row in results.compared if row["verdict"] == "worse"]
     if not rows:
         if _n(results.compared, "better"):
@@ -216,7 +217,7 @@ def _reached(results: Results) -> Iterator[Finding]:
 
 
 def _parity(rows: Sequence[Row], baseline: str) -> str:
-    """Return who of these is worse than the baseline within the training length."""
+    """Lines that are worse than the baseline within the training length."""
     known = [row for row in rows if row.get("in_window_verdict") in ("better", "worse", "not distinguishable")]
     worse = [row for row in known if row["in_window_verdict"] == "worse"]
     if worse:
@@ -231,22 +232,22 @@ def _names(rows: Sequence[Row]) -> str:
 
 
 def _reach_with_interval(row: Row) -> str:
-    """Return how far a line reaches, with its interval where that is more than a point."""
+    """Effective length with its interval, if that is more than a point."""
     apart = row.get("value") is not None and row.get("low") is not None and row["low"] != row.get("high")
     return " ".join(filter(None, (reach_text(row), interval(row, tokens) if apart else "")))
 
 
 def reach_text(row: Row) -> str:
-    """Return how far a line reaches: 512, at least 8k, or why nothing is known; of an area, its score."""
+    """Effective length in words: 512, at least 8k, or why there is none; of an area, its score."""
     if row.get("value") is None:
         return str(row.get("censored") or "none")
-    if row["definition"] == "area":
+    if row["definition"] == AREA:
         return number(row["value"])
     return f"{UNSEEN.get(row.get('censored') or '', '')} {tokens(row['value'])}".strip()
 
 
 def _holes(results: Results) -> Iterator[Finding]:
-    """Yield which numbers are missing, and why."""
+    """Yield the missing numbers and the reasons."""
     rows = [
         row
         for topic in results.topics
@@ -262,7 +263,7 @@ def _holes(results: Results) -> Iterator[Finding]:
 
 
 def _in(rows: Sequence[Row], zone: str) -> list[Row]:
-    """Return the rows of a zone; of all, if it has no name."""
+    """The rows of a zone; of all, if it has no name."""
     return [row for row in rows if not zone or row["zone"] == zone]
 
 
@@ -278,13 +279,13 @@ def _of(n: int, total: int) -> str:
 
 
 def _farthest(rows: Sequence[Row]) -> list[str]:
-    """Return for each pillar what is better at the greatest length, the largest of several."""
+    """Of each pillar, the better result at the greatest length; of several, the largest difference."""
     better = grouped((row for row in rows if row["verdict"] == "better"), lambda row: row["family"])
     return [_told(max(mine, key=lambda row: (row["length"], abs(row["value"])))) for mine in better.values()]
 
 
 def _clearest(rows: Sequence[Row]) -> Row:
-    """Return the worse one whose difference is largest, in widths of its interval."""
+    """Worse result with the largest difference, in widths of its interval."""
 
     def clear(row: Row) -> float:
         low, high = row.get("low"), row.get("high")
@@ -295,7 +296,7 @@ def _clearest(rows: Sequence[Row]) -> Row:
 
 
 def _told(row: Row) -> str:
-    """Return a difference in words: copy at 1k (0.437 [0.290, 0.595] higher)."""
+    """A difference in words: copy at 1k (0.437 [0.290, 0.595] higher)."""
     low, high = row.get("low"), row.get("high")
     unit = metric_of(row["metric"]).difference_unit
     bounds = {"low": low, "high": high}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def rows_of(frame: "pandas.DataFrame") -> list[Row]:
-    """Return a frame as rows of plain values; NaN is None."""
+    """A frame as rows of plain values; NaN is None."""
     return [{str(key): _plain(value) for key, value in row.items()} for row in frame.to_dict("records")]
 
 
@@ -27,12 +27,12 @@ def _plain(value: Any) -> Any:
 
 
 def heading(row: Row) -> str:
-    """Return what the column of a row is called: 4k, 2k-4k, c=64, 2x."""
+    """Heading of the column of a row: 4k, 2k-4k, c=64, 2x."""
     return str(row.get("column") or row.get("label") or short_length(int(row["length"])))
 
 
 def position(row: Row) -> float:
-    """Return where a row lies on the axis of lengths: at its length, or at its multiple of the training length."""
+    """Place of a row on the axis of lengths: its length, or its multiple of the training length."""
     multiple = _MULTIPLE.fullmatch(heading(row))
     return float(multiple[1]) if multiple else float(row["length"])
 
@@ -50,7 +50,7 @@ class Topic:
     task: str
 
     def has(self, row: Row) -> bool:
-        """Return whether a row of any frame is about this."""
+        """Whether a row of any frame is about this topic."""
         return all(row.get(key) in (None, getattr(self, key)) for key in ("family", "section", "task"))
 
 
@@ -84,7 +84,7 @@ class Results:
         return sorted(found, key=lambda topic: order.index(topic.family) if topic.family in order else len(order))
 
     def name(self, about: Topic | Row) -> str:
-        """Return how sentences call a topic, or that of a row: the task, or the protocol where there are several."""
+        """Name of a topic, or of a row's topic, in sentences: the task; the protocol if there are several."""
         row = vars(about) if isinstance(about, Topic) else about
         kind = kind_of(row)
         alone = sum(kind_of(vars(topic)) is kind for topic in self.topics) == 1
@@ -102,7 +102,7 @@ class Results:
         return {line: int(length) if length else None for line, length in known.items()}
 
     def about(self, topic: Topic, metric: str | None = None, part: str | None = "") -> list[Row]:
-        """Return scores of a topic; part: of which slice, None: of all."""
+        """Scores of a topic; part: of which slice, None: of all."""
         return [
             row
             for row in self.scores
@@ -112,7 +112,7 @@ class Results:
         ]
 
     def metrics(self, topic: Topic) -> list[str]:
-        """Return the metrics that tables show, the first of which is the main one."""
+        """The metrics that tables show, the first of which is the main one."""
         rows = self.about(topic)
         present = list(dict.fromkeys(row["metric"] for row in rows))
         shown = {row["metric"] for row in rows if row.get("headline")}
@@ -137,7 +137,7 @@ class Results:
         return found
 
     def zone(self, row: Row) -> str:
-        """Return where the length of a row lies: `beyond` the training length of its line, `within` it, `unknown`."""
+        """Zone of a row's length: `beyond` the training length of its line, `within` it, or `unknown`."""
         trained = self.train_lengths.get(row["line"])
         return "unknown" if not trained else "beyond" if row["length"] > trained else "within"
 
@@ -147,18 +147,18 @@ def _or(choice: bool | None, otherwise: bool) -> bool:
 
 
 def columns(rows: Iterable[Row]) -> dict[str, float]:
-    """Return headings with their positions, in ascending order."""
+    """Headings with their positions, in ascending order."""
     found = {heading(row): position(row) for row in rows}
     return dict(sorted(found.items(), key=lambda item: item[1]))
 
 
 def in_multiples(rows: Iterable[Row]) -> bool:
-    """Return whether columns are multiples of the training length."""
+    """Whether columns are multiples of the training length."""
     return any(_MULTIPLE.fullmatch(heading(row)) for row in rows)
 
 
 def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Row]]:
-    """Return rows by key, in the order in which keys come."""
+    """Rows by key, in the order in which keys come."""
     groups: dict[Any, list[Row]] = {}
     for row in rows:
         groups.setdefault(key(row), []).append(row)
@@ -166,6 +166,6 @@ def grouped(rows: Iterable[Row], key: Callable[[Row], Any]) -> dict[Any, list[Ro
 
 
 def same(rows: Sequence[Row], key: str) -> Any:
-    """Return what all rows have under a key; None if they differ."""
+    """Value that all rows share under a key; None if they differ."""
     values = {row.get(key) for row in rows}
     return values.pop() if len(values) == 1 else None

@@ -40,7 +40,7 @@ class Look:
 
 
 def all_looks(lines: Mapping[str, str]) -> list[Look]:
-    """Return how lines look that have these encodings."""
+    """Looks of lines with these encodings."""
     return [
         Look(
             line,
@@ -56,6 +56,6 @@ def all_looks(lines: Mapping[str, str]) -> list[Look]:
 
 
 def _seen(colour: str, page: str, towards: str) -> str:
-    """Return the colour, moved away from that of the page as far as it must be."""
+    """The colour, moved away from that of the page as far as it must be."""
     shades = (mixed(colour, towards, step / 20) for step in range(21))
     return next(shade for shade in shades if contrast(shade, page) >= _LEAST_CONTRAST)

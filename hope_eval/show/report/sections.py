@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hope_eval.analysis.reach import DEFINITIONS
+from hope_eval.analysis.reach import AREA, DEFINITIONS
 from hope_eval.analysis.rows import Row
 from hope_eval.metrics import ERRORS, metric_of, ordered
 from hope_eval.runs.kinds import PERPLEXITY, kind_of
@@ -89,7 +89,7 @@ class Page:
 
 
 def page(results: Results, runs: Sequence[Mapping[str, Any]], notes: Sequence[str], looks: Sequence[Look]) -> Page:
-    """Return the report of some results."""
+    """The report of some results."""
     # Runs have a table of their own.
     maker = _Maker(results, looks, [note for note in dict.fromkeys(notes) if not note.startswith(("run ", "runs "))])
     parts = [maker.family(family) for family in results.families]
@@ -117,12 +117,12 @@ class _Maker:
         self.n_tables = 0
 
     def family(self, family: str) -> Part:
-        """Return a pillar: for each task values against length, and tables."""
+        """A pillar: for each task values against length, and tables."""
         topics = [topic for topic in self.results.topics if topic.family == family]
         return Part(family, pillar(family), parts=[self.topic(topic) for topic in topics])
 
     def topic(self, topic: Topic) -> Part:
-        """Return the charts and tables of one task."""
+        """The charts and tables of one task."""
         rows = self.results.about(topic)
         shown = self.results.metrics(topic)
         made, wide = [], []
@@ -160,7 +160,7 @@ class _Maker:
         )
 
     def differences(self) -> list[Part]:
-        """Return the differences from the baseline."""
+        """The differences from the baseline."""
         baseline = self.results.baseline
         if not baseline:
             return []
@@ -178,25 +178,28 @@ class _Maker:
         return [Part("differences", "Differences", about, charts=made, tables=[table])]
 
     def reach(self) -> list[Part]:
-        """Return how far each line reaches."""
+        """Effective context length of each line."""
         rows = self.results.reach
         if not rows:
             return []
         lengths = [
             {**row, "name": self._measure(row), "text": reach_text(row), "parity": self._parity(row)}
             for row in rows
-            if row["definition"] != "area" and row.get("value") is not None
+            if row["definition"] != AREA and row.get("value") is not None
         ]
         made = []
         if lengths:
             spec = charts.effective_lengths(
                 lengths, self.looks, list(dict.fromkeys(row["name"] for row in lengths)),
-                description=f"How far {listed(list(self.results.lines))} reach, in tokens, by task and definition",
+                description=f"Effective context length of {listed(list(self.results.lines))} in tokens, by task",
             )  # fmt: skip
             made.append(self._chart("Effective context length", spec, full=True))
-        table = self._table(tables.effective_lengths(self.results))
-        about = "Triangles: the end lies beyond the greatest length that was measured, or before the least."
-        return [Part("reach", "How far", about, charts=made, tables=[table])]
+        made_tables = [self._table(table) for table in tables.effective_lengths(self.results)]
+        about = (
+            "Triangles: the effective length lies beyond the greatest length that was measured, or below the least. "
+            "The difference inside the training window is shown next to the effective length."
+        )
+        return [Part("reach", "Effective context length", about, charts=made, tables=made_tables)]
 
     def _measure(self, row: Row) -> str:
         return f"{titled(self.results.name(row), row['metric'])}: {REACHES.get(row['definition'], row['definition'])}"
@@ -205,7 +208,7 @@ class _Maker:
         return " ".join(filter(None, (row.get("in_window_verdict"), tables.in_window(row))))
 
     def wins(self) -> list[Part]:
-        """Return who is better than whom, how surely."""
+        """Probabilities that one line is better than another."""
         rows = [{**row, "name": f"{self.results.name(row)}: {metric_name(row['metric'])}"} for row in self.results.wins]
         if not rows:
             return []
@@ -227,7 +230,7 @@ class _Maker:
         return [Part("wins", "Line against line", about, charts=[chart], more=more)]
 
     def errors(self) -> list[Part]:
-        """Return what kinds of errors copies begin with."""
+        """Kinds of the first errors of copies."""
         names = [f"error_{kind}" for kind in ERRORS]
         made = []
         for topic in self.results.topics:
@@ -243,7 +246,7 @@ class _Maker:
         return [Part("errors", "How copies fail", about, charts=made)] if made else []
 
     def slices(self) -> list[Part]:
-        """Return values by depth, or by another fact of the questions."""
+        """Values by depth, or by another fact of the questions."""
         made, wide = [], []
         for topic in self.results.topics:
             metric, name = self.results.metrics(topic)[0], self.results.name(topic)
@@ -266,13 +269,13 @@ class _Maker:
         return [Part("parts", "By depth and other facts", about, charts=made, more=more)] if wide else []
 
     def _described(self, topic: Topic, rows: Sequence[Row]) -> str:
-        """Return the note that says what a topic is, if there is one."""
+        """The note that says what a topic is, if there is one."""
         protocol = str(rows[0].get("protocol") or "")
         starts = (f"{protocol}:", f"protocol {topic.section} ", f"protocol {topic.section}:")
         return next((note for note in self.notes if note.startswith(starts)), "")
 
     def _told(self, name: str, rows: Sequence[Row]) -> str:
-        """Return what a chart shows, for those who do not see it."""
+        """Content of a chart in words, for readers who do not see it."""
         lines = list(dict.fromkeys(row["line"] for row in rows))
         return f"{name}, against context length, for {listed(lines)}. The numbers are in the table below."
 
@@ -287,7 +290,7 @@ class _Maker:
 
 
 def _definitions(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Return what each word means of those that occur."""
+    """Definitions of the words that occur."""
     metrics = {row["metric"] for row in [*results.scores, *results.differences]}
     statuses = {row["status"] for row in results.scores} - {"ok"}
     reaches = {row["definition"] for row in results.reach}

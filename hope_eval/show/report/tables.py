@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from hope_eval.analysis.reach import AREA
 from hope_eval.analysis.rows import Row
 from hope_eval.lengths import short_length
 from hope_eval.metrics import metric_of
@@ -80,7 +81,7 @@ SIGNS = {"better": "▲", "worse": "▼", "not distinguishable": "·"}
 
 
 def wide(rows: Sequence[Row], caption: str, names: Sequence[str] = ("line",), missing: str = "") -> Table:
-    """Return scores with lengths as columns.
+    """Scores with lengths as columns.
 
     names:   what says which line it is: `line`, `metric`, `slice`.
     missing: the status of what has no row: controls need not be there at every length.
@@ -98,7 +99,7 @@ def wide(rows: Sequence[Row], caption: str, names: Sequence[str] = ("line",), mi
 
 
 def _lengths(rows: Sequence[Row], at: Iterable[str]) -> list[TableColumn]:
-    """Return the headings of lengths, with how many training lengths they are if that is the same for all lines."""
+    """The headings of lengths, with how many training lengths they are if that is the same for all lines."""
     found = []
     for name in at:
         factors = {row.get("extrapolation") for row in rows if heading(row) == name}
@@ -117,12 +118,12 @@ def _score(row: Row | None, missing: str) -> TableCell:
 
 
 def _order(value: Any) -> float | str:
-    """Return what a number is sorted by: all its digits."""
+    """Value that a number is sorted by: all its digits."""
     return "" if value is None else value if math.isfinite(value) else math.copysign(1e308, value)
 
 
 def glance(results: Results) -> Table | None:
-    """Return signs of all differences in main metrics: a line each, topics and lengths side by side."""
+    """Signs of all differences in main metrics: a line each, topics and lengths side by side."""
     topics = grouped(results.compared, lambda row: row["topic"])
     if not topics:
         return None
@@ -167,7 +168,7 @@ def _kind(verdict: str) -> str:
 
 
 def differences(results: Results) -> Table:
-    """Return all differences, a line each."""
+    """All differences, a line each."""
     rows = results.differences
     titles = ["line", "task", "metric", "length", "difference", "95 % interval", "p", "p (Holm)", "verdict", "n"]
     numeric = {"difference", "95 % interval", "p", "p (Holm)", "n"}
@@ -196,17 +197,24 @@ def differences(results: Results) -> Table:
 
 
 def difference_name(metric: str) -> str:
-    """Return what a difference is of, with its unit."""
+    """Metric of a difference, with its unit."""
     return metric_of(metric).difference_title
 
 
-def effective_lengths(results: Results) -> Table:
-    """Return how far each line reaches, by every definition."""
-    titles = ["line", "task", "metric", "definition", "reaches", "95 % interval", "training lengths"]
+def effective_lengths(results: Results) -> list[Table]:
+    """Effective length of each line by every definition, in tokens; and areas, in the unit of their metric."""
+    lengths = [row for row in results.reach if row["definition"] != AREA]
+    areas = [row for row in results.reach if row["definition"] == AREA]
+    captions = ("Effective context length (tokens), and difference inside the training window", "Area under the score")
+    return [_extents(rows, results, caption) for rows, caption in zip((lengths, areas), captions, strict=True) if rows]
+
+
+def _extents(rows: Sequence[Row], results: Results, caption: str) -> Table:
     parity = f"in the window, against {results.baseline or 'a baseline'}"
+    titles = ["line", "task", "metric", "definition", "reaches", "95 % interval", "training lengths", parity]
     lines = []
-    for row in results.reach:
-        shown = number if row["definition"] == "area" else tokens
+    for row in rows:
+        shown = number if row["definition"] == AREA else tokens
         verdict = str(row.get("in_window_verdict") or "")
         lines.append(
             [
@@ -223,15 +231,11 @@ def effective_lengths(results: Results) -> Table:
             ]
         )
     numeric = {"reaches", "95 % interval", "training lengths"}
-    return Table(
-        "Effective context lengths [tokens], and parity within the training length",
-        [TableColumn(title, number=title in numeric) for title in [*titles, parity]],
-        lines,
-    )
+    return Table(caption, [TableColumn(title, number=title in numeric) for title in titles], lines)
 
 
 def in_window(row: Row) -> str:
-    """Return the difference to the baseline within the training length, with its interval."""
+    """The difference to the baseline within the training length, with its interval."""
     if row.get("in_window") is None:
         return ""
     bounds = {"low": row.get("in_window_low"), "high": row.get("in_window_high")}
@@ -239,7 +243,7 @@ def in_window(row: Row) -> str:
 
 
 def win_probabilities(rows: Sequence[Row], caption: str, order: Iterable[str]) -> Table:
-    """Return the probabilities that the line of a row is better than that of a column."""
+    """The probabilities that the line of a row is better than that of a column."""
     others = {row["other"] for row in rows} | {row["line"] for row in rows}
     names = [name for name in order if name in others]
     found = {(row["line"], row["other"]): row.get("probability") for row in rows}
@@ -277,7 +281,7 @@ class Provenance:
 
 
 def provenance(runs: Sequence[Row]) -> Provenance:
-    """Return where the numbers come from."""
+    """Commands and runs that the numbers come from."""
     commands = grouped((run for run in runs if run.get("command")), lambda run: run["command"])
     # The commands themselves stand above the table.
     which = {command: f"command {number}" for number, command in enumerate(commands, 1)}
@@ -326,7 +330,7 @@ def _fact(key: str, value: Any) -> str:
 
 
 def facts(rows: Sequence[Row]) -> list[str]:
-    """Return what holds for all numbers of a topic: protocol, contexts, questions, seeds, texts, precision."""
+    """Facts that all numbers of a topic share: protocol, contexts, questions, seeds, texts, precision."""
     told = []
     protocol = same(rows, "protocol")
     if protocol:

@@ -35,29 +35,29 @@ HOLES = {
 
 
 def pillar(family: str) -> str:
-    """Return the heading of a family of tasks."""
+    """The heading of a family of tasks."""
     return PILLARS.get(family, family)
 
 
 def metric_name(metric: str) -> str:
-    """Return the name of a metric in text, with its unit."""
+    """The name of a metric in text, with its unit."""
     known = metric_of(metric)
     return f"control: {known.label}" if known.control else known.title
 
 
 def titled(name: str, metric: str) -> str:
-    """Return what a chart or table of a metric is called."""
+    """Title of a chart or table of a metric."""
     return name if name == metric else f"{name}, {metric_name(metric)}"
 
 
 def hole_name(status: str) -> str:
-    """Return why a number is not there, in a word or two."""
+    """Reason for a missing number, in a word or two."""
     infeasible = re.fullmatch(r"infeasible \(needs (\d+)\)", status)
     return f"needs {infeasible[1]} tokens" if infeasible else HOLES.get(status, (status, ""))[0]
 
 
 def number(value: float | None) -> str:
-    """Return a number as all tables have it, with a minus sign that is one."""
+    """A number as all tables have it, with a minus sign that is one."""
     if value is None or math.isnan(value):
         return UNKNOWN
     text = tables.number(value).replace("-", MINUS)
@@ -65,7 +65,7 @@ def number(value: float | None) -> str:
 
 
 def signed(value: float | None) -> str:
-    """Return a difference, with its sign."""
+    """A difference, with its sign."""
     text = number(value)
     return f"+{text}" if value is not None and value > 0 and text.strip("0.") else text
 
@@ -77,32 +77,32 @@ def interval(row: Row, as_text: Callable[[float], str] = number) -> str:
 
 
 def tokens(length: float) -> str:
-    """Return a length as people write it: 256, 4k; one that was interpolated is rounded."""
+    """A length as people write it: 256, 4k; one that was interpolated is rounded."""
     return short_length(round(length)) if math.isfinite(length) else number(length)
 
 
 def times(factor: float) -> str:
-    """Return how many training lengths a length is."""
+    """A length in training lengths."""
     # They stay on one line.
     return f"{factor:.3g}\u00a0{TIMES}"
 
 
 def span(values: Iterable[float]) -> str:
-    """Return the least and the greatest of some lengths: 64 to 8k."""
+    """The least and the greatest of some lengths: 64 to 8k."""
     known = sorted(set(values))
     return tokens(known[0]) if len(known) == 1 else f"{tokens(known[0])} to {tokens(known[-1])}"
 
 
 def p_value(value: float | None) -> str:
-    """Return a p value in three digits."""
+    """A p value in three digits."""
     return UNKNOWN if value is None else "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def plural(n: int, noun: str, many: str = "") -> str:
-    """Return a count with its noun: 1 line, 2 lines."""
+    """A count with its noun: 1 line, 2 lines."""
     return f"{n:,} {noun if n == 1 else many or noun + 's'}"
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names as a sentence has them: a, b and c."""
+    """Names as a sentence has them: a, b and c."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
