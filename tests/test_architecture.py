@@ -105,7 +105,13 @@ def test_tasks_import_nothing_of_this_project_but_the_task_module():
             assert name.split(".")[0] != "hope_eval" or name.startswith("hope_eval.task"), f"{path} imports {name}"
 
 
+MOST_LINES = 500
 MOST_MODULES_AT_THE_ROOT = 10
+
+
+def test_files_are_short():
+    n_lines = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in SOURCES}
+    assert not {path: n for path, n in n_lines.items() if n > MOST_LINES}
 
 
 def test_few_modules_stand_at_the_root():

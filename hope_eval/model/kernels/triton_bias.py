@@ -126,12 +126,14 @@ def _kernel(  # type: ignore[no-untyped-def]
     KIND: tl.constexpr, E: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr, PRECISION: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
-    # The last queries see most keys, and are begun first.
+    """Attention of a block of queries. The last queries see most keys, and are begun first.
+
+    Rows past the end are computed like the last one, and not written.
+    """
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     head = (tl.program_id(1) % n_heads).to(tl.int64)
     batch = (tl.program_id(1) // n_heads).to(tl.int64)
     rows = block * BLOCK_M + tl.arange(0, BLOCK_M)
-    # Rows past the end are computed like the last one, and not written.
     positions = tl.minimum(rows + n_keys - n_queries, n_keys - 1)
     first = block * BLOCK_M + n_keys - n_queries
     lanes = tl.arange(0, BLOCK_E)
