@@ -57,17 +57,17 @@ class Until:
     half_width: float
 
     def is_met(self, clusters: Clusters) -> bool:
-        """Whether an interval is narrow enough; one that is none is not."""
-        found = (_with_an_outlier(clusters) if clusters.proportion else clusters).interval()
-        return (found.high - found.low) / 2 <= self.half_width
+        """Whether an interval is narrow enough; a NaN interval never is."""
+        interval = (_with_an_outlier(clusters) if clusters.proportion else clusters).interval()
+        return (interval.high - interval.low) / 2 <= self.half_width
 
     def ended(self, n: int, n_most: int, is_met: bool, **place: Any) -> Record:
-        """Return the record of where measuring ended: after n of at most so many."""
+        """Record of where measuring ended: after n samples of at most n_most."""
         return UNTIL.record(self.half_width, n, n_most, is_met, **place)
 
 
 def stages(n_most: int, until: Until | None) -> Iterator[tuple[int, int]]:
-    """Yield what is measured between two looks, as (start, stop); without looks, all of it."""
+    """Samples between two looks, as (start, stop); without `until`, all of them."""
     start, stop = 0, FIRST
     while until is not None and stop < n_most:
         yield start, stop
@@ -95,19 +95,19 @@ def check(until: Until | None, samples: Sequence[int | None], n_processes: int =
         )
 
 
-def is_news(ended: Record, stop: int, told: Sequence[Record]) -> bool:
+def is_news(ended: Record, stop: int, earlier: Sequence[Record]) -> bool:
     """Whether the record of where measuring ended belongs into the run: not if all was there, or if it is known.
 
     stop: where it would have ended, had nothing been there.
-    told: such records of the same column, as the run has them.
+    earlier: such records of the same samples that the run has.
     """
     if ended["n"] == stop:
-        return ended not in told
-    return ended["n"] < ended["of"] and all(record["n"] != ended["n"] for record in told)
+        return ended not in earlier
+    return ended["n"] < ended["of"] and all(record["n"] != ended["n"] for record in earlier)
 
 
 def notes(who: str, metric: str, what: str, shown: Mapping[int, int], told: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what a reader must know of numbers that measuring ended at.
+    """What a reader must know of numbers whose measurement ended early.
 
     who:    the model, and what it was asked.
     metric: whose interval it was.
@@ -130,7 +130,7 @@ def notes(who: str, metric: str, what: str, shown: Mapping[int, int], told: Sequ
 
 
 def _listed(records: Sequence[Mapping[str, Any]], what: str) -> str:
-    """Return numbers with their lengths: `30 of 400 contexts (at 512, 1k), 45 of 400 contexts (at 2k)`."""
+    """Numbers with their lengths: `30 of 400 contexts (at 512, 1k), 45 of 400 contexts (at 2k)`."""
     numbers: dict[str, list[int]] = {}
     for record in records:
         numbers.setdefault(f"{record['n']} of {record['of']} {what}", []).append(record.get("length", 0))
@@ -141,7 +141,7 @@ def _listed(records: Sequence[Mapping[str, Any]], what: str) -> str:
 
 
 def _with_an_outlier(clusters: Clusters) -> Clusters:
-    """Return a proportion with one context more: all wrong, or all right where most are wrong."""
+    """A proportion with one more context: all wrong, or all right where most are wrong."""
     right = clusters.numerators.sum() < clusters.denominators.sum() / 2
     counts = clusters.denominators.mean(axis=1, keepdims=True)
     return Clusters(

@@ -74,7 +74,7 @@ class Shape:
 
     @classmethod
     def of(cls, module: nn.Module) -> "Shape":
-        """Return the shape of a transformers model, whose weights need not be there. Raises OptionError for others."""
+        """The shape of a transformers model, with or without its weights. Raises OptionError for other models."""
         config = text_config(module)
         get_decoder: Any = getattr(module, "get_decoder", lambda: None)
         decoder, head = get_decoder(), getattr(module, "get_output_embeddings", lambda: None)()
@@ -114,11 +114,11 @@ class Shape:
         )
 
     def pairs(self, n_read: int, n_past: int = 0) -> int:
-        """Return the pairs of a query and a key that it may look at, itself among them, of all layers."""
+        """Pairs of a query and a key that it may look at, itself included, of all layers."""
         return sum(_pairs(n_read, n_past, window) for window in self.windows)
 
     def operations(self, forward: "Forward") -> tuple[int, int, int]:
-        """Return the operations of the layers' weights, of attention and of the head."""
+        """Operations of the layers' weights, of attention and of the head."""
         linear = 2 * self.n_linear * forward.rows * forward.n_read
         attention = 4 * self.n_heads * self.head_dim * forward.rows * self.pairs(forward.n_read, forward.n_past)
         return linear, attention, 2 * self.n_head * forward.n_scored
@@ -129,7 +129,7 @@ class Shape:
         return 2 * len(self.windows) * self.n_kv_heads * self.head_dim * self.number_bytes
 
     def memory(self, forward: "Forward", device_type: str) -> int:
-        """Return the most bytes that a forward holds beside the weights."""
+        """The most bytes that a forward holds besides the weights."""
         number = self.number_bytes
         n_tokens, n_keys = forward.rows * forward.n_read, forward.n_past + forward.n_read
         heads, kv_heads = self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim
@@ -191,7 +191,7 @@ class Forward:
 
 
 def free_memory(device: torch.device, n_loaded: int) -> float | None:
-    """Return the bytes that weights and forwards may take on a device; None where it is not there, or does not tell.
+    """Bytes that weights and forwards may take on a device; None if it is not there, or does not tell.
 
     n_loaded: bytes of the weights, if they are there already.
     """
@@ -203,8 +203,8 @@ def free_memory(device: torch.device, n_loaded: int) -> float | None:
         return None
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        known = {line.split(":")[0]: line.split()[1] for line in lines}
-        return 1024.0 * int(known["MemAvailable"]) + n_loaded
+        amounts = {line.split(":")[0]: line.split()[1] for line in lines}
+        return 1024.0 * int(amounts["MemAvailable"]) + n_loaded
     except (OSError, KeyError, ValueError):
         return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
 
@@ -219,19 +219,19 @@ def _pairs(n_read: int, n_past: int, window: int | None) -> int:
 
 
 def _windows(config: Any) -> tuple[int | None, ...]:
-    """Return how far each layer looks back; None: to the beginning."""
+    """Tokens that each layer looks back; None: to the beginning."""
     n_layers = int(config.num_hidden_layers)
     window = getattr(config, "sliding_window", None)
     kinds = getattr(config, "layer_types", None)
     if not kinds:
         return (window,) * n_layers
     # Layers of another kind (recurrent, convolutions) have no pairs.
-    known = {"full_attention": None, "sliding_attention": window, "chunked_attention": window}
-    return tuple(known.get(kind, 0) for kind in kinds)
+    reaches = {"full_attention": None, "sliding_attention": window, "chunked_attention": window}
+    return tuple(reaches.get(kind, 0) for kind in kinds)
 
 
 def _bias_bytes(encodings: Sequence[PositionEncoding], n_heads: int, device_type: str) -> tuple[int, int]:
-    """Return the bytes of a bias for each pair of a block of queries with keys: at work, and kept in all layers."""
+    """Bytes of a bias for each pair of a block of queries with keys: at work, and kept in all layers."""
     if not encodings:
         return 0, 0
     form = encodings[0].bias_form()

@@ -47,12 +47,12 @@ def choose(
     *,
     whole: bool = True,
 ) -> Chosen:
-    """Return the first n documents of the corpus, in its random order, that have at least `needed` tokens.
+    """The first n documents of the corpus, in its random order, that have at least `needed` tokens.
 
-    whole: all tokens of each are returned, and not only the `needed` first, for which less of a text is tokenised.
+    whole: with all tokens of each, not only the first `needed`, for which less of a text is tokenised.
 
-    Shorter ones are counted and left out; nothing is padded or glued. Raises CorpusError if fewer than `minimum`
-    remain, naming the longest of the others.
+    Shorter documents are counted and left out; nothing is padded or glued. Raises CorpusError if fewer than `minimum`
+    remain, and names the longest of the others.
     """
     key = (model.tokenizer_fingerprint, corpus.fingerprint, needed, n_documents, minimum, seed, whole)
     if key[0] and key in _chosen:
@@ -88,7 +88,7 @@ def choose(
 def _tokenized(
     model: LanguageModel, documents: list[Document], n: int | None
 ) -> Iterator[tuple[Document, np.ndarray, np.ndarray | None]]:
-    """Yield documents with their ids and the bytes of these, of the first n tokens at most; None: of all."""
+    """Documents with their ids and the bytes of each token, of the first n tokens at most; None: of all."""
     for start in range(0, len(documents), _TOKENIZED_AT_ONCE):
         group = documents[start : start + _TOKENIZED_AT_ONCE]
         texts = [document.text for document in group]
@@ -98,29 +98,29 @@ def _tokenized(
 
 
 def _heads(model: LanguageModel, texts: list[str], n: int) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Return what `encode` does, of the first n tokens of each text: there are documents of many megabytes.
+    """The first n tokens of each text, as `encode` gives them: some documents have many megabytes.
 
-    A tokenizer splits a text into words, numbers and runs of blanks. It is cut between two of them, so that only what
-    stands just before the cut can come out otherwise, and tokens well before it are those of the whole text. Where
-    nobody tells how much of a text tokens stand for, they are those of all of it.
+    A tokenizer splits a text into words, numbers and runs of blanks. It is cut between two of them, so only tokens
+    just before the cut can differ from those of the whole text. A tokenizer that does not tell the bytes of its tokens
+    reads the whole text.
     """
-    found: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
+    heads_of: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}
     n_characters = _CHARACTERS_OF_A_TOKEN * n + 2 * _MARGIN
     if not getattr(model.tokenizer, "is_fast", False):
         n_characters = sys.maxsize
-    while left := [at for at in range(len(texts)) if at not in found]:
-        heads = [_cut(texts[at], n_characters) for at in left]
-        for at, head, (ids, sizes) in zip(left, heads, model.encode(heads), strict=True):
+    while unread := [at for at in range(len(texts)) if at not in heads_of]:
+        heads = [_cut(texts[at], n_characters) for at in unread]
+        for at, head, (ids, sizes) in zip(unread, heads, model.encode(heads), strict=True):
             if sizes is None:
-                found[at] = ids, None
+                heads_of[at] = ids, None
             elif len(head) == len(texts[at]) or int(sizes[n:].sum()) >= _MARGIN:
-                found[at] = ids[:n], sizes[:n]
+                heads_of[at] = ids[:n], sizes[:n]
         n_characters *= 4
-    return [found[at] for at in range(len(texts))]
+    return [heads_of[at] for at in range(len(texts))]
 
 
 def _cut(text: str, n: int) -> str:
-    """Return the first n characters, or fewer, so that a blank follows; all where there is none near."""
+    """The first n characters, or fewer, so that a blank follows; more if no blank is near."""
     while n < len(text):
         ends = [match.start() for match in re.finditer(r"\s(?=\S)", text[max(0, n - _MARGIN) : n])]
         if ends:

@@ -17,23 +17,23 @@ What = TypeVar("What", bound=Task | Protocol)
 
 @dataclass(frozen=True)
 class Material:
-    """What a user brings along, or what is taken in its place."""
+    """Texts or labelled texts: of the user, or the default."""
 
     corpus: Corpus | None = None
     examples: LabelledTexts | None = None
 
     @property
     def name(self) -> str:
-        """What tables call it."""
-        return next((one.name for one in (self.examples, self.corpus) if one is not None), "generated")
+        """Its name in tables."""
+        return next((data.name for data in (self.examples, self.corpus) if data is not None), "generated")
 
     @property
     def fingerprint(self) -> str:
         """A hash of its contents."""
-        return next((one.fingerprint for one in (self.examples, self.corpus) if one is not None), "")
+        return next((data.fingerprint for data in (self.examples, self.corpus) if data is not None), "")
 
 
-# Of tasks that make all they need.
+# For tasks that generate all they need.
 NOTHING = Material()
 
 
@@ -45,9 +45,9 @@ def vocabulary_for(
     prefix: PrefixPolicy = "auto",
     seed: int = 0,
 ) -> Vocabulary:
-    """Return the tokenizer of a model as a task sees it.
+    """The tokenizer of a model as a task sees it.
 
-    chat: whether prompts go into the chat template; None: if there is one, and the task is one to ask in words.
+    chat: whether prompts go into the chat template; None: if there is one and the task is asked in words.
 
     Raises OptionError if there is no template, or no prefix token of that kind.
     """

@@ -192,7 +192,7 @@ def commands(plan: Plan) -> list[tuple[list[str], bool]]:
         else:
             takes_texts = len(plan.entries) == 1 or entry.what.uses == "text"
             controls = () if choice.controls else ("--no-controls",)
-            groups.setdefault((takes_texts, (entry.what.family, *grid, *controls)), []).append(str(entry.what))
+            groups.setdefault((takes_texts, (entry.what.family, *grid, *controls)), []).append(str(entry))
     return [
         ([head[0], *itertools.chain(*(("--task", task) for task in tasks)), *head[1:]], takes_texts)
         for (takes_texts, head), tasks in groups.items()

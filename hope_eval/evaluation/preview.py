@@ -41,7 +41,7 @@ def sample(
     label_field: str = "label",
     chat: bool | None = None,
 ) -> ShownSample:
-    """Return a sample of a task, in the tokens of a model, exactly as it is asked.
+    """A sample of a task, in the tokens of a model, exactly as it is asked.
 
     Raises TaskError, ContextTooShortError, CheckpointError, CorpusError or OptionError.
     """
@@ -67,7 +67,7 @@ def _short(value: Any) -> str:
 
 
 def describe_all() -> list[dict[str, Any]]:
-    """Return one record for every task of this project."""
+    """One record for every task of this project."""
     records = []
     for name in task_names():
         cls = task_class(name)

@@ -21,9 +21,10 @@ from hope_eval.analysis.stopping import Until
 from hope_eval.data.vocabulary import Vocabulary
 from hope_eval.encodings import facts_of
 from hope_eval.errors import ContextTooShortError, TaskError
+from hope_eval.evaluation.answering import answered
 from hope_eval.evaluation.loop import Holdings, Measurement, NewRecord, Series, batch_size, identity_of
 from hope_eval.evaluation.material import NOTHING, Material, vocabulary_for
-from hope_eval.model.reading import OutOfMemory, Score
+from hope_eval.model.reading import OutOfMemory
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.model.tokens import PrefixPolicy
 from hope_eval.runs.columns import Record
@@ -31,7 +32,7 @@ from hope_eval.runs.records.answer import ANSWER
 from hope_eval.runs.records.infeasible import INFEASIBLE
 from hope_eval.runs.records.oom import OOM
 from hope_eval.runs.store import RunStore
-from hope_eval.task import Prompt, Question, Task, generator
+from hope_eval.task import Prompt, Task, generator
 
 # Questions of a column, where nobody says how many contexts: an interval then reaches 5 points to either side at most.
 N_QUESTIONS = 400
@@ -218,11 +219,12 @@ class Questions(Measurement[Contexts, Batch]):
         """Ask all questions on the contexts."""
         series, numbers = batch
         prompts = [self.prompt(series, number) for number in numbers]
-        stops = {*self.vocabulary.encode("\n"), *self.vocabulary.start, *model.end_tokens()}
-        for number, answered in zip(numbers, _answered(model, self.vocabulary, series, prompts, stops), strict=True):
+        fills = [_fill(series, prompt) for prompt in prompts]
+        answers_of = answered(model, self.vocabulary, series.task, prompts)
+        for number, fill, of_context in zip(numbers, fills, answers_of, strict=True):
             context = series.nominal, series.control, number
-            for question, facts in enumerate(answered):
-                yield ANSWER.record(context, question, len(answered), facts), {}
+            for question, facts in enumerate(of_context):
+                yield ANSWER.record(context, question, len(of_context), {"fill": fill, **facts}), {}
 
     def lost(self, batch: Batch, error: OutOfMemory) -> tuple[Record, int]:
         """The length that did not fit."""
@@ -305,7 +307,7 @@ class HeldAnswers(Holdings[Contexts, Batch]):
 
 
 def default_contexts(task: Task, vocabulary: Vocabulary, lengths: Sequence[int], seed: int) -> int:
-    """Return how many contexts make 400 questions."""
+    """Contexts that make 400 questions."""
     for length in lengths:
         try:
             prompt = task.prompt(vocabulary, length, generator("test", str(task), seed, 0))
@@ -318,7 +320,7 @@ def default_contexts(task: Task, vocabulary: Vocabulary, lengths: Sequence[int],
 def tokens_needed(task: Task, vocabulary: Vocabulary, n: int, seed: int, shared: Hashable = None) -> int:
     """The least length that all of n prompts can be put into.
 
-    shared: what models with the same tokenizer and texts have in common: it is found once for them. None: no others do.
+    shared: names the tokenizer and the texts; models that share them share the result. None: it is not kept.
     """
     key = (shared, task, task.n_new, *vocabulary.start, None, *vocabulary.end, n, seed)
     if shared is None or key not in _tokens_needed:
@@ -327,12 +329,12 @@ def tokens_needed(task: Task, vocabulary: Vocabulary, n: int, seed: int, shared:
 
 
 def _n_controls(n: int) -> int:
-    """Return on how many of n contexts a control is asked."""
+    """Contexts of a control, where its length has n."""
     return min(n, max(_FEWEST_CONTROLS, n // _CONTROL_SHARE))
 
 
 def _needed(task: Task, vocabulary: Vocabulary, seed: int, index: int) -> int:
-    """Return the least length that a sample can be put into: texts and keys differ in length from sample to sample."""
+    """The least length that a sample can be put into: texts and keys differ in length from sample to sample."""
     try:
         task.prompt(vocabulary, 1, generator("test", str(task), seed, index))
     except ContextTooShortError as error:
@@ -344,81 +346,8 @@ def _controlled(task: Task, control: str) -> Task:
     return replace(task, control=control)  # type: ignore[call-arg]
 
 
-def _answered(
-    model: LanguageModel, vocabulary: Vocabulary, series: Contexts, prompts: Sequence[Prompt], stops: set[int]
-) -> Iterator[list[Record]]:
-    """Yield the records of every prompt: one for each of its questions."""
-    fills = [_fill(series, prompt) for prompt in prompts]
-    if series.task.n_new:
-        graded = _graded(model, vocabulary, series.task, prompts)
-        for fill, prompt, grades in zip(fills, prompts, graded, strict=True):
-            yield [
-                {"fill": fill, "meta": _meta(question), **grade}
-                for question, grade in zip(prompt.questions, grades, strict=True)
-            ]
-        return
-    scores = _scored(model, prompts)
-    for fill, prompt, mine in zip(fills, prompts, scores, strict=True):
-        yield [
-            {"fill": fill, "meta": _meta(question), **_facts(score, stops)}
-            for question, score in zip(prompt.questions, mine, strict=True)
-        ]
-
-
-def _scored(model: LanguageModel, prompts: Sequence[Prompt]) -> list[list[Score]]:
-    """Return the scores of all questions; contexts of one length are read side by side."""
-    groups: dict[int, list[int]] = {}
-    for number, prompt in enumerate(prompts):
-        groups.setdefault(len(prompt.context), []).append(number)
-    scores: dict[int, list[Score]] = {}
-    for numbers in groups.values():
-        scores |= zip(numbers, model.score_prompts([prompts[number] for number in numbers]), strict=True)
-    return [scores[number] for number in range(len(prompts))]
-
-
-def _graded(
-    model: LanguageModel, vocabulary: Vocabulary, task: Task, prompts: Sequence[Prompt]
-) -> list[list[dict[str, Any]]]:
-    """Return what the model wrote to every question, and its grades; questions of one length are read side by side."""
-    lines = [
-        (number, question, np.concatenate([prompt.context, question.query]).astype(np.int64))
-        for number, prompt in enumerate(prompts)
-        for question in prompt.questions
-    ]
-    groups: dict[int, list[int]] = {}
-    for at, (_, _, ids) in enumerate(lines):
-        groups.setdefault(len(ids), []).append(at)
-    texts: dict[int, str] = {}
-    for members in groups.values():
-        written = model.generate([lines[at][2] for at in members], task.n_new)
-        texts |= {at: vocabulary.text(ids).strip() for at, ids in zip(members, written, strict=True)}
-    grades: list[list[dict[str, Any]]] = [[] for _ in prompts]
-    for at, (number, question, _) in enumerate(lines):
-        grades[number].append({"text": texts[at], "grade": task.grade(texts[at], question.meta)})
-    return grades
-
-
-def _facts(score: Score, stops: set[int]) -> Record:
-    target, greedy = score.target.tolist(), score.greedy.tolist()
-    first_error, kind = answers.error_kind(target, greedy, list(stops))
-    record: Record = {
-        "n_target": len(target),
-        "hits": int(score.greedy_hits.sum()),
-        "first_error": first_error,
-        "error": kind,
-        "nll": round(float(score.nll.astype(np.float64).sum()), 5),
-    }
-    if len(score.others):
-        record |= {"best_other": round(float(score.others.min()), 5), "n_answers": 1 + len(score.others)}
-    return record
-
-
-def _meta(question: Question) -> dict[str, Any]:
-    return {key: round(value, 4) if isinstance(value, float) else value for key, value in question.meta.items()}
-
-
 def _fill(series: Contexts, prompt: Prompt) -> float:
-    """Return how much of its nominal length a prompt fills. Raises TaskError if that is too little, or too much."""
+    """Share of its nominal length that a prompt fills. Raises TaskError if that is too little, or too much."""
     longest = max(len(question) for question in prompt.questions)
     n_read = len(prompt.context) + longest + series.task.n_new
     fill = round(n_read / series.length, 4)
@@ -427,6 +356,6 @@ def _fill(series: Contexts, prompt: Prompt) -> float:
     if not answers.LEAST_FILL <= fill <= 1:
         raise TaskError(
             f"a prompt of `{series.task}` fills {n_read} of {series.length} tokens",
-            "a task has to fill its length; if it is one of this project, please report it",
+            "a task must fill its length; please report it if this project has the task",
         )
     return fill

@@ -72,7 +72,7 @@ class Models:
         return bool(self.how.get("outline"))
 
     def load(self) -> Iterator[LanguageModel]:
-        """Yield each model with each encoding."""
+        """Each model with each encoding."""
         for name in self.all_names:
             loaded = checkpoint.load_checkpoint(name, **self.how)
             for encoding in self.encodings or (checkpoint.NATIVE,):

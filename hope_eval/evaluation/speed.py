@@ -62,11 +62,11 @@ class Speed:
 
     @classmethod
     def stated(cls, operations: float) -> "Speed":
-        """Return the speed of a device that does so many operations a second, whatever they are."""
+        """The speed of a device that does so many operations per second, of any kind."""
         return cls(0, 1 / operations, 1 / operations, 1 / operations, about=f"{operations / 1e12:g} TFLOP/s as stated")
 
     def seconds(self, shape: Shape, forward: Forward) -> float:
-        """Return what a forward takes."""
+        """Seconds of a forward."""
         linear, attention, head = shape.operations(forward)
         work = self.linear * linear + self.attention * attention + self.head * head
         work += self.copied * forward.rows * forward.n_past * shape.kept_token_bytes
@@ -74,7 +74,7 @@ class Speed:
         return max(call, work) if self.overlaps and forward.kind != "answers" else call + work
 
     def beforehand(self, forwards: Collection[Forward]) -> float:
-        """Return what forwards take beside that, once for each of their shapes."""
+        """Seconds that forwards take besides, once for each of their shapes."""
         shapes = {(forward.rows, forward.n_read) for forward in forwards if forward.kind in ("score", "context")}
         return self.first * len(shapes) + self.fresh * sum(n_read**2 for n_read in {n_read for _, n_read in shapes})
 
@@ -86,30 +86,16 @@ def benchmark(
     writes: bool = True,
     rows_of: Callable[[int], int] = lambda n_read: 1,
 ) -> Speed:
-    """Time a few short forwards on the device, and return the speed that they fit.
+    """Time a few short forwards on the device, and fit a speed to them.
 
     longest: tokens of the longest read that is planned; the benchmark stays below it where that takes long.
-    writes:  whether the model is to write, too.
+    writes:  whether the model generates text, too.
     rows_of: how many inputs of so many tokens are read side by side.
     """
-    vocab_size = shape.vocab_size
     rng = np.random.default_rng(0)
-    ids = rng.integers(0, vocab_size, max(longest, 4 * _SHORTEST_READ))
+    ids = rng.integers(0, shape.vocab_size, max(longest, 4 * _SHORTEST_READ))
     cuda = model.device.type == "cuda"
-    forwards: list[Forward] = []
-    reads: list[float] = []
-    spread = 1.0
-    lengths = _growing(longest)
-    # What a call takes is seen where there is little to do in it.
-    alone = [(1, lengths[0])] if rows_of(lengths[0]) > 1 else []
-    for rows, length in [*alone, *((rows_of(length), length) for length in lengths)]:
-        sample = Sample(ids[: length - 1], ids[length - 1 : length])
-        (taken,) = _taken(model, partial(model.score, [sample] * rows))
-        forwards.append(Forward("score", rows, length, n_scored=rows))
-        reads.append(min(taken))
-        spread = max(spread, statistics.median(taken) / min(taken))
-        if reads[-1] > _LONG_ENOUGH and len(reads) >= 3 + len(alone):
-            break
+    forwards, reads, spread = _timed_reads(model, ids, _growing(longest), rows_of)
     rows, length = forwards[-1].rows, forwards[-1].n_read
     between = Forward("score", 1, length, n_scored=length - 2)
     last, whole = (Sample(ids[:n], ids[n:length]) for n in (length - 1, 1))
@@ -138,16 +124,41 @@ def benchmark(
     speed = _with_answers(model, shape, speed, ids, [forwards[0].n_read, length])
     if writes:
         speed = _with_steps(model, speed, ids)
+    return replace(speed, about=_about(speed, forwards, spread))
+
+
+def _timed_reads(
+    model: LanguageModel, ids: np.ndarray, lengths: Sequence[int], rows_of: Callable[[int], int]
+) -> tuple[list[Forward], list[float], float]:
+    """Reads of growing lengths, their seconds, and how many times as long the same read took at most."""
+    forwards: list[Forward] = []
+    reads: list[float] = []
+    spread = 1.0
+    # The time of a call alone shows where there is little to compute in it.
+    alone = [(1, lengths[0])] if rows_of(lengths[0]) > 1 else []
+    for rows, length in [*alone, *((rows_of(length), length) for length in lengths)]:
+        sample = Sample(ids[: length - 1], ids[length - 1 : length])
+        (seconds,) = _taken(model, partial(model.score, [sample] * rows))
+        forwards.append(Forward("score", rows, length, n_scored=rows))
+        reads.append(min(seconds))
+        spread = max(spread, statistics.median(seconds) / min(seconds))
+        if reads[-1] > _LONG_ENOUGH and len(reads) >= 3 + len(alone):
+            break
+    return forwards, reads, spread
+
+
+def _about(speed: Speed, forwards: Sequence[Forward], spread: float) -> str:
+    """Where a speed is from, for people."""
     names = ", ".join(dict.fromkeys(short_length(forward.n_read) for forward in forwards))
     rates = f"{_rate(speed.linear)} in layers, {_rate(speed.attention)} in attention, {_rate(speed.head)} in the head"
     about = f"{rates}, {1e3 * speed.call:.2g} ms a call; from reads of {names} tokens"
     if spread > _BUSY:
         about += f". The device was busy: the same read took up to {spread:.1f} times as long, and so may the run"
-    return replace(speed, about=about)
+    return about
 
 
 def _growing(longest: int) -> list[int]:
-    """Return at least three lengths, each four times the one before, the last of them the longest."""
+    """At least three lengths, each four times the length before; the last is the longest."""
     lengths = [longest]
     while lengths[-1] >= 4 * _SHORTEST_READ:
         lengths.append(lengths[-1] // 4)
@@ -157,15 +168,15 @@ def _growing(longest: int) -> list[int]:
 
 
 def _timed(model: LanguageModel, *calls: Callable[[], Any]) -> list[float]:
-    """Return the least seconds of each of several calls.
+    """The least seconds of each of several calls.
 
-    The least, since what else a machine does meanwhile makes a call longer, and never shorter.
+    Other work of the machine makes a call longer, never shorter: the least is the truest.
     """
     return [min(seconds) for seconds in _taken(model, *calls)]
 
 
 def _taken(model: LanguageModel, *calls: Callable[[], Any]) -> list[list[float]]:
-    """Return the seconds of several calls that are made in turn, time and again, once they are warm."""
+    """Seconds of several calls, made in turn several times after a first round that does not count."""
     taken: list[list[float]] = [[] for _ in calls]
     rounds = itertools.count()
     end = math.inf
@@ -178,7 +189,7 @@ def _taken(model: LanguageModel, *calls: Callable[[], Any]) -> list[list[float]]
 
 
 def _once(model: LanguageModel, call: Callable[[], Any]) -> float:
-    """Return the seconds of a call, with the GPU's work."""
+    """Seconds of a call, with the work of the GPU."""
     if model.device.type == "cuda":
         torch.cuda.synchronize(model.device)
     start = time.perf_counter()
@@ -189,13 +200,13 @@ def _once(model: LanguageModel, call: Callable[[], Any]) -> float:
 
 
 def _more(model: LanguageModel, samples: list[Sample]) -> float:
-    """Return the seconds that samples take more than when they are scored again."""
+    """Seconds that samples take longer the first time than the second."""
     call = partial(model.score, samples)
     return _once(model, call) - _once(model, call)
 
 
 def _first(model: LanguageModel, ids: np.ndarray) -> float:
-    """Return what the first read of a shape takes more than the second, of a length that was read before.
+    """Seconds that the first read of a shape takes longer than the second, if its length was read before.
 
     Kernels of matrix products are chosen for it, and cuDNN's attention plans for it. Contexts with their answers took
     57 to 72 ms more the first time, those too short for cuDNN up to 53 (135M parameters, one H100): they count alike.
@@ -206,23 +217,23 @@ def _first(model: LanguageModel, ids: np.ndarray) -> float:
 
 
 def _fitted(columns: np.ndarray, seconds: np.ndarray) -> tuple[float, ...]:
-    """Return coefficients of the columns [n, k] that are not negative, with the least relative error."""
+    """Coefficients of the columns [n, k] that are not negative, with the least relative error."""
     scaled = columns / seconds[:, None]
     best, least = np.zeros(columns.shape[1]), math.inf
     for size in range(1, columns.shape[1] + 1):
         for some in itertools.combinations(range(columns.shape[1]), size):
             # Operations are large numbers beside calls.
             norms = np.abs(scaled[:, some]).max(axis=0)
-            found = np.linalg.lstsq(scaled[:, some] / norms, np.ones(len(seconds)), rcond=None)[0] / norms
-            error = float(((scaled[:, some] @ found - 1) ** 2).sum())
-            if (found >= 0).all() and error < least - 1e-9:
+            coefficients = np.linalg.lstsq(scaled[:, some] / norms, np.ones(len(seconds)), rcond=None)[0] / norms
+            error = float(((scaled[:, some] @ coefficients - 1) ** 2).sum())
+            if (coefficients >= 0).all() and error < least - 1e-9:
                 best, least = np.zeros(columns.shape[1]), error
-                best[list(some)] = found
+                best[list(some)] = coefficients
     return tuple(map(float, best))
 
 
 def _with_answers(model: LanguageModel, shape: Shape, speed: Speed, ids: np.ndarray, lengths: Sequence[int]) -> Speed:
-    """Return the speed with what answers after a kept context take, timed on a short context and a longer one."""
+    """The speed with the times of answers after a kept context, from a short context and a longer one."""
     if not model.reading.keeps_contexts:
         return speed
     columns, seconds = [], []
@@ -243,7 +254,7 @@ def _with_answers(model: LanguageModel, shape: Shape, speed: Speed, ids: np.ndar
 
 
 def _with_steps(model: LanguageModel, speed: Speed, ids: np.ndarray) -> Speed:
-    """Return the speed with what writing a token takes."""
+    """The speed with the time of generating a token."""
     prompt, n = ids[:8], 16
     n_steps = min(n, len(model.generate([prompt], n)[0]) + 1)
     more, less = _timed(model, partial(model.generate, [prompt], n), partial(model.generate, [prompt], 1))
