@@ -24,6 +24,7 @@ from hope_eval.lengths import lengths_text, short_length
 from hope_eval.model.device import planned_device
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.protocols import Protocol
+from hope_eval.runs.kinds import PPL
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,7 @@ def commands(plan: Plan) -> list[tuple[list[str], bool]]:
             continue
         grid = ("--lengths", lengths_text(choice.lengths), "--samples", str(choice.n))
         if isinstance(entry.what, Protocol):
-            groups[True, ("ppl", "--protocol", str(entry.what), *grid)] = []
+            groups[True, (PPL, "--protocol", str(entry.what), *grid)] = []
         else:
             takes_texts = len(plan.entries) == 1 or entry.what.uses == "text"
             controls = () if choice.controls else ("--no-controls",)

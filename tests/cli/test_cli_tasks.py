@@ -188,7 +188,7 @@ def test_a_column_is_broken_down_by_a_fact(hope):
     assert sum(row["n_questions"] for row in parts) == whole["n_questions"] == 32
     assert "associative_recall accuracy, depth 0.2-0.4" in hope(*fixed, "--by", "depth").stdout
     error = hope(*fixed, "--by", "dpeth", code=1).stderr
-    assert "Error: no question tells its `dpeth`" in error
+    assert "Error: no question has a fact `dpeth`" in error
     assert "hint: --by depth|distance" in error
 
 
@@ -217,6 +217,8 @@ def test_a_task_of_ones_own(hope, mine, tmp_path):
         assert {row["slice"] for row in rows} <= {"", "half 0", "half 1"}
     assert len(runs_in(tmp_path)) == 1
     assert "say the first word again" in hope_eval("tasks", mine).stdout
+    plan = hope_eval("plan", "--task", f"{mine}:n=2", "--model", "zoo:hope", "--no-benchmark", *fixed[:4]).stdout
+    assert f" --task {mine}:n=2 " in plan.splitlines()[-1], "a command that can be run, with the file of the task"
 
 
 def test_labelled_texts_are_used(hope, labelled):

@@ -194,5 +194,5 @@ def test_amounts_are_powers_of_ten():
     for text, n in (("500", 500), ("500k", 500_000), ("100M", 10**8), ("1.5B", 15 * 10**8), ("1_000", 1000)):
         assert parse_count(text) == n
     for text in ("", "0", "-1", "many", "1T", "0.0M"):
-        with pytest.raises(HopeEvalError, match="no number of tokens"):
+        with pytest.raises(HopeEvalError, match="not a valid number of tokens"):
             parse_count(text)

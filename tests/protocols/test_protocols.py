@@ -177,12 +177,15 @@ def test_a_protocol_of_ones_own_works_everywhere(halves, fixed, tmp_path, monkey
     compared = json.loads(hope_eval("compare", run, "--format", "json").stdout)
     values = {(row["length"], row["metric"]): row["value"] for row in compared["scores"]}
     assert values == {key: row["value"] for key, row in rows.items()}
+    assert "late gain" in hope_eval("compare", run).stdout
     for metric in ("nll", "late_gain"):
         picture = tmp_path / f"{metric}.svg"
         hope_eval("plot", run, "--metric", metric, "--out", picture)
         assert "ppl@halves" in picture.read_text()
     hope_eval("report", run, "--out", tmp_path / "report.html")
-    assert "ppl@halves" in (tmp_path / "report.html").read_text()
+    page = (tmp_path / "report.html").read_text()
+    assert "Perplexity of the second half" in page
+    assert "late gain" in page
     error = hope_eval("ppl", "--from", run, "--lengths", "16", code=1).stderr
     assert "other lengths of `halves` need the file of the protocol" in error
 
