@@ -33,7 +33,7 @@ class Alibi(PositionEncoding):
 
 
 def alibi_slopes(n_heads: int) -> list[float]:
-    """Return the slope of every head; 8 heads: 1/2, 1/4 … 1/256."""
+    """Slope of every head; 8 heads: 1/2, 1/4 … 1/256."""
     power = 1 << (n_heads.bit_length() - 1)
     slopes = [2.0 ** (-8 * h / power) for h in range(1, power + 1)]
     if power < n_heads:

@@ -58,7 +58,7 @@ class Fire(PositionEncoding):
         )
 
     def _f(self, ratios: Tensor) -> Tensor:
-        """Return f of ratios of any shape, heads first."""
+        """F of ratios of any shape, heads first."""
         hidden = torch.relu(nn.functional.linear(ratios[..., None], self.first.weight.float(), self.first.bias.float()))
         return nn.functional.linear(hidden, self.last.weight.float(), self.last.bias.float()).movedim(-1, 0)
 
@@ -66,6 +66,6 @@ class Fire(PositionEncoding):
         return torch.log1p(self.c.float().abs() * distances.float())
 
     def _by_query(self, query_positions_Q: Tensor) -> Tensor:
-        """Return what the psi of a distance is multiplied by, for each query."""
+        """Factor of the psi of a distance, for each query."""
         threshold = self.multiplier.float().abs() * self.threshold
         return 1 / (self._psi(torch.maximum(query_positions_Q.float(), threshold)) + 1e-6)

@@ -37,7 +37,7 @@ class T5(PositionEncoding):
         self.scalars_HB = nn.Parameter(torch.zeros(geometry.n_heads, self.n_buckets))
 
     def bucket(self, distances_N: Tensor) -> Tensor:
-        """Return the bucket of each distance."""
+        """Bucket of each distance."""
         exact = self.n_buckets // 2
         growth = torch.log(distances_N.clamp(min=1).float() / exact) / math.log(self.max_distance / exact)
         far = exact + (growth * (self.n_buckets - exact)).long()

@@ -43,7 +43,7 @@ class HopeEvalConfig(LlamaConfig):
     encoding_parameters: dict[str, float] | None = None
 
     def spec(self) -> EncodingSpec:
-        """Return the encoding with its parameters."""
+        """The encoding with its parameters."""
         return EncodingSpec(self.encoding, tuple((self.encoding_parameters or {}).items()))
 
 
@@ -100,7 +100,7 @@ class HopeEvalModel(_KeepsEncodings, LlamaModel):
                 layer.self_attn.encoding = spec.build(geometry)
 
     def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, **rest: Any) -> Any:
-        """Return the hidden states, as LlamaModel does."""
+        """Hidden states, as LlamaModel returns them."""
         if inputs_embeds is None and self.encoding is not None:
             assert input_ids is not None
             past = rest.get("past_key_values")
@@ -133,5 +133,6 @@ class HopeEvalForCausalLM(_KeepsEncodings, LlamaForCausalLM):
 
 
 attention.register()
-AutoConfig.register(HopeEvalConfig.model_type, HopeEvalConfig, exist_ok=True)
-AutoModelForCausalLM.register(HopeEvalConfig, HopeEvalForCausalLM, exist_ok=True)
+# Without exist_ok: a model type of another library is an error of transformers, and not replaced.
+AutoConfig.register(HopeEvalConfig.model_type, HopeEvalConfig)
+AutoModelForCausalLM.register(HopeEvalConfig, HopeEvalForCausalLM)

@@ -404,3 +404,12 @@ def test_a_prompt_that_does_not_fill_its_length_is_an_error(tmp_path):
     assert [record["fill"] for record in store.records] == [0.004, 0.98, 0.98], "a ceiling need not"
     records = [json.loads(line) for line in lines(store)]
     assert records == store.records
+
+
+def test_a_run_notes_name_kind_and_style_of_its_encoding_beside_its_identity(tmp_path):
+    model = fake(Uniform())
+    model.encoding = "hope:multiplier=2(swap)"
+    header = run(model, parse_task("passkey"), (200,), tmp_path, 1).header
+    assert header["identity"]["encoding"] == "hope:multiplier=2(swap)"
+    style = {"colour": "#df5516", "dash": "solid", "marker": "s"}
+    assert header["provenance"]["encoding"] == {"name": "hope", "kind": "rotary", "style": style}

@@ -488,3 +488,16 @@ class TestOfWhatModelsAreMadeOf:
         found = model.score([Sample(IDS[:1], IDS[1:100])])[0].nll
         np.testing.assert_allclose(found, -wanted[range(99), IDS[1:100]].detach().numpy(), atol=2e-5)
         assert model.kernel == "capped"
+
+
+def test_an_attention_of_another_library_is_not_replaced(monkeypatch):
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    attention.register()
+    ours = ALL_ATTENTION_FUNCTIONS[attention.PLAIN]
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, attention.PLAIN, print)
+    with pytest.raises(OptionError, match="already has an attention called `hope_eval_plain`, from builtins"):
+        attention.register()
+    assert ALL_ATTENTION_FUNCTIONS[attention.PLAIN] is print
+    monkeypatch.undo()
+    assert ALL_ATTENTION_FUNCTIONS[attention.PLAIN] is ours

@@ -108,7 +108,7 @@ def plain(
     dropout: float = 0.0,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Return what transformers' `sdpa` attention returns; what that would need a mask for is done without.
+    """Attention as transformers' `sdpa` returns it; cases for which that would need a mask do without.
 
     Arguments and result are those of `attention`. What calls it may be compiled; this stays as it is, since kernels are
     chosen when they are called.
@@ -132,9 +132,9 @@ def plain(
     if attention_mask is None and causes and n_queries > 1 and not dropout and not biased:
         if n_queries < n_keys:
             return causal(query, key, value, scale), None
-        found = attention_choice.by_flash4(query, key, value, scale)
-        if found is not None:
-            return found, None
+        by_flash4 = attention_choice.by_flash4(query, key, value, scale)
+        if by_flash4 is not None:
+            return by_flash4, None
     attended: tuple[Tensor, None] = sdpa_attention_forward(
         module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **rest
     )
@@ -151,7 +151,7 @@ def attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Return what transformers' attention layers expect, [B, Q, H, E] and no weights.
+    """Attention of a decoder with an encoding, as transformers' layers expect it: [B, Q, H, E] and no weights.
 
     module:         an attention layer that has an `encoding`.
     query:          [B, H, Q, E], of the last Q positions of K.

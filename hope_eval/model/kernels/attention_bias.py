@@ -59,7 +59,7 @@ def in_query_blocks(
 
 
 def for_kernel(encoding: PositionEncoding, n_queries: int, n_keys: int, device: torch.device) -> Tensor | Curve | None:
-    """Return a bias in one of the forms that the kernel knows; None if it is none of them."""
+    """A bias in one of the forms that the kernel takes; None if it has no such form."""
     slopes = encoding.slopes()
     if slopes is not None:
         return torch.tensor(slopes, device=device)
@@ -115,7 +115,7 @@ def biased_kernel(
 
 
 def scaled(encoding: PositionEncoding, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-    """Return query and key with each pair multiplied as the encoding asks, in float32 and back."""
+    """Query and key with each pair multiplied by the factors of the encoding, in float32 and back."""
     n_keys = key.shape[2]
     # Only differences of positions matter; counted from the middle, neither factor runs out of range.
     positions_K = torch.arange(n_keys, device=key.device) - n_keys // 2
@@ -131,7 +131,7 @@ def scaled(encoding: PositionEncoding, query: Tensor, key: Tensor) -> tuple[Tens
 def _kept_bias(
     encoding: PositionEncoding, table_HN: Tensor | None, first: int, n_queries: int, n_keys: int, device: torch.device
 ) -> Tensor:
-    """Return what `bias_block` does; an encoding's own bias is kept for the next context, which is mostly as long.
+    """The numbers of `bias_block`; if `bias` makes them, they are kept for the next context, which is mostly as long.
 
     The one of FIRE is a network over queries x keys, eight times the work of the rest of a small model. It is kept in
     inference only, one a layer, and no longer than its parameters stay as they are.
@@ -155,7 +155,7 @@ def _kept_bias(
 def bias_block(
     encoding: PositionEncoding, table_HN: Tensor | None, first: int, n_queries: int, n_keys: int, device: torch.device
 ) -> Tensor:
-    """Return the bias [H, Q, K] of queries at positions first, first + 1… for the first n_keys keys."""
+    """Bias [H, Q, K] of queries at positions first, first + 1… for the first n_keys keys."""
     queries_Q = torch.arange(first, first + n_queries, device=device)
     keys_K = torch.arange(n_keys, device=device)
     if table_HN is not None:
@@ -166,7 +166,7 @@ def bias_block(
 
 
 def reference(encoding: PositionEncoding, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Return causal attention [B, H, Q, E] one query and one key at a time, in float64."""
+    """Causal attention [B, H, Q, E], one query and one key at a time, in float64."""
     query, key, value = query.double(), key.double(), value.double()
     n_queries, n_keys = query.shape[2], key.shape[2]
     out = torch.zeros_like(query)
@@ -180,9 +180,9 @@ def reference(encoding: PositionEncoding, query: Tensor, key: Tensor, value: Ten
             by_distance = encoding.distance_bias(torch.tensor([position - j]))
             if by_distance is not None:
                 logit_BH = logit_BH + by_distance[:, 0].double()
-            own = encoding.bias(torch.tensor([position]), torch.tensor([j]))
-            if own is not None:
-                logit_BH = logit_BH + own[:, 0, 0].double()
+            by_pair = encoding.bias(torch.tensor([position]), torch.tensor([j]))
+            if by_pair is not None:
+                logit_BH = logit_BH + by_pair[:, 0, 0].double()
             logits_BHK.append(logit_BH)
         weights_BHK = torch.softmax(torch.stack(logits_BHK, dim=-1), dim=-1)
         out[:, :, i] = torch.einsum("bhk,bhke->bhe", weights_BHK, value[:, :, : position + 1])

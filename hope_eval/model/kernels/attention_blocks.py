@@ -23,10 +23,10 @@ _WINDOW_ROWS = 1024
 
 
 def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-    """Return causal attention without a bias, of the last Q positions of K, [B, Q, H, E]."""
-    found = attention_choice.by_flash4(query, key, value, scale)
-    if found is not None:
-        return found
+    """Causal attention without a bias, of the last Q positions of K, [B, Q, H, E]."""
+    by_flash4 = attention_choice.by_flash4(query, key, value, scale)
+    if by_flash4 is not None:
+        return by_flash4
     n_queries, n_keys = query.shape[2], key.shape[2]
     if query.device.type != "cuda":
         return unbiased(query, *for_all_heads(query, key, value), None, scale, 0.0)
@@ -46,7 +46,7 @@ def causal(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
 
 
 def windowed(query: Tensor, key: Tensor, value: Tensor, window: int, scale: float) -> Tensor:
-    """Return causal attention of the last Q positions of K to `window` keys, themselves among them, [B, Q, H, E]."""
+    """Causal attention of the last Q positions of K to the last `window` keys, themselves among them, [B, Q, H, E]."""
     n, before = query.shape[2], key.shape[2] - query.shape[2]
     key, value = for_all_heads(query, key, value)
     out = query.new_empty(query.shape[0], n, query.shape[1], value.shape[-1])
@@ -66,7 +66,7 @@ def windowed(query: Tensor, key: Tensor, value: Tensor, window: int, scale: floa
 def in_parts(
     query: Tensor, key: Tensor, value: Tensor, read: PartsMask, scale: float, softcap: float | None = None
 ) -> Tensor:
-    """Return causal attention of the own parts of a sequence to all of it, also what others have read, [B, P, H, E].
+    """Causal attention of the own parts of a sequence to all of it, also to the parts of other processes, [B, P, H, E].
 
     query: [B, H, P, E], of the own positions, as key and value are.
     """
@@ -92,7 +92,7 @@ def in_parts(
 def capped(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | Window | None, scale: float, softcap: float
 ) -> Tensor:
-    """Return causal attention whose logits are softcap * tanh(logit / softcap), [B, Q, H, E].
+    """Causal attention whose logits are softcap * tanh(logit / softcap), [B, Q, H, E].
 
     mask: booleans [B, 1, Q, K], a window, or None.
     """
@@ -117,7 +117,7 @@ def capped(
 
 
 def unbiased(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float, dropout: float) -> Tensor:
-    """Return attention without a bias, [B, Q, H, E]."""
+    """Attention without a bias, [B, Q, H, E]."""
     n_queries, n_keys = query.shape[2], key.shape[2]
     causal = mask is None and n_queries > 1
     if causal and n_keys > n_queries:
@@ -143,7 +143,7 @@ def with_slopes(
     scale: float,
     dropout: float,
 ) -> Tensor:
-    """Return attention with the bias - m_h (i - j), [B, Q, H, E].
+    """Attention with the bias - m_h (i - j), [B, Q, H, E].
 
     - m_h (i - j) = m_h j - (a number of the query alone, which softmax ignores). So m_h goes to the query and j to the
     key, as further features of their product. Both are split into parts that bfloat16 represents exactly, or, of m_h,
@@ -174,7 +174,7 @@ def with_slopes(
 
 
 def for_all_heads(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-    """Return keys and values for each head of the queries."""
+    """Keys and values for each head of the queries."""
     n_groups = query.shape[1] // key.shape[1]
     if n_groups == 1:
         return key, value

@@ -1,4 +1,4 @@
-"""Which kernel computes attention on a GPU: the fastest of those that are right, found out once.
+"""The choice of the kernel that computes attention on a GPU: the fastest that is right, tried out once.
 
     with fastest(device, dtype, n_heads, n_kv_heads, head_dim).preferred(n_read): …
 
@@ -77,13 +77,13 @@ class Heads:
 
     @classmethod
     def of(cls, query: Tensor) -> "Heads":
-        """Return those of a query [B, H, Q, E]."""
+        """The heads of a query [B, H, Q, E]."""
         capability = torch.cuda.get_device_capability(query.device) if query.is_cuda else None
         return cls(capability, query.dtype, query.shape[-1])
 
 
 def fastest(device: torch.device, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_dim: int) -> Kernels:
-    """Return the kernels for heads of that shape on a device."""
+    """The kernels for heads of that shape on a device."""
     if device.type != "cuda":
         return Kernels()
     return _fastest(torch.cuda.get_device_name(device), dtype, n_heads, n_kv_heads, head_dim)
@@ -106,14 +106,14 @@ def _fastest(name: str, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_
         preferred = preferring((kernel,), _TIMED_LENGTH, alone=True, tried=tried)
         try:
             with preferred, torch.inference_mode(), warnings.catch_warnings():
-                # Why a kernel is not taken is told in the error as well.
+                # The error says as well why a kernel is not taken.
                 warnings.simplefilter("ignore")
-                found = _attended(*short).double()
+                attended = _attended(*short).double()
                 if kernel == "flash4":
                     # It is used for the last queries, too.
                     last = _attended(short[0][:, :, -_CHECKED_LAST:], *short[1:]).double()
-                    found = torch.cat([found[:, :, :-_CHECKED_LAST], last], dim=2)
-                error = float((found - wanted).norm() / wanted.norm())
+                    attended = torch.cat([attended[:, :, :-_CHECKED_LAST], last], dim=2)
+                error = float((attended - wanted).norm() / wanted.norm())
                 if not error <= _TOLERANCE.get(dtype, 1e-3):
                     refused[kernel] = f"off by {error:.2g}"
                     continue
@@ -169,17 +169,17 @@ _flash4_for: ContextVar[Heads | None] = ContextVar("flash4_for", default=None)
 
 @functools.cache
 def _flash4() -> Callable[..., Any]:
-    """Return the function of FlashAttention-4. Raises whatever importing it raises."""
+    """The function of FlashAttention-4. Raises the errors of its import."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
-    # What it and its compiler have to say of themselves is for its authors.
+        function: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
+    # Warnings of it and its compiler are for its authors.
     warnings.filterwarnings("ignore", module=r"(flash_attn|cutlass|quack|tvm_ffi)\b")
-    return found
+    return function
 
 
 def by_flash4(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor | None:
-    """Return causal attention of the last Q positions of K, [B, Q, H, E], by FlashAttention-4.
+    """Causal attention of the last Q positions of K, [B, Q, H, E], by FlashAttention-4.
 
     None where another kernel is preferred, for a single query, for gradients, and for what it was not tried on.
     """
@@ -191,21 +191,21 @@ def by_flash4(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor
         return None
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]
         # It takes [B, L, H, E], which is how layers make their heads.
-        found = _flash4()(*(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scale, causal=True)
-    out: Tensor = found[0] if isinstance(found, tuple) else found
+        output = _flash4()(*(x.transpose(1, 2) for x in (query, key, value)), softmax_scale=scale, causal=True)
+    out: Tensor = output[0] if isinstance(output, tuple) else output
     return out
 
 
 def _attended(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    found = by_flash4(query, key, value, 1 / math.sqrt(query.shape[-1]))
-    if found is not None:
-        return found.transpose(1, 2)
+    attended = by_flash4(query, key, value, 1 / math.sqrt(query.shape[-1]))
+    if attended is not None:
+        return attended.transpose(1, 2)
     grouped = query.shape[1] != key.shape[1]
     return torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=grouped)
 
 
 def definition(query: Tensor, key: Tensor, value: Tensor, bias_HQK: Tensor | float = 0.0) -> Tensor:
-    """Return causal attention in float64, all scores at once, [B, H, L, E]."""
+    """Causal attention in float64, all scores at once, [B, H, L, E]."""
     n_groups = query.shape[1] // key.shape[1]
     key, value = (x.double().repeat_interleave(n_groups, dim=1) for x in (key, value))
     logits = query.double() @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + bias_HQK
@@ -214,7 +214,7 @@ def definition(query: Tensor, key: Tensor, value: Tensor, bias_HQK: Tensor | flo
 
 
 def _seconds(inputs: tuple[Tensor, Tensor, Tensor]) -> float:
-    """Return the least seconds of a call."""
+    """Least seconds of a call."""
     taken = []
     for _ in range(6):
         torch.cuda.synchronize()

@@ -16,14 +16,14 @@ from hope_eval.model.parallel import sequence
 
 @dataclass(frozen=True)
 class Window:
-    """What stands for the mask of a layer whose queries see the last `size` keys, themselves among them."""
+    """Stands for the mask of a layer whose queries see the last `size` keys, themselves among them."""
 
     size: int
 
 
 @dataclass(frozen=True)
 class PartsMask:
-    """What stands for a causal mask where a process reads parts of a longer sequence.
+    """Stands for a causal mask when a process reads parts of a longer sequence.
 
     window: how many keys a query sees, itself among them; None: all before it.
     """
@@ -45,9 +45,9 @@ def mask(
     use_vmap: bool = False,
     **rest: Any,
 ) -> Tensor | Window | PartsMask | None:
-    """Return what transformers' `sdpa_mask` does, but None for all causal masks, and a Window for a sliding one.
+    """The mask of transformers' `sdpa_mask`, but None for a causal mask, and a Window for a sliding one.
 
-    Where parts of a longer sequence are read, what is masked among themselves is left out: see `LanguageModel`.
+    If parts of a longer sequence are read, a PartsMask: nothing is masked among the parts themselves.
     """
     from transformers.masking_utils import sdpa_mask
 
@@ -68,7 +68,7 @@ def mask(
         if q_length == kv_length and _slides(mask_function, local_size, kv_length):
             return Window(local_size)
     more = {} if mask_function is None else {"mask_function": mask_function}
-    found: Tensor | None = sdpa_mask(
+    made: Tensor | None = sdpa_mask(
         batch_size=batch_size,
         q_length=q_length,
         kv_length=kv_length,
@@ -81,11 +81,11 @@ def mask(
         **more,
         **rest,
     )
-    return found
+    return made
 
 
 def _slides(mask_function: Callable[..., Tensor], size: int, n: int) -> bool:
-    """Return whether a mask is that of a sliding window, and not one of chunks, which transformers tells alike."""
+    """Whether a mask is that of a sliding window, and not of chunks, which transformers describes in the same way."""
     queries = torch.tensor(sorted({size, size + 1, size + size // 2, 2 * size - 1, n - 1} & set(range(n))))
     for distance, visible in ((size - 1, True), (size, False), (0, True), (-1, False)):
         some = queries[(queries >= distance) & (queries - distance < n)]
@@ -98,7 +98,7 @@ def _slides(mask_function: Callable[..., Tensor], size: int, n: int) -> bool:
 def visible_keys(
     query_start: int, query_stop: int, key_start: int, key_stop: int, window: int, device: torch.device
 ) -> Tensor:
-    """Return which keys each query sees, booleans [Q, K]."""
+    """Keys that each query sees, booleans [Q, K]."""
     queries_Q1 = torch.arange(query_start, query_stop, device=device)[:, None]
     keys_K = torch.arange(key_start, key_stop, device=device)
     return (keys_K <= queries_Q1) & (keys_K > queries_Q1 - window)

@@ -1,4 +1,4 @@
-"""What a decoder does token by token, over chunks of tokens: of a long input, little is in memory at once.
+"""The token-wise work of a decoder, over chunks of tokens: little of a long input is in memory at once.
 
     with ChunkedLayers(decoder).reading(n_tokens): decoder(ids)
 
@@ -62,10 +62,10 @@ class ChunkedLayers:
             return False
         self.chunk //= 2
         while self.chunk >= n_tokens:
-            # Nothing of it is in chunks yet.
+            # So far the whole input fits into one chunk.
             self.chunk //= 2
         if self._compiled:
-            # Another shape is another kernel, and of one function the compiler makes only so many.
+            # Another shape is another kernel, and the compiler limits the kernels of one function.
             self._compiled.clear()
             self._warm.clear()
             torch._dynamo.reset()
@@ -81,7 +81,7 @@ class ChunkedLayers:
             yield
             return
         compiled = compiles and self._compiles(n_tokens)
-        # What another library has put around a part is not for the compiler.
+        # A forward that another library has put around a part is not compiled.
         changed = [
             (part, partial(self._in_chunks, part, part.forward, compiled and isinstance(part.forward, MethodType)))
             for part in self.parts
@@ -89,13 +89,13 @@ class ChunkedLayers:
         if compiled:
             some = (part for part in self.attentions if _may_be_compiled(part))
             changed += [(part, partial(self._whole, part, part.forward)) for part in some]
-        own = [(part, part.__dict__.get("forward")) for part, _ in changed]
+        forwards = [(part, part.__dict__.get("forward")) for part, _ in changed]
         for part, run in changed:
             part.forward = run
         try:
             yield
         finally:
-            for part, forward in own:
+            for part, forward in forwards:
                 part.__dict__.pop("forward", None)
                 if forward is not None:
                     part.forward = forward
@@ -109,7 +109,7 @@ class ChunkedLayers:
     def _in_chunks(
         self, part: nn.Module, forward: Callable[..., Any], compiled: bool, *inputs: Any, **options: Any
     ) -> Any:
-        """Return what a part makes of hidden states [B, L, D]."""
+        """Output of a part for hidden states [B, L, D], over chunks of tokens."""
         whole_BLD = inputs[0] if len(inputs) == 1 and not options else None
         if not isinstance(whole_BLD, Tensor) or whole_BLD.ndim != 3 or whole_BLD[..., 0].numel() <= self.chunk:
             return forward(*inputs, **options)
@@ -123,14 +123,14 @@ class ChunkedLayers:
         for start in range(0, n, size):
             # Taken from two dimensions, it has the strides of its own size: otherwise every length would compile anew.
             chunk_1ND, out_1ND = flat_LD[start : start + size][None], out_LD[start : start + size][None]
-            # What is left at the end has a shape of its own, and is not worth compiling for.
+            # The last chunk has a shape of its own, and is not worth compiling for.
             run = step if chunk_1ND.shape[1] == size else partial(_step, forward)
             if not run(chunk_1ND, out_1ND):
                 return forward(*inputs)
         return out_LD.reshape(whole_BLD.shape)
 
     def _whole(self, part: nn.Module, forward: Callable[..., Any], *inputs: Any, **options: Any) -> Any:
-        """Return what an attention layer returns; what is around its kernel is compiled, for any length."""
+        """Output of an attention layer; the code around its kernel is compiled, for any length."""
         if options.get("past_key_values") is not None:
             return forward(*inputs, **options)
         run = self._compiled.get(id(part))
@@ -139,7 +139,7 @@ class ChunkedLayers:
         return self._tried((type(part),), run, forward, *inputs, **options)
 
     def _step(self, part: nn.Module, forward: Callable[..., Any]) -> Callable[[Tensor, Tensor], bool]:
-        """Return a compiled step of a part; the first of its kind is compiled when it is called."""
+        """A compiled step of a part; the first step of its kind is compiled when it is called."""
         run = self._compiled.get(id(part))
         if run is None:
             run = self._compiled[id(part)] = torch.compile(partial(_step, forward), dynamic=False)
@@ -148,7 +148,7 @@ class ChunkedLayers:
     def _tried(
         self, kind: tuple[Any, ...], run: Callable[..., Any], plain: Callable[..., Any], *inputs: Any, **options: Any
     ) -> Any:
-        """Return what a compiled call returns; the first of its kind counts as compiling.
+        """Output of a compiled call; the seconds of the first call of its kind count as compiling.
 
         Raises OptionError if compiling was asked for and cannot be done.
         """
@@ -159,17 +159,17 @@ class ChunkedLayers:
         start = time.perf_counter()
         try:
             with warnings.catch_warnings():
-                # What the compiler would like of settings that are the user's.
+                # Advice of the compiler on settings of the user.
                 warnings.simplefilter("ignore")
                 out = run(*inputs, **options)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            # The compiler needs a C compiler, Triton, and a GPU that it knows; whatever it lacks, we can do without.
-            told = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:200]}"
+            # The compiler needs a C compiler, Triton, and a GPU that it knows; without them, nothing is compiled.
+            reason = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')[:200]}"
             if self.compiling == "on":
-                raise OptionError(f"torch.compile cannot be used here: {told}", "--compile off") from error
-            self.compile_refused = told
+                raise OptionError(f"torch.compile cannot be used here: {reason}", "--compile off") from error
+            self.compile_refused = reason
             return plain(*inputs, **options)
         self.compile_seconds += time.perf_counter() - start
         self._warm.add(kind)
@@ -177,16 +177,16 @@ class ChunkedLayers:
 
 
 def _step(forward: Callable[[Tensor], Any], chunk_1ND: Tensor, out_1ND: Tensor) -> bool:
-    """Write what a part makes of a chunk; return whether it is of its shape, as it is of what works by tokens."""
-    found = forward(chunk_1ND)
-    if not isinstance(found, Tensor) or found.shape != out_1ND.shape or found.dtype != out_1ND.dtype:
+    """Write the output of a part for a chunk; return whether it has the shape of the chunk, as token-wise work has."""
+    output = forward(chunk_1ND)
+    if not isinstance(output, Tensor) or output.shape != out_1ND.shape or output.dtype != out_1ND.dtype:
         return False
-    out_1ND.copy_(found)
+    out_1ND.copy_(output)
     return True
 
 
 def largest_chunk(device_type: str, width: int, compiling: Compile = "auto") -> int:
-    """Return how many tokens a chunk has at most.
+    """Most tokens that a chunk has.
 
     width: of the widest tensors within a part.
     """
@@ -197,7 +197,7 @@ def largest_chunk(device_type: str, width: int, compiling: Compile = "auto") -> 
 
 
 def chunk_for(free: float, width: int, number_bytes: int, device_type: str, compiling: Compile = "auto") -> int:
-    """Return how many tokens a chunk has where so many bytes are free: a power of two.
+    """Tokens of a chunk if so many bytes are free: a power of two.
 
     width: of the widest tensors within a part, of which there are three at once.
     """
@@ -206,17 +206,17 @@ def chunk_for(free: float, width: int, number_bytes: int, device_type: str, comp
 
 
 def _power_of_two(number: float) -> int:
-    """Return the largest power of two that is no larger, and no smaller than 1."""
+    """Largest power of two that is not above the number; at least 1."""
     return int(2 ** math.floor(math.log2(max(1, number))))
 
 
 def _parts(decoder: nn.Module, n_layers: int | None) -> tuple[list[nn.Module], list[nn.Module]]:
-    """Return what in a decoder works by tokens, norms beside the layers included, and its attention layers.
+    """Modules of a decoder that work token by token, with the norms beside the layers, and its attention layers.
 
     n_layers: how many layers it has, since a model may have towers for images and sounds besides; None: unknown.
     """
     lists = [child for child in decoder.modules() if isinstance(child, nn.ModuleList) and len(child)]
-    layers = next((one for one in lists if len(one) == n_layers), next(iter(lists), ()))
+    layers = next((modules for modules in lists if len(modules) == n_layers), next(iter(lists), ()))
     token_wise: dict[int, nn.Module] = {}
     attentions: dict[int, nn.Module] = {}
     for layer in layers:
@@ -226,12 +226,12 @@ def _parts(decoder: nn.Module, n_layers: int | None) -> tuple[list[nn.Module], l
     if layers:
         norms = (child for child in decoder.children() if "norm" in type(child).__name__.lower())
         token_wise |= {id(child): child for child in norms}
-    # What is kept elsewhere is fetched for each chunk anew.
+    # Weights that are kept elsewhere would be fetched for each chunk anew.
     here = [part for part in token_wise.values() if not any(p.device.type == "meta" for p in part.parameters())]
     return here, list(attentions.values())
 
 
 def _may_be_compiled(part: nn.Module) -> bool:
-    """Return whether an attention layer is as it was made, and calls the kernel that compiling leaves alone."""
+    """Whether nobody has changed an attention layer, and it calls the kernel that compiling leaves alone."""
     kind = getattr(getattr(part, "config", None), "_attn_implementation", None)
     return kind == PLAIN and isinstance(part.forward, MethodType)

@@ -39,8 +39,8 @@ def choose(device_type: str) -> Kernel:
         generator = torch.Generator().manual_seed(0)
         logits = (9 * torch.randn(5, 10_007, generator=generator)).to("cuda", torch.bfloat16)
         target = torch.tensor([0, 10_006, 5000, 4096, int(logits[4].argmax())], device="cuda")
-        (nll, greedy), (triton_nll, fused_greedy) = plain(logits, target), fused(logits, target)
-        agrees = torch.allclose(nll, triton_nll, atol=1e-4) and torch.equal(greedy, fused_greedy)
+        (nll, greedy), (nll_of_fused, greedy_of_fused) = plain(logits, target), fused(logits, target)
+        agrees = torch.allclose(nll, nll_of_fused, atol=1e-4) and torch.equal(greedy, greedy_of_fused)
     except Exception:
         # No Triton, no C compiler for it, a GPU it does not know: the definition is right everywhere.
         return definition

@@ -50,7 +50,7 @@ def _bias(  # type: ignore[no-untyped-def]
     positions, keys, table, by_query, curve, n_points, slope, KIND: tl.constexpr,
     DIAGONAL: tl.constexpr, DIRECT: tl.constexpr,
 ):  # fmt: skip
-    """Return the bias of a tile, in units of log 2."""
+    """Bias of a tile, in units of log 2."""
     distances = positions[:, None] - keys[None, :]
     if KIND == "slopes":
         return slope * distances.to(tl.float32)
@@ -184,7 +184,7 @@ def _kernel(  # type: ignore[no-untyped-def]
 
 
 def biased(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | Curve, scale: float) -> Tensor:
-    """Return causal attention with a bias, [B, Q, H, E], contiguous.
+    """Causal attention with a bias, [B, Q, H, E], contiguous.
 
     query:      [B, H, Q, E], of the last Q positions of K; float32, bfloat16 or float16.
     key, value: [B, G, K, E].

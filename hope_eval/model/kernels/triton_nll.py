@@ -38,7 +38,7 @@ def _kernel(logits, targets, nlls, greedy, row_stride, vocab_size, BLOCK: tl.con
 
 
 def fused(logits_NV: Tensor, target_N: Tensor) -> tuple[Tensor, Tensor]:
-    """Return nll [nats, float32, N] and the likeliest tokens [int64, N]."""
+    """Nll [nats, float32, N] and the likeliest tokens [int64, N]."""
     logits_NV = logits_NV if logits_NV.stride(-1) == 1 else logits_NV.contiguous()
     n, vocab_size = logits_NV.shape
     nll_N = torch.empty(n, dtype=torch.float32, device=logits_NV.device)

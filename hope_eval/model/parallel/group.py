@@ -77,7 +77,7 @@ class Group:
         self._n_asked = 0
 
     def gathered(self, own: str, patience: timedelta = PATIENCE) -> list[str]:
-        """Return what each of the group has to say. Raises StoreError if one says nothing for that long."""
+        """The text of each process of the group. Raises StoreError if a process gives none in that time."""
         self._n_asked += 1
         keys = [f"{self._n_asked}-{member}" for member in range(self.size)]
         self._store.set(keys[self.member], own)
@@ -93,7 +93,7 @@ class Group:
         return [self._store.get(key).decode() for key in keys]
 
     def all_out_of_memory(self, error: Exception) -> bool:
-        """Return True if all of the group are out of memory at the same place, and may go on with less.
+        """True if all of the group ran out of memory at the same place, and may continue with less.
 
         Raises StoreError if others are not: what they sum up does not fit together any more.
         """
@@ -117,9 +117,9 @@ class Group:
         except HopeEvalError:
             raise
         except Exception as error:
-            told = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            self.gathered(told, _SOON)
-            raise CheckpointError(f"`{name}` cannot be read in {self.size} parts: {told}", self.instead) from error
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            self.gathered(reason, _SOON)
+            raise CheckpointError(f"`{name}` cannot be read in {self.size} parts: {reason}", self.instead) from error
 
     @property
     def instead(self) -> str:
@@ -128,16 +128,16 @@ class Group:
 
     def check_same(self, what: str, own: Sequence[Any]) -> None:
         """Raise CheckpointError if not all of the group have the same."""
-        found = self.gathered(json.dumps([_place(), *own]), _SOON)
-        if len(set(found)) > 1:
-            self._refuse(what, "; ".join(text[:200] for text in dict.fromkeys(found)))
+        texts = self.gathered(json.dumps([_place(), *own]), _SOON)
+        if len(set(texts)) > 1:
+            self._refuse(what, "; ".join(text[:200] for text in dict.fromkeys(texts)))
 
     def check_close(self, what: str, own_N: np.ndarray, dtype: torch.dtype) -> None:
         """Raise CheckpointError if not all of the group have the same numbers, but for what rounding explains."""
         tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
-        found = np.array([json.loads(text) for text in self.gathered(json.dumps(own_N.tolist()), _SOON)])
-        gap = float(np.max(np.ptp(found, axis=0), initial=0.0))
-        if gap > tolerance * max(1.0, float(np.max(np.abs(found), initial=0.0))):
+        numbers = np.array([json.loads(text) for text in self.gathered(json.dumps(own_N.tolist()), _SOON)])
+        gap = float(np.max(np.ptp(numbers, axis=0), initial=0.0))
+        if gap > tolerance * max(1.0, float(np.max(np.abs(numbers), initial=0.0))):
             self._refuse(what, f"they are up to {gap:.3g} apart")
 
     def _refuse(self, what: str, why: str) -> None:
@@ -148,29 +148,29 @@ class Group:
         )
 
     def cut(self, n_tokens: int) -> sequence.Cut:
-        """Return how a sequence is cut."""
+        """The parts into which a sequence is cut."""
         return sequence.Cut(n_tokens, self.size, self.member)
 
     def summed(self, own: Tensor) -> Tensor:
-        """Return the sum over the group."""
+        """Sum over the group."""
         dist.all_reduce(own)
         return own
 
     def least(self, number: float, device: torch.device) -> float:
-        """Return the least of these numbers of the group."""
+        """Least of these numbers of the group."""
         shared = torch.tensor(number, dtype=torch.float64, device=device)
         dist.all_reduce(shared, dist.ReduceOp.MIN)
         return float(shared)
 
     def __call__(self, ids_BL: Tensor, logits_BV: Tensor) -> Tensor:
-        """Return the logits of the first: as a processor of logits, so that all write the same."""
+        """Logits of the first process: as a processor of logits, so that all write the same."""
         logits_BV = logits_BV.contiguous()
         dist.broadcast(logits_BV, 0)
         return logits_BV
 
 
 def _place() -> str:
-    """Return how many sums and gathers this process has begun."""
+    """Number of sums and gathers that this process has begun."""
     groups: list[Any] = list(distributed_c10d._world.pg_map)
     return str(sum(group._get_sequence_number_for_group() for group in groups))
 
@@ -214,8 +214,8 @@ def held_together(ranks: Ranks, device: str) -> Iterator[Group | None]:
             time.sleep(0.2)
         if not lost and not any(word in str(error).lower() for word in ("timed out", "timeout", "nccl", "gloo")):
             raise
-        told = lost or f"the processes that share a {group.shares} have lost each other: {str(error).splitlines()[0]}"
-        raise StoreError(told, RESUME) from error
+        reason = lost or f"the processes that share a {group.shares} have lost each other: {str(error).splitlines()[0]}"
+        raise StoreError(reason, RESUME) from error
 
 
 def _end() -> None:
@@ -248,7 +248,7 @@ def check_shardable(name: str, module: nn.Module, n: int) -> None:
 
 
 def sharded(n: int) -> dict[str, Any]:
-    """Return what `from_pretrained` takes to shard a model over n processes. Raises OptionError where it cannot."""
+    """Options of `from_pretrained` that shard a model over n processes. Raises OptionError if it has none."""
     try:
         from transformers.distributed import DistributedConfig
 

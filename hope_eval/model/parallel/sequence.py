@@ -48,7 +48,7 @@ class Cut:
     n_attended: int = field(init=False, default=0)
 
     def part(self, number: int) -> tuple[int, int]:
-        """Return the first position of a part, and the first after it."""
+        """First position of a part, and the first after it."""
         return number * self.length // (2 * self.size), (number + 1) * self.length // (2 * self.size)
 
     @property
@@ -62,11 +62,11 @@ class Cut:
         return -(-self.length // (2 * self.size))
 
     def positions(self) -> Tensor:
-        """Return the positions that this process reads, int64 [P]."""
+        """Positions that this process reads, int64 [P]."""
         return torch.cat([torch.arange(start, stop) for start, stop in self.own])
 
     def whole(self, own_BGPE: Tensor) -> Tensor:
-        """Return what all processes have of a sequence, in its order [B, G, L, E]."""
+        """Keys or values of all processes, in the order of the sequence [B, G, L, E]."""
         B, G, _, E = own_BGPE.shape
         sent_2BGSE = own_BGPE.new_empty(2, B, G, self.largest, E)
         done = 0
@@ -94,7 +94,7 @@ _current: ContextVar[Cut | None] = ContextVar("current", default=None)
 
 
 def current() -> Cut | None:
-    """Return how the sequence that is being read is cut; None if it is read whole, as all is that is compiled."""
+    """How the sequence that is being read is cut; None if it is read whole, as in compiled code."""
     # The compiler knows no context variables.
     return None if torch.compiler.is_compiling() else _current.get()
 
