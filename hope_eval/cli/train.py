@@ -42,7 +42,7 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
               help="Tokens of one step, over all GPUs.")  # fmt: skip
 @click.option("--learning-rate", type=float, default=0.0, metavar="X",
               help="Highest learning rate.  [default: the one that suits the size]")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="cuda, cpu; auto: cuda if there is one.")
+@click.option("--device", default="auto", show_default=True, help="cuda, mps, cpu; auto: the best there is.")
 @click.option("--compile/--no-compile", "compile_model", default=None,
               help="Use torch.compile.  [default: on a GPU, from 1,000 steps on]")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N",

@@ -146,12 +146,12 @@ def test_several_trainings_side_by_side_are_those_of_each_alone(trained, tmp_pat
 
 @pytest.mark.slow
 def test_trainings_side_by_side_end_with_the_command_that_started_them(tmp_path):
-    arguments = [word if word != str(96 * 16 * 12) else "10M" for word in ARGUMENTS]
+    arguments = [word if word != str(96 * 16 * 12) else "3M" for word in ARGUMENTS]
     code = "from hope_eval.train import rows\nrows.MOST_EPOCHS = 1e9\nfrom hope_eval.cli import main\nmain()"
     command = [sys.executable, "-c", code, "train", "rope", "alibi", *arguments, "--jobs", "2", "--out", str(tmp_path)]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         logs = [tmp_path / f"{name}-0" / "training.jsonl" for name in ("rope", "alibi")]
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 300
         while not all(log.is_file() and log.stat().st_size for log in logs) and time.monotonic() < deadline:
             time.sleep(0.1)
         os.kill(process.pid, signal.SIGKILL)
