@@ -1,15 +1,18 @@
 """What is known of metrics, and what becomes of one that nobody told the house about."""
 
+import io
 import json
 
 import numpy as np
 import pytest
 from frames import frame, row
+from rich.console import Console
 
 from hope_eval.analysis import answers
 from hope_eval.analysis.compare import compare
 from hope_eval.analysis.differences import differences
 from hope_eval.analysis.intervals import Clusters, difference
+from hope_eval.analysis.reach import effective_lengths
 from hope_eval.analysis.rows import FRAMES
 from hope_eval.errors import OptionError
 from hope_eval.metrics import Metric, interval_way, is_share, metric_of, ordered
@@ -17,7 +20,7 @@ from hope_eval.runs.store import RunStore
 from hope_eval.show import plots, report
 from hope_eval.show.comparison_tables import blocks
 from hope_eval.show.figures.rows import interval_of, records
-from hope_eval.show.tables import grid
+from hope_eval.show.tables import draw, grid
 
 PROVENANCE = {
     "family": "fewshot", "metric": "brevity", "one_line": "be brief", "source": "", "controls": [],
@@ -76,6 +79,29 @@ def test_a_metric_of_ones_own_is_compared_drawn_and_reported(tmp_path):
     frames = {name: comparison.frame(name) for name in FRAMES}
     page = report.render(report.Content(**frames, runs=comparison.runs, notes=comparison.notes, title="mine"))
     assert "a metric of the task or protocol itself" in page
+
+
+def test_a_narrow_terminal_names_every_line_of_a_table():
+    scores = frame(
+        *(row(line, length, [2.0, 2.1], metric="nll") for line in ("rope", "hope") for length in (128, 256)),
+        *(row(line, length, [8, 7]) for line in ("rope", "hope") for length in (128, 256)),
+    )
+
+    class Lines:
+        baseline = ""
+
+        def frame(self, name):
+            return effective_lengths(scores, differences(scores, "rope"))
+
+    (lengths, areas) = blocks(Lines(), ("reach",))
+    assert (lengths.title, areas.grid.columns) == ("Effective context length (tokens)", ["area"])
+    assert "area" not in lengths.grid.columns
+    console = Console(file=io.StringIO(), width=79)
+    draw(lengths.grid, "table", (), console)
+    printed = console.file.getvalue()
+    assert "definition" in printed
+    assert "…" not in printed
+    assert printed.count("passkey accuracy") == printed.count("ppl@bucket nll") == 2
 
 
 def test_grades_outside_of_0_to_1_are_no_shares(tmp_path):

@@ -45,6 +45,22 @@ def joint_notes(tables: Sequence[RunTable]) -> list[str]:
     return [*notes, f"run{'s' * (len(runs) > 1)} {', '.join(runs)}"]
 
 
+# Why a number is missing: its status, a word or two, and a sentence.
+HOLES = {
+    "oom": ("out of memory", "this length did not fit in memory."),
+    "nan": ("not a number", "the model's output was NaN; a NaN is never averaged."),
+    "-": ("past its table", "the model has a table of positions and reads no further."),
+    "missing": ("not measured", "no run has this number."),
+    "inf": ("infinite", "the value is too large for a number."),
+}
+
+
+def hole_name(status: str) -> str:
+    """Reason for a missing number, in a word or two."""
+    infeasible = re.fullmatch(r"infeasible \(needs (\d+)\)", status)
+    return f"needs {infeasible[1]} tokens" if infeasible else HOLES.get(status, (status, ""))[0]
+
+
 def subject(row: Mapping[str, Any]) -> str:
     """Name of what a number is of: the protocol of a perplexity, `ppl@bucket`, or the task."""
     return str(row["section"] if kind_of(row) is PERPLEXITY else row["task"])

@@ -257,9 +257,9 @@ def _plain(value: Any) -> Any:
 def write(path: Path, content: str | bytes, what: str = "") -> None:
     """Write a file whole or not at all: what was there stays until the new one is complete.
 
-    what: it is, for people: `the report`.
+    what: the name of its content in an error: `the report`.
 
-    Raises StoreError if that cannot be.
+    Raises StoreError if the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

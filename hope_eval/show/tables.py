@@ -237,6 +237,9 @@ def _wide_table(content: Grid) -> Table:
             end_section=number + 1 < len(content.lines) and content.lines[number + 1][0][-1] != names[-1],
         )
         before = names
+    for part in table.columns[1:]:
+        # Rich takes the longest word for the least width, and would cut `[256, 512]` short.
+        part.min_width = max(len(line) for cell in (part.header, *part.cells) for line in str(cell).split("\n"))
     return table
 
 
@@ -245,10 +248,11 @@ def _long_table(content: Grid) -> Table:
     shown = [at for at, heading in enumerate(content.headings) if heading != "trained at"]
     table = _table(*(content.headings[at] for at in shown), content.across, "value", "interval")
     for names, cells in content.lines:
-        for number, (column, cell) in enumerate(zip(content.columns, cells, strict=True)):
-            if cell.value:
-                words = [names[at] if number == 0 else "" for at in shown]
-                table.add_row(*words, column, _rich_value(cell), cell.interval, end_section=number + 1 == len(cells))
+        # A line may begin with empty cells: its names stand beside the first that is not.
+        filled = [(column, cell) for column, cell in zip(content.columns, cells, strict=True) if cell.value]
+        for number, (column, cell) in enumerate(filled):
+            words = [names[at] if number == 0 else "" for at in shown]
+            table.add_row(*words, column, _rich_value(cell), cell.interval, end_section=number + 1 == len(filled))
     return table
 
 

@@ -205,7 +205,7 @@ def test_a_number_between_holes_keeps_its_interval():
 
 @pytest.mark.parametrize(
     ("status", "told"),
-    [("infeasible (needs 138)", "needs 138"), ("-", "past its table"), ("nan", "not a number"), ("odd", "odd")],
+    [("infeasible (needs 138)", "needs 138 tokens"), ("-", "past its table"), ("nan", "not a number"), ("odd", "odd")],
 )
 def test_each_hole_has_its_reason(status, told):
     figure = plots.accuracy(frame(answer(length=512), answer(length=1024, status=status)))

@@ -13,6 +13,7 @@ import pytest
 from comparisons import RUNS, VERDICTS, difference, everything, frames, reached, score
 from conftest import ROOT
 
+from hope_eval.analysis.rows import hole_name
 from hope_eval.errors import MissingPackageError, StoreError
 from hope_eval.metrics import ERRORS
 from hope_eval.show import report
@@ -555,5 +556,5 @@ def test_numbers_in_words():
     assert words.plural(2000, "number") == "2,000 numbers"
     assert words.listed(["a"]) == "a"
     assert words.listed(["a", "b", "c"]) == "a, b and c"
-    assert words.hole_name("infeasible (needs 138)") == "needs 138 tokens"
+    assert hole_name("infeasible (needs 138)") == "needs 138 tokens"
     assert words.span([256, 8192, 512]) == "256 to 8k"

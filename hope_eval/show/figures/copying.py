@@ -3,8 +3,9 @@
 import math
 from typing import TYPE_CHECKING, Any
 
+from hope_eval.analysis.rows import hole_name
 from hope_eval.lengths import short_length
-from hope_eval.show.figures.rows import Row, check_any, corpus_of, counted, reason, records, sentence
+from hope_eval.show.figures.rows import Row, check_any, corpus_of, counted, records, sentence
 from hope_eval.show.figures.sheet import (
     INK,
     MARGIN,
@@ -112,7 +113,7 @@ def _draw_panel(axes: "Axes", rows: list[Row], names: list[str], length: int) ->
 def _draw_bar(axes: "Axes", y: int, rows: list[Row]) -> None:
     values = {row["metric"]: row["value"] for row in rows if row["status"] == "ok"}
     if not any(metric.startswith("error_") for metric in values):
-        words = next((reason(row["status"]) for row in rows if row["status"] != "ok"), "not measured")
+        words = next((hole_name(row["status"]) for row in rows if row["status"] != "ok"), "not measured")
         axes.text(0.01, y, words, size=SMALL, color=MUTED, va="center_baseline")
         return
     start = 0.0

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from hope_eval.analysis.rows import hole_name
 from hope_eval.errors import OptionError
 from hope_eval.lengths import parse_length, short_length
 from hope_eval.metrics import interval_way, is_share, metric_of
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 Row = dict[str, Any]
-
-_REASONS = {
-    "oom": "out of memory",
-    "nan": "not a number",
-    "-": "past its table",
-    "missing": "not measured yet",
-    "inf": "infinite",
-}
 
 
 @dataclass(frozen=True)
@@ -111,16 +104,10 @@ class Panel:
 def point_at(x: float, row: Row) -> Point:
     """The number of a row at x, or the hole that it is."""
     if row["status"] != "ok":
-        return Point(x, math.nan, math.nan, math.nan, reason(row["status"]))
+        return Point(x, math.nan, math.nan, math.nan, hole_name(row["status"]))
     if not math.isfinite(row["value"]):
-        return Point(x, math.nan, math.nan, math.nan, reason("inf" if row["value"] > 0 else "nan"))
+        return Point(x, math.nan, math.nan, math.nan, hole_name("inf" if row["value"] > 0 else "nan"))
     return Point(x, row["value"], row["low"], row["high"])
-
-
-def reason(status: str) -> str:
-    """Reason for a missing number, in words."""
-    needs = re.fullmatch(r"infeasible \((.*)\)", status)
-    return needs[1] if needs else _REASONS.get(status, status)
 
 
 def records(frame: "DataFrame") -> list[Row]:

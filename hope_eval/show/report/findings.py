@@ -8,14 +8,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hope_eval.analysis.reach import AREA
-from hope_eval.analysis.rows import Row
+from hope_eval.analysis.rows import Row, hole_name
 from hope_eval.metrics import metric_of
 from hope_eval.runs.kinds import PERPLEXITY, kind_of
 from hope_eval.show.report.frames import Results, grouped, heading
 from hope_eval.show.report.words import (
     REACHES,
     UNSEEN,
-    hole_name,
     interval,
     listed,
     metric_name,

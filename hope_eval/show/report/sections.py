@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hope_eval.analysis.reach import AREA, DEFINITIONS
-from hope_eval.analysis.rows import Row
+from hope_eval.analysis.rows import HOLES, Row
 from hope_eval.metrics import ERRORS, metric_of, ordered
 from hope_eval.runs.kinds import PERPLEXITY, kind_of
 from hope_eval.show.report import charts, tables
@@ -15,7 +15,6 @@ from hope_eval.show.report.frames import Results, Topic, grouped
 from hope_eval.show.report.looks import Look
 from hope_eval.show.report.tables import Provenance, Table
 from hope_eval.show.report.words import (
-    HOLES,
     REACHES,
     listed,
     metric_name,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hope_eval.analysis.reach import AREA
-from hope_eval.analysis.rows import Row
+from hope_eval.analysis.rows import Row, hole_name
 from hope_eval.lengths import short_length
 from hope_eval.metrics import metric_of
 from hope_eval.runs.kinds import kind_of
@@ -15,7 +15,6 @@ from hope_eval.show.report.frames import Results, columns, grouped, heading, in_
 from hope_eval.show.report.words import (
     REACHES,
     UNKNOWN,
-    hole_name,
     interval,
     metric_name,
     number,

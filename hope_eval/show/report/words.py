@@ -1,7 +1,6 @@
 """Numbers, names and definitions, as the report writes them."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 
 from hope_eval.analysis.rows import PILLARS, Row
@@ -26,13 +25,6 @@ REACHES = {
 # How a length is told whose end was not seen.
 UNSEEN = {">=": "at least", ">": "more than", "<": "less than", "<=": "at most"}
 
-HOLES = {
-    "oom": ("out of memory", "this length did not fit into memory."),
-    "nan": ("not a number", "the model's output was no number; it is never averaged."),
-    "-": ("past its table", "the model has a table of positions and reads no further."),
-    "missing": ("not measured", "no run has this number."),
-}
-
 
 def pillar(family: str) -> str:
     """The heading of a family of tasks."""
@@ -48,12 +40,6 @@ def metric_name(metric: str) -> str:
 def titled(name: str, metric: str) -> str:
     """Title of a chart or table of a metric."""
     return name if name == metric else f"{name}, {metric_name(metric)}"
-
-
-def hole_name(status: str) -> str:
-    """Reason for a missing number, in a word or two."""
-    infeasible = re.fullmatch(r"infeasible \(needs (\d+)\)", status)
-    return f"needs {infeasible[1]} tokens" if infeasible else HOLES.get(status, (status, ""))[0]
 
 
 def number(value: float | None) -> str:
