@@ -84,7 +84,7 @@ def check(until: Until | None, samples: Sequence[int | None], n_processes: int =
         return
     if n_processes > 1:
         raise OptionError(
-            f"--until-ci looks at all answers so far, and each of {n_processes} processes has its own only",
+            f"--until-ci looks at all answers so far, and each of {n_processes} processes has only its own",
             "leave torchrun and --jobs out: several commands, each with other models or tasks; or leave --until-ci out",
         )
     most = [n for n in samples if n is not None]
@@ -96,9 +96,9 @@ def check(until: Until | None, samples: Sequence[int | None], n_processes: int =
 
 
 def is_news(ended: Record, stop: int, earlier: Sequence[Record]) -> bool:
-    """Whether the record of where measuring ended belongs into the run: not if all was there, or if it is known.
+    """Whether the run lacks this record of where measuring ended: not if all samples were there, or if it has it.
 
-    stop: where it would have ended, had nothing been there.
+    stop:    where measuring would have ended in an empty run.
     earlier: such records of the same samples that the run has.
     """
     if ended["n"] == stop:
@@ -106,16 +106,16 @@ def is_news(ended: Record, stop: int, earlier: Sequence[Record]) -> bool:
     return ended["n"] < ended["of"] and all(record["n"] != ended["n"] for record in earlier)
 
 
-def notes(who: str, metric: str, what: str, shown: Mapping[int, int], told: Sequence[Mapping[str, Any]]) -> list[str]:
+def notes(who: str, metric: str, what: str, shown: Mapping[int, int], ends: Sequence[Mapping[str, Any]]) -> list[str]:
     """What a reader must know of numbers whose measurement ended early.
 
     who:    the model, and what it was asked.
     metric: whose interval it was.
     what:   `contexts`, or `documents`.
     shown:  how many there are in a table, by length; of documents, those at length 0 stand for all lengths.
-    told:   the records of where measuring ended.
+    ends:   records of where measuring ended.
     """
-    last = {record.get("length", 0): record for record in told if record["n"] == shown.get(record.get("length", 0))}
+    last = {record.get("length", 0): record for record in ends if record["n"] == shown.get(record.get("length", 0))}
     by_width: dict[float, list[Mapping[str, Any]]] = {}
     for _, record in sorted(last.items()):
         by_width.setdefault(record["half_width"], []).append(record)

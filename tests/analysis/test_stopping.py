@@ -93,7 +93,7 @@ def test_what_cannot_end_early_is_refused():
     check(Until(0.05), [FIRST + 1, 4])
     with pytest.raises(OptionError, match="20 samples first, and there are 6 at most"):
         check(Until(0.05), [6, 4])
-    with pytest.raises(OptionError, match="each of 2 processes has its own only"):
+    with pytest.raises(OptionError, match="each of 2 processes has only its own"):
         check(Until(0.05), [None], n_processes=2)
 
 
@@ -530,5 +530,5 @@ def test_several_processes_refuse_it(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr("hope_eval.runs.launch.watch", lambda: None)
     found = hope_eval("copy", *RUN, code=1)
-    assert "each of 2 processes has its own only" in found.stderr
+    assert "each of 2 processes has only its own" in found.stderr
     assert "leave torchrun and --jobs out" in found.stderr
