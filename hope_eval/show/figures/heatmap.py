@@ -65,23 +65,22 @@ def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "dou
     room = int((page_width - _BAR - MARGIN) // (left + 4 + most * (longest + 3)))
     n_columns = max(1, min(columns_of(len(panels), width), room))
     panel_width = (page_width - _BAR - MARGIN) / n_columns - left - 4
-    n_parts = max(len({row["part"] for row in panel}) for panel in panels)
     page = sheet(
         len(panels),
         width=page_width,
         title=f"{metric_of(rows[0]['metric']).label.capitalize()} by {panels[0][0]['part'].fact} and length",
         caption=sentence(f"a cell: {counted(rows)}", "dots: training length", corpus_of(rows)),
         n_columns=n_columns,
-        height=n_parts * 13.0,
+        height=max(len({row["part"] for row in panel}) for panel in panels) * 13.0,
         head=PANEL_TITLE + 9,
         left=left,
         right=4,
         foot=FOOT,
         outdent=_BAR,
     )
-    values = [row["value"] for row in rows if row["status"] == "ok"]
-    shares = all(is_share(row) for row in rows if row["status"] == "ok")
-    scale = Normalize(0, 1) if shares else Normalize(min(values), max(values))
+    measured = [row for row in rows if row["status"] == "ok"]
+    values = [0, 1] if all(map(is_share, measured)) else [row["value"] for row in measured]
+    scale = Normalize(min(values), max(values))
     colours = _heat()
     for axes, panel in zip(page.panels, panels, strict=True):
         lengths = sorted({row["length"] for row in panel})
@@ -97,8 +96,8 @@ def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "dou
         axes.tick_params(length=0)
         axes.spines[:].set_visible(False)
         _mark_trained_column(axes, panel[0]["train_length"], lengths)
-        line, protocol = panel[0]["line"], panel[0]["protocol"]
-        panel_title(axes, 9, left - MARGIN, panel_width + left, f"{protocol} · {line}", line)
+        line = panel[0]["line"]
+        panel_title(axes, 9, left - MARGIN, panel_width + left, f"{panel[0]['protocol']} · {line}", line)
     _colour_bar(page, colours, scale, n_columns)
     return page.figure
 
