@@ -148,6 +148,8 @@ def test_all_three_are_drawn_without_their_files(kind, more, words, alone):
     text = figure.read_text().lower()
     for word in words:
         assert word in text
+    # Its own colour, as its file says.
+    assert "#117733" in text
 
 
 def test_all_three_are_sketched_without_their_files(alone):
@@ -160,7 +162,7 @@ def test_all_three_are_reported_without_their_files(alone):
     page = alone.folder / "report.html"
     hope_eval("report", alone.runs, "--out", page)
     text = page.read_text()
-    for word in ("halved", "brevity", "half gain", "Perplexity of last parts", "answer with few words"):
+    for word in ("halved", "brevity", "half gain", "Perplexity of last parts", "#117733", "answer with few words"):
         assert word.lower() in text.lower(), word
 
 

@@ -11,7 +11,7 @@ or samples, unless it is forced.
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -249,12 +249,19 @@ def _rows(table: RunTable, columns: str) -> Iterable[Row]:
             "section": f"{PPL}@{identity['protocol']}" if protocol else row["family"],
             "section_title": protocol.title if protocol else PILLARS.get(row["family"], row["family"]),
             "axis": protocol.axis if protocol else "length",
+            "style": _style(identity["encoding"], provenance),
             "column": heading,
             "tokenizer": provenance.get("tokenizer", ""),
             "conditions": digest,
             "stated": conditions,
             "settings": settings,
         }
+
+
+def _style(encoding: str, provenance: Mapping[str, Any]) -> str:
+    """The style in figures that a run notes of a user's encoding: `#117733 dashed s`; empty for one of the package."""
+    noted = provenance.get("encoding", {}).get("style") if ".py" in encoding else None
+    return " ".join(noted.values()) if noted else ""
 
 
 def _conditions(table: RunTable) -> dict[str, str]:

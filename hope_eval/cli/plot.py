@@ -72,7 +72,9 @@ def plot(
         how["metric"] = metric
     if kind == "difference":
         frame = _of_section(comparison.differences, section)
-        how["encodings"] = dict(zip(comparison.scores.line, comparison.scores.encoding, strict=True))
+        scores = comparison.scores
+        how["encodings"] = dict(zip(scores.line, scores.encoding, strict=True))
+        how["noted"] = dict(zip(scores.line, scores["style"], strict=True))
     plots.draw(kind, frame, out, **how)
     click.echo(out)
 

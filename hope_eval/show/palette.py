@@ -12,9 +12,11 @@ figure have in common is told apart by `styles`. Nothing in here knows what draw
 
 import functools
 import hashlib
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from hope_eval.plugins import literals_of
 
@@ -82,12 +84,20 @@ def base_name(encoding: str) -> str:
     return encoding.removesuffix("(swap)").split(":")[0].strip()
 
 
-def style_of(encoding: str) -> Style:
-    """Style of the lines of an encoding; the letters of a name that is not ours (a user's file) choose its style."""
+def style_of(encoding: str, noted: str = "") -> Style:
+    """Style of the lines of an encoding of this package, or of a user's file.
+
+    noted: the style that runs of a user's file note, `#117733 dashed s`; without one, the letters of its name choose.
+    """
     name = base_name(encoding)
     ours = house_styles()
     if name in ours:
         return ours[name]
+    colour_dash_marker = noted.split(" ")
+    if len(colour_dash_marker) == 3:
+        colour_word, dash_word, marker = colour_dash_marker
+        if re.fullmatch("#[0-9a-fA-F]{6}", colour_word) and dash_word in _DASHES and marker in SHAPES:
+            return Style(colour_word, _DASHES[dash_word], marker)
     number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big")
     colours = [style.colour for style in ours.values()]
     dashes = [_DASHES[word] for word in ("solid", "long", "dashed", "short", "dash-dot")]
@@ -96,19 +106,26 @@ def style_of(encoding: str) -> Style:
     return Style(colours[colour], dashes[dash], _OTHER_MARKERS[number % len(_OTHER_MARKERS)])
 
 
-def styles(lines: Iterable[tuple[str, str]]) -> dict[str, Style]:
+def styles(lines: Iterable[tuple[str, str]], noted: Mapping[str, str] | None = None) -> dict[str, Style]:
     """A style for each line of (its name, its encoding); no two are the same.
 
     The first line of an encoding has its style; one with the encoding's own parameters and no swap comes first. The
     next have a lighter or darker tone of its colour, hollow markers and another dash.
+
+    noted: from lines to the styles that their runs note, see `style_of`.
     """
     lines = list(dict(lines).items())
     chosen: dict[str, Style] = {}
     # Stable: lines of equal standing keep the order that they are given in.
     for line, encoding in sorted(lines, key=lambda pair: base_name(pair[1]) != pair[1]):
-        base = style_of(encoding)
+        base = style_of(encoding, (noted or {}).get(line, ""))
         chosen[line] = next(style for style in _variants(base) if style not in chosen.values())
     return {line: chosen[line] for line, _ in lines}
+
+
+def noted_styles(rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """From lines to the styles that their runs note, for encodings of users' files."""
+    return {row["line"]: row["style"] for row in rows if row.get("style")}
 
 
 def mixed(colour: str, other: str, share: float) -> str:

@@ -19,7 +19,7 @@ from hope_eval.analysis.rows import subject
 from hope_eval.lengths import short_length
 from hope_eval.metrics import is_share, metric_of
 from hope_eval.show.figures.rows import Row, context_of, records
-from hope_eval.show.palette import styles
+from hope_eval.show.palette import noted_styles, styles
 from hope_eval.show.tables import number
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def sparklines(scores: "DataFrame", console: Console | None = None) -> None:
     """Print what tables show as sparklines; without colours where the console, or NO_COLOR, wants none."""
     console = console or Console(highlight=False)
     rows = [row for row in records(scores) if not row["slice"] and _is_shown(row)]
-    style_of = styles((row["line"], row["encoding"]) for row in rows)
+    style_of = styles(((row["line"], row["encoding"]) for row in rows), noted_styles(rows))
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("line", overflow="fold")
     for heading in ("by length", "first", "last"):

@@ -167,7 +167,7 @@ def test_colours_of_text_can_be_read_in_the_light_and_in_the_dark():
 
 def test_lines_stand_out_from_both_pages():
     lines = {f"{encoding} {number}": encoding for encoding in ("rope", "hope", "kerple", "t5") for number in range(3)}
-    for look in looks.all_looks(lines):
+    for look in looks.all_looks(lines, {}):
         assert contrast(look.light, looks.LIGHT) >= 3
         assert contrast(look.dark, looks.DARK) >= 3
 

@@ -42,12 +42,14 @@ def difference(
     differences: "DataFrame",
     *,
     encodings: Mapping[str, str] | None = None,
+    noted: Mapping[str, str] | None = None,
     metric: str | None = None,
     width: str = "double",
 ) -> "Figure":
     """Draw every line minus the baseline with its interval, by length; what is distinguishable from none is filled.
 
     encodings: from a line to its encoding, for its colour; a line that is not in it is taken for its encoding's name.
+    noted:     from a line to the style that its runs note.
     metric:    None: of each task what tables show; of perplexity nll, and of the same block at other contexts its gain.
     """
     rows = [row for row in records(differences) if math.isfinite(row["value"])]
@@ -56,7 +58,7 @@ def difference(
     check_any(rows, "no line has a difference from a baseline; at least two lines are needed")
     groups = list(dict.fromkeys(map(_group, rows)))
     names = list(dict.fromkeys(row["line"] for row in rows))
-    style_of = styles((name, (encodings or {}).get(name, name)) for name in names)
+    style_of = styles(((name, (encodings or {}).get(name, name)) for name in names), noted)
     page_width = page_width_of(width)
     indent = min(max(text_width(name, SMALL) for name in names) + 6, page_width * 0.3)
     columns = {group: _columns([row for row in rows if _is_of(row, group)]) for group in groups}

@@ -11,7 +11,7 @@ from hope_eval.errors import OptionError
 from hope_eval.lengths import parse_length, short_length
 from hope_eval.metrics import interval_way, is_share, metric_of
 from hope_eval.runs.kinds import kind_of
-from hope_eval.show.palette import Style, styles
+from hope_eval.show.palette import Style, noted_styles, styles
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -153,7 +153,7 @@ def _protocol(rows: Sequence[Row]) -> str:
 
 def styles_of(rows: Iterable[Row]) -> dict[str, Style]:
     """Styles of the lines of these rows."""
-    return styles((row["line"], row["encoding"]) for row in rows)
+    return styles(((row["line"], row["encoding"]) for row in rows), noted_styles(rows))
 
 
 def check_any(found: Sequence[object], message: str) -> None:

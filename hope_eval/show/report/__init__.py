@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hope_eval.errors import require
 from hope_eval.show import comparison_tables
+from hope_eval.show.palette import noted_styles
 from hope_eval.show.report import findings, sections
 from hope_eval.show.report.frames import Results, rows_of
 from hope_eval.show.report.looks import all_looks
@@ -63,7 +64,7 @@ def render(content: Content) -> str:
     jinja, vega, itables, _ = (require(module, "a report", package) for module, package in _NEEDED)
     frames = (content.scores, content.differences, content.reach, content.wins)
     results = Results(*map(rows_of, frames))
-    looks = all_looks(results.lines)
+    looks = all_looks(results.lines, noted_styles(results.scores))
     page = sections.page(results, content.runs, content.notes, looks)
     here = files(__package__)
     environment = jinja.Environment(autoescape=True, undefined=jinja.StrictUndefined, trim_blocks=True)

@@ -39,8 +39,8 @@ class Look:
         return f"var(--line-{self.number})"
 
 
-def all_looks(lines: Mapping[str, str]) -> list[Look]:
-    """Looks of lines with these encodings."""
+def all_looks(lines: Mapping[str, str], noted: Mapping[str, str]) -> list[Look]:
+    """Looks of lines with these encodings, and with the styles that their runs note."""
     return [
         Look(
             line,
@@ -51,7 +51,7 @@ def all_looks(lines: Mapping[str, str]) -> list[Look]:
             SHAPES[style.marker],
             style.filled,
         )
-        for number, (line, style) in enumerate(styles(lines.items()).items())
+        for number, (line, style) in enumerate(styles(lines.items(), noted).items())
     ]
 
 
