@@ -106,12 +106,29 @@ def test_tasks_import_nothing_of_this_project_but_the_task_module():
 
 
 MOST_LINES = 500
+MOST_LINES_OF_A_BODY = 50
 MOST_MODULES_AT_THE_ROOT = 10
 
 
 def test_files_are_short():
     n_lines = {str(path.relative_to(ROOT)): len(path.read_text("utf-8").splitlines()) for path in SOURCES}
     assert not {path: n for path, n in n_lines.items() if n > MOST_LINES}
+
+
+def lines_of_body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Lines of a function, without its signature and its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) and len(function.body) > 1 else function.body
+    return function.end_lineno - body[0].lineno + 1
+
+
+def test_bodies_of_functions_are_short():
+    n_lines = {
+        f"{path.relative_to(ROOT)}: {node.name}": lines_of_body(node)
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+    }
+    assert not {name: n for name, n in n_lines.items() if n > MOST_LINES_OF_A_BODY}
 
 
 def test_few_modules_stand_at_the_root():
@@ -154,3 +171,16 @@ def test_names_of_test_files_are_unique():
     # They are imported by their names alone.
     names = [path.name for path in Path(__file__).parent.rglob("*.py")]
     assert sorted(set(names)) == sorted(names)
+
+
+def test_the_kind_of_a_run_is_asked_in_one_place():
+    """`runs/kinds.py` tells the kind of a run from its task; nothing else compares with the name of that task."""
+    places = set()
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            for operand in [node.left, *node.comparators] if isinstance(node, ast.Compare) else []:
+                if ast.unparse(operand) in ("'ppl'", "PPL"):
+                    places.add(str(path.relative_to(ROOT)))
+    # Elsewhere `ppl` is a word of a suite, a command, and a definition of effective length.
+    others = {"evaluation/suites.py", "cli/plan.py", "show/comparison_tables.py"}
+    assert places - others == {"runs/kinds.py"}

@@ -140,9 +140,8 @@ def _kernel(  # type: ignore[no-untyped-def]
     inside = (rows < n_queries)[:, None] & (lanes < E)[None, :]
     q = tl.load(
         query + batch * query_batch + head * query_head + rows[:, None].to(tl.int64) * query_row + lanes[None, :],
-        mask=inside,
-        other=0.0,
-    )
+        mask=inside, other=0.0,
+    )  # fmt: skip
     key += batch * key_batch + head // n_groups * key_head
     value += batch * value_batch + head // n_groups * value_head
     total = tl.zeros([BLOCK_M, BLOCK_E], tl.float32)
