@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from hope_eval.errors import StoreError
 
 if TYPE_CHECKING:
@@ -135,6 +133,8 @@ def n_lines(path: Path, end: int) -> int:
 
 def _n_lines(data: bytes) -> int:
     # Takes a third of the time of bytes.count.
+    import numpy as np
+
     return int(np.count_nonzero(np.frombuffer(data, np.uint8) == ord("\n")))
 
 

@@ -53,7 +53,7 @@ def check_groups(n: int, tensor_parallel: int, context_parallel: int, remedy: Ca
     if tensor_parallel > 1 and context_parallel > 1:
         raise OptionError(
             "--tensor-parallel and --context-parallel cannot be combined",
-            "--tensor-parallel if the model is too large for one GPU, --context-parallel if the length is",
+            "use --tensor-parallel if the model is too large for one GPU, --context-parallel if the text is too long",
         )
     size = tensor_parallel * context_parallel
     option = "--context-parallel" if context_parallel > 1 else "--tensor-parallel"

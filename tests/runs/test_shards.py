@@ -450,7 +450,10 @@ def test_what_jobs_cannot_do_is_said_before_any_is_started(command, tmp_path, mo
     alone = hope_eval(*command, "--jobs", "3", "--tensor-parallel", "2", code=1).stderr
     assert "needs a multiple of 2 processes" in alone
     assert "hint: --jobs 4\n" in alone
-    assert "--jobs could share out" in hope_eval("ppl", "--from", tmp_path, "--jobs", "2", code=1).stderr
+    assert (
+        "--from measures nothing, so --jobs has nothing to share"
+        in hope_eval("ppl", "--from", tmp_path, "--jobs", "2", code=1).stderr
+    )
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv(launch.PIPE, "")
     assert "leave --jobs out" in hope_eval(*command, "--jobs", "2", code=1).stderr
