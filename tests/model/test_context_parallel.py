@@ -217,8 +217,8 @@ def test_two_kinds_of_groups_and_tasks_are_refused(checkpoints, tmp_path):
     told = hope_eval("ppl", *command, "--tensor-parallel", "2", code=1).stderr
     assert "--tensor-parallel and --context-parallel cannot be combined" in told
     told = hope_eval("retrieve", *command, code=1).stderr
-    assert "--context-parallel is for perplexity: the contexts of `passkey` are kept" in told
-    assert "hint: hope-eval ppl" in told
+    assert "--context-parallel is for perplexity: it does not cut the contexts of `passkey`" in told
+    assert "hint: use hope-eval ppl" in told
     told = hope_eval("ppl", *command, code=1).stderr
     assert "--context-parallel 2 needs a multiple of 2 processes, got 1" in told
     assert "hint: torchrun --nproc-per-node 2" in told
