@@ -1,4 +1,4 @@
-"""The command line of the benchmarks: one command a row of the table of targets, and one that runs them all."""
+"""The command line of the benchmarks: a command for each row of the table of targets, and `all`, which runs all."""
 
 import click
 

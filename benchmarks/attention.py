@@ -1,4 +1,4 @@
-"""Attention by itself, forward: with what each encoding adds to it, beside the kernels of PyTorch.
+"""Attention alone, forward, with each encoding, beside the kernels of PyTorch.
 
 Operations are those of the causal half: 2 * heads * head_dim * L^2.
 """
@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks import common
 from benchmarks.common import DEVICE, OURS, Figure, Work
 from hope_eval.encodings import Geometry, parse_encoding
-from hope_eval.model.kernels import attention as ours
+from hope_eval.model import kernels
 from hope_eval.model.kernels import attention_choice
 
 ENCODINGS = "rope,alibi,t5,kerple,fire"
@@ -26,7 +26,7 @@ BACKENDS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 
-# What was promised at 32k: TFLOP/s at least, by head_dim.
+# Targets at 32k: TFLOP/s at least, by head_dim.
 _PROMISED = {"t5": {128: 130, 64: 100}, "kerple": {128: 130, 64: 100}}
 
 
@@ -67,11 +67,13 @@ def attention(
                 what = f"attention with {name}, head_dim {head_dim}, {length:,} tokens"
                 targets.append(common.target(what, value, f">= {tflops} TFLOP/s", length == 32_768))
     for head_dim in map(int, head_dims.split(",")):
-        for one, other, wanted in (("fire", "t5", "<= 4"), ("alibi", "rope", "")):
-            if {one, other} - set(encodings.split(",")):
+        for timed, reference, wanted in (("fire", "t5", "<= 4"), ("alibi", "rope", "")):
+            if {timed, reference} - set(encodings.split(",")):
                 continue
-            seconds = (common.value_of(figures, "seconds", encoding=name, head_dim=head_dim) for name in (one, other))
-            what = f"time with {one} / with {other}, head_dim {head_dim}, {length:,} tokens"
+            seconds = (
+                common.value_of(figures, "seconds", encoding=name, head_dim=head_dim) for name in (timed, reference)
+            )
+            what = f"time with {timed} / with {reference}, head_dim {head_dim}, {length:,} tokens"
             targets.append(common.target(what, common.ratio(*seconds), wanted, length == 32_768))
     common.report(f"Attention alone, {length:,} tokens", figures, out, targets, heads=heads, kv_heads=kv_heads)
 
@@ -102,11 +104,11 @@ def _flash4(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None
 def _ours(layer: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
     heads, length, head_dim = query.shape[1:]
     with attention_choice.fastest(DEVICE, query.dtype, heads, key.shape[1], head_dim).preferred(length):
-        ours.attention(layer, query, key, value, None)
+        kernels.attention.attention(layer, query, key, value, None)
 
 
 def _measured(work: Work, repeats: int) -> Figure:
-    """Return the figures of a kernel, or that this device does not have it."""
+    """Figures of a kernel; those of `not_run` if this device does not have it."""
     try:
         return common.measured(work, repeats)
     except ModuleNotFoundError:

@@ -41,9 +41,9 @@ def checkpoint(
     if not with_peers:
         ways = [work for work in ways if isinstance(work, Work) and work.way.startswith(OURS)]
     name = f"{OURS}, prefix, the first time"
-    first = next(replace(one, way=name, warm_up=lambda: None) for one in ways
-                 if isinstance(one, Work) and one.way == f"{OURS}, prefix")  # fmt: skip
-    # Texts are tokenised the first time: only the last choice of them is kept, and this is another one.
+    first = next(replace(work, way=name, warm_up=lambda: None) for work in ways
+                 if isinstance(work, Work) and work.way == f"{OURS}, prefix")  # fmt: skip
+    # The first measurement tokenises the texts: only the last choice of documents is kept, and this call makes another.
     choose(model, corpus, 1, 1)
     figures = [common.measured(first, 1)]
     figures += [common.measured(work, repeats) if isinstance(work, Work) else work for work in ways]

@@ -70,7 +70,7 @@ OURS = "hope-eval"
 FULL_LOGITS = "transformers, full logits"
 LM_EVAL = "lm-eval"
 
-# What a target is held against: nobody promised it of another device.
+# Targets hold for this device only.
 TARGET_DEVICE = "H200"
 
 Figure = dict[str, Any]
@@ -85,17 +85,17 @@ def _read_length(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 
 def size_option(default: str) -> Callable[[Any], Any]:
-    """Return the option for the size of a model with random weights."""
+    """The option for the size of a model with random weights."""
     return click.option("--size", default=default, type=click.Choice(list(SIZES)), help="Random weights of that shape.")
 
 
 def lengths_option(default: str) -> Callable[[Any], Any]:
-    """Return the option for lengths in tokens."""
+    """The option for lengths in tokens."""
     return click.option("--lengths", default=default, callback=_read_lengths)
 
 
 def length_option(name: str, default: str | None, text: str = "") -> Callable[[Any], Any]:
-    """Return an option for one length in tokens."""
+    """An option for one length in tokens."""
     return click.option(name, default=default, callback=_read_length, help=text)
 
 
@@ -106,12 +106,12 @@ def out_option(command: Any) -> Any:
 
 def repeats_option(command: Any) -> Any:
     """Add the option for the number of timed calls."""
-    return click.option("--repeats", default=3, help="Timed calls, after one that is not; the median counts.")(command)
+    return click.option("--repeats", default=3, help="Timed calls, after one untimed call; the median counts.")(command)
 
 
 @cache
 def number_tokenizer(vocab_size: int) -> Any:
-    """Return a tokenizer that reads ids as people write them, and `<s>` as BOS, which is 0."""
+    """A tokenizer that reads ids written as decimal numbers, and `<s>` as BOS, which is 0."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -123,7 +123,7 @@ def number_tokenizer(vocab_size: int) -> Any:
 
 
 def language_model(size: str, tokenizer: Any = None, seed: int = 0) -> LanguageModel:
-    """Return a Llama with random weights: bfloat16 on a GPU, float32 elsewhere."""
+    """A Llama with random weights: bfloat16 on a GPU, float32 elsewhere."""
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     config = LlamaConfig(
@@ -144,20 +144,20 @@ def language_model(size: str, tokenizer: Any = None, seed: int = 0) -> LanguageM
 
 
 def random_ids(model: LanguageModel, n: int, seed: int = 0) -> np.ndarray:
-    """Return BOS and n - 1 random ids."""
+    """BOS and n - 1 random ids."""
     config: Any = model.module.config
     return np.concatenate([[BOS], np.random.default_rng(seed).integers(BOS + 1, config.vocab_size, n - 1)])
 
 
 def corpus_of(texts: Sequence[np.ndarray]) -> Corpus:
-    """Return texts of ids, without their BOS, as a corpus for the tokenizer above."""
+    """Texts of ids, without their BOS, as a corpus for the tokenizer above."""
     documents = tuple(Document(str(n), " ".join(map(str, ids[1:].tolist()))) for n, ids in enumerate(texts))
     digest = hashlib.sha256("\n".join(document.text for document in documents).encode())
     return Corpus("random ids", documents, digest.hexdigest()[:16])
 
 
 class Run:
-    """A perplexity run on disk, which is thrown away."""
+    """A perplexity run on disk, which is deleted at the end."""
 
     def __init__(
         self,
@@ -172,18 +172,18 @@ class Run:
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         perplexity = Perplexity.of(model, protocol_named(protocol), lengths, corpus, n_documents=n, prefix=prefix)
         self._tokens = TokenStore(measure(perplexity, model, Path(folder)))
-        # A run notes it, and goes on with what is shorter.
+        # A run records it, and continues with shorter reads.
         for record in self._tokens.out_of_memory:
             raise OutOfMemory(record["n_read"], record["memory"], record["message"])
 
     def nll(self) -> dict[int, float]:
-        """Return the mean nll by length."""
+        """Mean nll of each length."""
         rows = table([self._tokens]).rows
         return {row["length"]: float(row["value"]) for row in rows if row["metric"] == "nll"}
 
 
 def operations(module: nn.Module, length: int) -> float:
-    """Return the operations of one forward of that many tokens."""
+    """Operations of one forward of that many tokens."""
     config: Any = module.config
     parameters = sum(p.numel() for p in module.parameters())
     if not config.tie_word_embeddings:
@@ -194,14 +194,14 @@ def operations(module: nn.Module, length: int) -> float:
 
 @dataclass(frozen=True)
 class Work:
-    """What is timed.
+    """Work to time.
 
     way:        who does it, and how.
-    call:       does it, and returns the mean nll of what it scored, or that by length.
-    finish:     makes that of what the call returns, when time no longer counts.
+    call:       does the work. Its result is the mean nll, or the mean nll by length, after `finish`.
+    finish:     turns the result of the call into a mean nll; its time does not count.
     n_tokens:   tokens that are scored or read, whichever way it is done.
     operations: of that work, by the formula above.
-    times:      how many times the work is what the call does; the rest is not done but counted.
+    times:      the work is this many times the call. The call is made once, and its time multiplied.
     warm_up:    called once before; by default `call`.
     facts:      further columns.
     """
@@ -212,14 +212,14 @@ class Work:
     operations: float = 0.0
     times: float = 1.0
     warm_up: Callable[[], Any] | None = None
-    finish: Callable[[Any], Any] = lambda found: found
+    finish: Callable[[Any], Any] = lambda result: result
     facts: Figure = field(default_factory=dict)
 
 
 def measured(work: Work, repeats: int) -> Figure:
-    """Return the figures of a piece of work: time, throughput, the peak of memory above the weights, nll."""
+    """Figures of a piece of work: time, throughput, the peak of memory above the weights, nll."""
     figure: Figure = {"way": work.way, **work.facts}
-    found = None
+    result = None
     free_cache()
     before = _allocated()
     try:
@@ -227,12 +227,12 @@ def measured(work: Work, repeats: int) -> Figure:
         reset_peak()
         seconds = []
         for _ in range(repeats):
-            taken, found = timed(work.call)
+            taken, result = timed(work.call)
             seconds.append(taken)
     except (torch.OutOfMemoryError, OutOfMemory):
         figure |= {"status": "out of memory"}
     except Exception as error:
-        # What we measured is not lost to a peer that fails.
+        # A peer that fails does not end the benchmark.
         if not work.way.startswith((FULL_LOGITS, LM_EVAL)):
             raise
         figure |= {
@@ -248,28 +248,28 @@ def measured(work: Work, repeats: int) -> Figure:
             figure["peak_gib_above_weights"] = round((peak() - before) / 2**30, 2)
         if work.times != 1:
             figure["seconds_are"] = f"{work.times:g} times what was timed"
-        found = work.finish(found)
-        if isinstance(found, dict):
-            figure["nll"] = {str(length): round(float(value), 5) for length, value in found.items()}
-        elif found is not None:
-            figure["nll"] = round(float(found), 5)
-    # The traceback held what did not fit.
+        result = work.finish(result)
+        if isinstance(result, dict):
+            figure["nll"] = {str(length): round(float(value), 5) for length, value in result.items()}
+        elif result is not None:
+            figure["nll"] = round(float(result), 5)
+    # Until here, the traceback kept the tensors that did not fit.
     free_cache()
     click.echo(json.dumps(figure), err=True)
     return figure
 
 
 def timed(call: Callable[[], Any]) -> tuple[float, Any]:
-    """Return the seconds of a call, the GPU's work included, and what it returns."""
+    """Seconds of a call, the GPU's work included, and its result."""
     wait()
     start = time.perf_counter()
-    found = call()
+    result = call()
     wait()
-    return time.perf_counter() - start, found
+    return time.perf_counter() - start, result
 
 
 def profile_of(call: Callable[[], Any], n: int = 12) -> list[Figure]:
-    """Return what of a call takes longest: kernels of the GPU, or operations of the CPU, and their share of all."""
+    """The slowest kernels (GPU) or operations (CPU) of a call, and the share of its time that each takes."""
     from torch.profiler import ProfilerActivity, profile
 
     cuda = DEVICE.type == "cuda"
@@ -295,20 +295,20 @@ def wait() -> None:
 
 
 def free_cache() -> None:
-    """Give memory of the GPU back that nothing uses."""
+    """Return unused memory to the GPU."""
     if DEVICE.type == "cuda":
         gc.collect()
         torch.cuda.empty_cache()
 
 
 def reset_peak() -> None:
-    """Let the peak of memory begin anew."""
+    """Reset the peak of memory."""
     if DEVICE.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
 
 def peak() -> int:
-    """Return the most bytes of the GPU that were in use since then."""
+    """Most bytes of the GPU in use since `reset_peak`."""
     return torch.cuda.max_memory_allocated() if DEVICE.type == "cuda" else 0
 
 
@@ -321,17 +321,17 @@ def _rounded(value: float) -> float:
 
 
 def not_run(way: str, why: str, **facts: Any) -> Figure:
-    """Return the figures of what was not measured."""
+    """Figures of work that was not measured."""
     return {"way": way, **facts, "status": why}
 
 
 def seconds_of(figures: Sequence[Figure], way: str, **facts: Any) -> float | None:
-    """Return the seconds of the figure with that way and these facts; None if there are none."""
+    """Seconds of the figure with that way and these facts; None if no figure has them."""
     return value_of(figures, "seconds", way=way, **facts)
 
 
 def value_of(figures: Sequence[Figure], key: str, **facts: Any) -> float | None:
-    """Return that value of the figure with these facts; None if it has none."""
+    """That value of the figure with these facts; None if no figure has it."""
     for figure in figures:
         if all(figure.get(name) == value for name, value in facts.items()):
             value: float | None = figure.get(key)
@@ -339,15 +339,15 @@ def value_of(figures: Sequence[Figure], key: str, **facts: Any) -> float | None:
     return None
 
 
-def ratio(one: float | None, other: float | None) -> float | None:
-    """Return one over the other, if both are there."""
-    return _rounded(one / other) if one is not None and other else None
+def ratio(value: float | None, reference: float | None) -> float | None:
+    """The value divided by the reference; None if either is missing, or the reference is 0."""
+    return _rounded(value / reference) if value is not None and reference else None
 
 
 def agreement(figures: Sequence[Figure]) -> float | None:
-    """Return the largest relative difference of nll of the same tokens between any two ways; None with fewer than two.
+    """Largest relative difference of nll of the same tokens between any two ways; None with fewer than two.
 
-    Figures with a `scored` are of the same tokens where that is the same, and their lengths are.
+    Figures with the same `scored` and the same length are of the same tokens.
     """
     groups: dict[Any, list[float]] = {}
     for figure in figures:
@@ -360,10 +360,10 @@ def agreement(figures: Sequence[Figure]) -> float | None:
 
 
 def target(what: str, value: float | None, wanted: str = "", applies: bool = True) -> Figure:
-    """Return a figure beside what was promised of it: `>= 600 TFLOP/s`, `<= 1.1`.
+    """A figure and its target: `>= 600 TFLOP/s`, `<= 1.1`.
 
-    wanted:  empty, if nothing was promised.
-    applies: whether the promise was made of this setting; on another device than the one it was made of, it never is.
+    wanted:  the target; empty if there is none.
+    applies: whether the target is for this setting. On another device than that of the targets, none applies.
     """
     line: Figure = {"what": what, "value": value, "target": wanted}
     if not wanted or not applies or DEVICE.type != "cuda" or TARGET_DEVICE not in torch.cuda.get_device_name():
@@ -375,7 +375,7 @@ def target(what: str, value: float | None, wanted: str = "", applies: bool = Tru
 def report(
     title: str, figures: Sequence[Figure], out: Path | None, targets: Sequence[Figure] = (), **facts: Any
 ) -> dict[str, Any]:
-    """Print the figures as a table, and write them with where they come from."""
+    """Print the figures as a table, and write them to a file with their provenance."""
     content = {
         "title": title,
         "command": command_line(),
@@ -401,7 +401,7 @@ def report(
 
 
 def command_line() -> str:
-    """Return the command of this process, without the file that it writes."""
+    """The command of this process, without --out."""
     words = sys.argv[1:]
     if "--out" in words:
         place = words.index("--out")
@@ -411,20 +411,20 @@ def command_line() -> str:
 
 
 def filled(figures: Sequence[Figure]) -> list[dict[str, Any]]:
-    """Return figures with the same columns, those with something in them: what a reader wants of them."""
+    """Figures as rows with the same columns."""
     keys = [key for key in dict.fromkeys(key for figure in figures for key in figure) if key != "all_seconds"]
     return [{key: _shown(figure.get(key)) for key in keys} for figure in figures]
 
 
 def _shown(value: Any) -> Any:
     if isinstance(value, dict):
-        return " ".join(f"{key}: {one:.4f}" for key, one in value.items())
+        return " ".join(f"{key}: {number:.4f}" for key, number in value.items())
     return "" if value is None else value
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep what others print on the way off the screen."""
+    """Keep output of other libraries off the screen."""
     import logging
 
     with Path(os.devnull).open("w") as nothing, contextlib.redirect_stderr(nothing):

@@ -1,4 +1,4 @@
-"""All benchmarks, one after the other, each in a process of its own; then the page that is made of them."""
+"""All benchmarks, one after the other, each in a process of its own; then the page of their figures."""
 
 import shlex
 import subprocess
@@ -9,7 +9,7 @@ import click
 
 from benchmarks import table
 
-# By the name of its file: what is measured.
+# Arguments of each benchmark, by the name of its file.
 COMMANDS = {
     "long_forward_8b": "long-forward --size 8b --lengths 32k,128k --profile",
     "long_forward_1.2b": "long-forward --size 1.2b --lengths 32k,128k --profile",
@@ -30,7 +30,7 @@ OF_A_CHECKPOINT = {
     "plan_truth_checkpoint": "plan-truth --lengths 512,2k,8k --samples 16",
 }
 
-# The same on a CPU, in a minute: to see that it works.
+# The same on a CPU, in a minute, to check that everything works.
 TINY = {
     "long_forward_8b": "long-forward --size tiny --lengths 64,128 --repeats 1 --profile",
     "nested_lengths": "nested-lengths --size tiny --lengths 32,64,128 --documents 2 --repeats 1",
@@ -45,12 +45,12 @@ TINY = {
 
 @click.command("all")
 @click.option("--out", type=click.Path(path_type=Path), default=Path("results/benchmarks"), help="A folder.")
-@click.option("--model", help="A checkpoint, for what is measured of a real one.")
+@click.option("--model", help="A checkpoint, for the benchmarks of real checkpoints.")
 @click.option("--data", help="Texts for it.  [default: the sources of the standard library]")
-@click.option("--only", default="", help="These alone: names of files, with commas between them.")
-@click.option("--tiny", is_flag=True, help="Small models and lengths: to see that everything works.")
-@click.option("--list", "listed", is_flag=True, help="Print the commands, and run none.")
-@click.option("--timeout", default=0.0, help="Seconds for each; 0: no end.")
+@click.option("--only", default="", help="Run only these: names of files, separated by commas.")
+@click.option("--tiny", is_flag=True, help="Small models and lengths, to check that everything works.")
+@click.option("--list", "listed", is_flag=True, help="Print the commands without running them.")
+@click.option("--timeout", default=0.0, help="Time limit of each benchmark in seconds; 0: no limit.")
 def all_(out: Path, model: str | None, data: str | None, only: str, tiny: bool, listed: bool, timeout: float) -> None:
     """Run all benchmarks, each in a process of its own, and make the page of them."""
     names = only.split(",") if only else None
@@ -76,9 +76,9 @@ def all_(out: Path, model: str | None, data: str | None, only: str, tiny: bool, 
 
 
 def commands(model: str | None = None, data: str | None = None, tiny: bool = False) -> dict[str, list[str]]:
-    """Return the words of each command, by the name of its file."""
-    found = {name: shlex.split(line) for name, line in (TINY if tiny else COMMANDS).items()}
+    """Words of each command, by the name of its file."""
+    commands_by_name = {name: shlex.split(line) for name, line in (TINY if tiny else COMMANDS).items()}
     if model and not tiny:
         further = ["--model", model, *(["--data", data] if data else [])]
-        found |= {name: [*shlex.split(line), *further] for name, line in OF_A_CHECKPOINT.items()}
-    return found
+        commands_by_name |= {name: [*shlex.split(line), *further] for name, line in OF_A_CHECKPOINT.items()}
+    return commands_by_name

@@ -11,7 +11,7 @@ from benchmarks.common import FULL_LOGITS, LM_EVAL, OURS, Figure, Work
 from hope_eval import LanguageModel, Sample
 from hope_eval.lengths import short_length
 
-# What was promised: TFLOP/s at least, and GiB above the weights at most.
+# Targets: TFLOP/s at least, and GiB above the weights at most.
 _PROMISED = {
     ("8b", 131_072): (600, 16),
     ("1.2b", 131_072): (475, 8),
@@ -23,9 +23,9 @@ _PROMISED = {
 @common.size_option("1.2b")
 @common.lengths_option("32k,128k")
 @common.repeats_option
-@common.length_option("--warm-up", None, "Read no more than that many tokens before what is timed.  [default: all]")
-@common.length_option("--peers-up-to", "1m", "Peers read no more than that many tokens.")
-@click.option("--profile", is_flag=True, help="Say which kernels our read of the longest text takes.")
+@common.length_option("--warm-up", None, "Most tokens that the untimed warm-up reads.  [default: all]")
+@common.length_option("--peers-up-to", "1m", "Most tokens that peers read.")
+@click.option("--profile", is_flag=True, help="List the kernels of our read of the longest text.")
 @common.out_option
 def long_forward(
     size: str,
@@ -47,7 +47,7 @@ def long_forward(
         ways = {
             OURS: partial(ours, model),
             FULL_LOGITS: partial(peers.full_logits, plain),
-            LM_EVAL: (lambda some: lm_eval.rolling([some], len(some))) if lm_eval else None,
+            LM_EVAL: (lambda ids: lm_eval.rolling([ids], len(ids))) if lm_eval else None,
         }
         for way, score in ways.items():
             if score is None:
@@ -76,5 +76,5 @@ def long_forward(
 
 
 def ours(model: LanguageModel, ids: np.ndarray) -> float:
-    """Return the mean nll as `hope-eval ppl` computes it."""
+    """Mean nll as `hope-eval ppl` computes it."""
     return float(model.score([Sample(ids[:1], ids[1:])])[0].nll.mean(dtype=np.float64))

@@ -51,9 +51,9 @@ def works(
     lengths: Sequence[int],
     prefix: PrefixPolicy = "bos",
 ) -> list[Work | Figure]:
-    """Return all ways to measure perplexity of the texts at these lengths; figures for those that are not there.
+    """All ways to measure perplexity of the texts at these lengths; a figure in place of each that cannot run here.
 
-    texts: BOS and ids, as many as the longest length.
+    texts: BOS and ids, each as long as the longest length.
     """
     n, longest = len(texts), max(lengths)
     plain = peers.plain(model)
@@ -77,7 +77,7 @@ def works(
         return Work(f"{OURS}, {words}", call, n_tokens, count, finish=finish, facts=facts)
 
     first, rolling = {"scored": "the first L tokens"}, {"scored": "all, in windows"}
-    found: list[Work | Figure] = [
+    works: list[Work | Figure] = [
         ours("longest alone", partial(run, "prefix", [longest]), n * longest, once, first),
         ours("prefix", partial(run, "prefix", lengths), n * longest, once, first),
         ours("bucket", partial(run, "bucket", lengths), n * longest, once, {"scored": "buckets"}),
@@ -89,15 +89,15 @@ def works(
     for words, n_tokens in batches:
         way = f"{LM_EVAL} rolling, {words}"
         if not peers.INSTALLED:
-            found.append(peers.lm_eval_missing(way))
+            works.append(peers.lm_eval_missing(way))
             continue
         peer = peers.LmEval(plain, model.tokenizer)
 
         def roll(peer: peers.LmEval = peer, n_tokens: int = n_tokens) -> dict[int, float]:
             return {length: peer.rolling(texts, length, max(1, n_tokens // length)) for length in lengths}
 
-        found.append(Work(way, roll, n_rolling, windows, facts=rolling))
-    return found
+        works.append(Work(way, roll, n_rolling, windows, facts=rolling))
+    return works
 
 
 def _targets(figures: Sequence[Figure], size: str) -> list[Figure]:
@@ -105,8 +105,10 @@ def _targets(figures: Sequence[Figure], size: str) -> list[Figure]:
         return common.seconds_of(figures, way)
 
     longest, prefix = seconds(f"{OURS}, longest alone"), seconds(f"{OURS}, prefix")
-    known = [figure["seconds"] for figure in figures if figure["way"].startswith(LM_EVAL) and "seconds" in figure]
-    fastest = min(known, default=None)
+    seconds_of_lm_eval = [
+        figure["seconds"] for figure in figures if figure["way"].startswith(LM_EVAL) and "seconds" in figure
+    ]
+    fastest = min(seconds_of_lm_eval, default=None)
     applies = size == "1.2b"
     lines = [
         ("prefix at all lengths / the longest alone", common.ratio(prefix, longest), "<= 1.1"),

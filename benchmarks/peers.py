@@ -23,25 +23,25 @@ INSTALLED = find_spec("lm_eval") is not None
 
 
 def plain(model: LanguageModel) -> Any:
-    """Return a model of the same weights as transformers makes it, whatever was done to the one that is scored."""
+    """A model with the same weights as transformers builds it, without hope-eval's changes."""
     module: Any = model.module
     config = copy.deepcopy(module.config)
     if type(module).__module__.startswith("transformers."):
-        # Its default; where it is something else, hope-eval has put it there.
+        # The default of transformers; only hope-eval sets another.
         config._attn_implementation = "sdpa"
     with torch.device("meta"):
         twin = type(module)(config)
     twin.load_state_dict(module.state_dict(), assign=True)
     twin.tie_weights()
     for name, buffer in module.named_buffers():
-        parent, _, own = name.rpartition(".")
-        setattr(twin.get_submodule(parent), own, buffer)
+        parent, _, attribute = name.rpartition(".")
+        setattr(twin.get_submodule(parent), attribute, buffer)
     return twin.eval()
 
 
 @torch.inference_mode()
 def full_logits(module: Any, ids: np.ndarray) -> float:
-    """Return the mean nll of all ids but the first."""
+    """Mean nll of all ids but the first."""
     ids_BL = torch.from_numpy(ids)[None].to(module.device)
     loss: float = module(input_ids=ids_BL, labels=ids_BL, use_cache=False).loss.item()
     return loss
@@ -49,17 +49,17 @@ def full_logits(module: Any, ids: np.ndarray) -> float:
 
 @torch.inference_mode()
 def full_logits_of_answer(module: Any, context: np.ndarray, answer: np.ndarray) -> float:
-    """Return the nll of an answer, from the logits of all tokens."""
+    """Nll of an answer, from the logits of all tokens."""
     ids_BL = torch.from_numpy(np.concatenate([context, answer])).to(module.device)[None]
     logits_TV = module(input_ids=ids_BL, use_cache=False).logits[0, len(context) - 1 : -1]
     return float(torch.nn.functional.cross_entropy(logits_TV.float(), ids_BL[0, len(context) :], reduction="sum"))
 
 
 class LmEval:
-    """lm-evaluation-harness on a model that is there already. Texts are BOS and ids."""
+    """lm-evaluation-harness on a loaded model. Texts are BOS and ids."""
 
     def __init__(self, module: Any, tokenizer: Any) -> None:
-        # It makes a padding token.
+        # HFLM adds a padding token.
         self._module, self._tokenizer = module, copy.deepcopy(tokenizer)
         self._texts: dict[str, list[int]] = {}
 
@@ -70,7 +70,7 @@ class LmEval:
         texts = self._texts
 
         class Known(HFLM):  # type: ignore[misc]
-            """Looks texts up instead of tokenising them."""
+            """A tokenizer that looks texts up instead of tokenising them."""
 
             def tok_encode(self, string: str, *_: Any, **__: Any) -> list[int]:
                 return texts[string]
@@ -88,7 +88,7 @@ class LmEval:
             )
 
     def rolling(self, texts: Sequence[np.ndarray], length: int, batch_size: int = 1) -> float:
-        """Return the mean nll of all tokens of all texts but the first one of each, in windows of that length."""
+        """Mean nll of all tokens of all texts but the first of each, in windows of that length."""
         from lm_eval.api.instance import Instance
 
         self._texts.clear()
@@ -100,15 +100,15 @@ class LmEval:
         return -float(sum(sums)) / sum(len(ids) - 1 for ids in texts)
 
     def answers(self, pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> list[float]:
-        """Return the nll of each answer given its context, BOS at its beginning, each read by itself."""
+        """Nll of each answer given its context, which begins with BOS; each is read by itself."""
         longest = max(len(context) + len(answer) for context, answer in pairs)
         peer = self._peer(longest, 1, BOS)
-        # What `loglikelihood` calls, once texts are ids.
+        # `loglikelihood` tokenises, then calls this.
         requests = [((str(n), ""), c.tolist(), a.tolist()) for n, (c, a) in enumerate(pairs)]
         with quiet():
-            return [-found[0] for found in peer._loglikelihood_tokens(requests, disable_tqdm=True)]
+            return [-score[0] for score in peer._loglikelihood_tokens(requests, disable_tqdm=True)]
 
 
 def lm_eval_missing(way: str = LM_EVAL, **facts: Any) -> Figure:
-    """Return the figures of a peer that is not there."""
+    """Figures of a peer that is not installed."""
     return not_run(way, "not installed", **facts)

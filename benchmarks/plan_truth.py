@@ -1,4 +1,4 @@
-"""What `hope-eval plan` predicts, beside what a run then takes: seconds, and the peak of memory.
+"""Seconds and peak of memory that `hope-eval plan` predicts, beside those that the run takes.
 
 With --size, random weights with the vocabulary of the bundled tokenizer, on the sources of the standard library; with
 --model, a checkpoint.
@@ -28,7 +28,7 @@ MEASURES = "ppl,ppl:sliding,needle,passkey,copy,label_map"
 
 @dataclass(frozen=True)
 class Loaded(Models):
-    """A model that is there already."""
+    """A model that is loaded already."""
 
     model: LanguageModel | None = None
 
@@ -58,7 +58,7 @@ def plan_truth(
     data: str | None,
     out: Path | None,
 ) -> None:
-    """Hold plans against the runs that they plan."""
+    """Compare plans with the runs that they plan."""
     # The bundled tokenizer knows words, which tasks need; its ids are among those of any size but the smallest.
     model = load(path) if path else common.language_model(size, load_tokenizer("zoo:rope"))
     models, figures = Loaded(("given",), model=model), list[Figure]()
@@ -98,14 +98,14 @@ def plan_truth(
 
 
 class Watch:
-    """Times the work on runs, without their tables."""
+    """A stop-watch for the work on runs, without their tables."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     @contextlib.contextmanager
     def __call__(self, title: str) -> Iterator[Progress]:
-        """Time what is done meanwhile."""
+        """Time the body of the `with` statement."""
         common.wait()
         start = time.perf_counter()
         yield lambda done, total: None
@@ -114,5 +114,5 @@ class Watch:
 
 
 def _largest_error(ratios: list[float | None]) -> float | None:
-    known = [abs(ratio - 1) for ratio in ratios if ratio is not None]
-    return round(max(known), 3) if known else None
+    errors = [abs(ratio - 1) for ratio in ratios if ratio is not None]
+    return round(max(errors), 3) if errors else None

@@ -1,8 +1,8 @@
-"""Many questions on one context: reading it once, against once for each question, and against the peers.
+"""Many questions on one context: one read of it, against one read for each question, and against the peers.
 
 With --size, contexts, questions and answers are random ids, of the lengths of a needle; with --model, needles in
-sentences, each compared with a word that is not there. Of what is done for each question, two are timed, and the time
-is multiplied.
+sentences, each compared with a word that is not there. Of work that is repeated for each question, two
+questions are timed, and the time is multiplied.
 """
 
 from collections.abc import Callable, Sequence
@@ -41,16 +41,16 @@ def shared_context(
     targets = []
     for length in lengths:
         prompt = _needles(model, length, questions) if path else _random(model, length, questions)
-        some = [
+        at_length = [
             common.measured(work, repeats) if isinstance(work, Work) else work for work in _works(model, prompt, length)
         ]
-        once, together, alone = (common.seconds_of(some, way) for way in (f"{OURS}, no question", OURS, _ALONE))
+        once, together, alone = (common.seconds_of(at_length, way) for way in (f"{OURS}, no question", OURS, _ALONE))
         applies = (size, length, questions) == ("8b", 32_768, 16) and not path
         name = f"{questions} questions on {length:,} tokens"
         what = f"{name}: a read for each / one read for all"
         targets.append(common.target(what, common.ratio(alone, together), ">= 8", applies))
         targets.append(common.target(f"{name}: all of them / the context alone", common.ratio(together, once)))
-        figures += some
+        figures += at_length
     what = Path(path).name if path else size
     common.report(f"{questions} questions on one context, {what}", figures, out, targets, model=what)
 
@@ -67,14 +67,14 @@ def _works(model: LanguageModel, prompt: Prompt, length: int) -> list[Work | Fig
         for q in few
         for answer in q.answers
     ]
-    # Of the pairs, those that are right.
+    # Answers that are right.
     firsts = np.cumsum([0, *(len(question.answers) for question in few)])[:-1]
     n_answers = sum(len(question.answers) for question in prompt.questions)
     once = common.operations(model.module, length)
     facts: Figure = {"length": length, "scored": f"the first {N_TIMED} answers"}
 
     def mean_of(nll: Sequence[float]) -> float:
-        """Return the mean nll of a token, given that of each of the right answers."""
+        """Mean nll of a token, from the nll of each right answer."""
         return float(sum(nll) / sum(len(question.target) for question in few))
 
     def each(way: str, call: Callable[[], Sequence[float]]) -> Work:
@@ -87,7 +87,7 @@ def _works(model: LanguageModel, prompt: Prompt, length: int) -> list[Work | Fig
         return float(model.score([Sample(before, answer)])[0].nll.sum())
 
     context_alone = partial(model.score, [Sample(context[:-1], context[-1:])])
-    found: list[Work | Figure] = [
+    works: list[Work | Figure] = [
         Work(f"{OURS}, no question", context_alone, length, once, facts={"length": length}, finish=lambda _: None),
         Work(
             OURS, partial(model.score_prompts, [prompt]), length, once,
@@ -97,8 +97,8 @@ def _works(model: LanguageModel, prompt: Prompt, length: int) -> list[Work | Fig
         each(FULL_LOGITS, lambda: [peers.full_logits_of_answer(plain, *pair) for pair in pairs]),
     ]  # fmt: skip
     if not peers.INSTALLED:
-        return [*found, peers.lm_eval_missing(**facts)]
-    return [*found, each(LM_EVAL, partial(peers.LmEval(plain, model.tokenizer).answers, pairs))]
+        return [*works, peers.lm_eval_missing(**facts)]
+    return [*works, each(LM_EVAL, partial(peers.LmEval(plain, model.tokenizer).answers, pairs))]
 
 
 def _random(model: LanguageModel, length: int, n: int) -> Prompt:

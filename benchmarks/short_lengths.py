@@ -37,7 +37,7 @@ def short_lengths(size: str, short: int, long: int, samples: int, repeats: int, 
             facts={"length": length, "texts": n},
         )
         figures += [
-            common.measured(work(OURS, run, finish=lambda one: next(iter(one.nll().values()))), repeats),
+            common.measured(work(OURS, run, finish=lambda scored: next(iter(scored.nll().values()))), repeats),
             common.measured(work(FULL_LOGITS, full_logits), repeats),
         ]
         for words, at_once in (("1 text at a time", 1), ("32k tokens at a time", max(1, BATCH_TOKENS // length))):

@@ -1,7 +1,7 @@
 """Make results/benchmarks/README.md from README.in.md and the figures beside it.
 
 In README.in.md, a line `{{name}}` stands for the figures of name.json, with the command that they were made with, and
-`{{targets}}` for all that was promised, and what came of it.
+`{{targets}}` for the table of all targets and their figures.
 """
 
 import json
@@ -24,7 +24,7 @@ _HEADINGS = {
     "seconds_are": None, "status": None, "nll": None,
 }  # fmt: skip
 
-# What is faster with it than without.
+# Packages that make some benchmarks faster.
 _OPTIONAL = "flash-attn-4"
 
 _PACKAGES = ("torch", "transformers", _OPTIONAL, "lm_eval")
@@ -35,7 +35,7 @@ _PROFILED = ("calls", "milliseconds", "share")
 @click.command()
 @click.option("--out", type=click.Path(path_type=Path), default=FOLDER, help="The folder of the figures.")
 def table(out: Path) -> None:
-    """Make README.md from the figures."""
+    """Write README.md from the figures."""
     write(out)
 
 
@@ -45,7 +45,7 @@ def write(folder: Path) -> None:
 
 
 def page(folder: Path = FOLDER) -> str:
-    """Return the page of a folder."""
+    """The page of a folder."""
     reports = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
 
     def part(match: re.Match[str]) -> str:
@@ -67,7 +67,7 @@ def _targets(reports: dict[str, dict[str, Any]]) -> Iterator[str]:
     if lines:
         yield from _markdown(["what", "measured", "target", "met", "figures"], lines)
     else:
-        yield "Nothing that was promised has been measured yet on the machine that it was promised of."
+        yield "No target has been measured yet on its machine."
 
 
 def _how(content: dict[str, Any]) -> str:

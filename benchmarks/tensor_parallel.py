@@ -5,10 +5,10 @@
 
 The model has random weights in bfloat16, and is written to --folder first (16 GB of 8B), since shards are read from
 files. The first process scores with all of it while the others wait; then all score together. Operations are those of
-the whole model. `sent_seconds` is what the sums of one forward take when nothing is computed: two a layer, and one for
-the embeddings; of a text, the gathers of keys and values. Memory is that of the GPU with the highest peak.
+the whole model. `sent_seconds` are the seconds of the sums of one forward alone: two a layer, and one for
+the embeddings; with --share text, of the gathers of keys and values. Memory is that of the GPU with the highest peak.
 
---size tiny runs anywhere, and shows only that it runs.
+--size tiny runs anywhere, as a check that it works.
 """
 
 import gc
@@ -79,7 +79,7 @@ def tensor_parallel(size: str, length: int, share: str, repeats: int, folder: Pa
 
 
 def write(folder: Path, size: str, device: str) -> None:
-    """Write the model, with random weights of the usual size, and a tokenizer, which nothing asks for."""
+    """Write the model, with random weights of the usual size, and a tokenizer, which is not used."""
     config = transformers.LlamaConfig(**common.SIZES[size], max_position_embeddings=131_072)
     torch.manual_seed(0)
     with torch.device("cpu" if device == "auto" else device):
@@ -91,8 +91,8 @@ def write(folder: Path, size: str, device: str) -> None:
 def measured(
     folder: Path, device: str, ids: np.ndarray, repeats: int, group: Group | None
 ) -> tuple[dict[str, Any], np.ndarray]:
-    """Return median seconds, memory, and the nll of each token."""
-    # What was loaded before refers to itself.
+    """Median seconds, memory, and the nll of each token."""
+    # The model loaded before refers to itself.
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -120,13 +120,13 @@ def measured(
 
 
 def score(model: LanguageModel, ids: np.ndarray) -> np.ndarray:
-    """Return the nll of each token, as `hope-eval ppl` computes it."""
+    """Nll of each token, as `hope-eval ppl` computes it."""
     nll: np.ndarray = model.score([Sample(ids[:1], ids[1:])])[0].nll
     return nll
 
 
 def sums(size: str, length: int, device: str) -> Callable[[], None]:
-    """Return what does the sums of one forward."""
+    """A function that does the sums of one forward."""
     shape = common.SIZES[size]
     place = "cpu" if device == "auto" else device
     states_LD = torch.zeros(length, shape["hidden_size"], dtype=torch.bfloat16, device=place)
@@ -139,7 +139,7 @@ def sums(size: str, length: int, device: str) -> Callable[[], None]:
 
 
 def gathers(size: str, length: int, device: str, group: Group) -> Callable[[], None]:
-    """Return what gathers the keys and values of one forward."""
+    """A function that gathers the keys and values of one forward."""
     shape = common.SIZES[size]
     head_dim = shape["hidden_size"] // shape["num_attention_heads"]
     place = "cpu" if device == "auto" else device

@@ -1,6 +1,6 @@
 """Training speed and memory of every encoding, alone on the device, one after the other; and of transformers' Trainer.
 
-The Trainer is given the same model, rows, optimiser and precision.
+The Trainer gets the same model, rows, optimiser and precision.
 """
 
 import tempfile
@@ -58,7 +58,7 @@ def training_speed(
         runs = [("ours", name, compiled) for name in encodings.split(",")]
         runs += [(way, name, how) for name in filter(None, peers.split(",")) for way, how in PEERS]
         for way, name, how in runs:
-            # So that nothing counts towards the limit on compiling one function again.
+            # Otherwise earlier encodings count towards the compiler's limit of compiling one function again.
             torch._dynamo.reset()
             common.reset_peak()
             seconds = (_ours if way == "ours" else _trainer)(recipe_of(name), prepared, how, Path(folder) / "peer")
@@ -86,7 +86,7 @@ def _loop(recipe: Recipe, prepared: Prepared, compiled: bool) -> Loop:
 
 
 def _ours(recipe: Recipe, prepared: Prepared, compiled: bool, out: Path) -> float:
-    """Return the seconds of a step."""
+    """Seconds of a step."""
     loop = _loop(recipe, prepared, compiled)
     start = 0.0
     while loop.step < recipe.n_steps:
@@ -111,7 +111,7 @@ class _Batches(torch.utils.data.Dataset[Any]):
 
 
 def _trainer(recipe: Recipe, prepared: Prepared, compiled: bool, out: Path) -> float:
-    """Return the seconds of a step of transformers' Trainer on the same model, rows and optimiser."""
+    """Seconds of a step of transformers' Trainer on the same model, rows and optimiser."""
     from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
     times: dict[int, float] = {}

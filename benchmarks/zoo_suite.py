@@ -1,4 +1,4 @@
-"""A suite on all bundled models: the wall time of the command, and what of it each model and each task takes."""
+"""A suite on all bundled models: the wall time of the command, and the seconds of each model and each task."""
 
 import subprocess
 import sys
@@ -19,18 +19,18 @@ from hope_eval.runs.manage import described, runs_in
 @common.out_option
 @click.argument("further", nargs=-1, type=click.UNPROCESSED)
 def zoo_suite(suite: str, jobs: int, out: Path | None, further: tuple[str, ...]) -> None:
-    """Run a suite on all bundled models; what follows goes to `hope-eval run`."""
+    """Run a suite on all bundled models; further arguments are passed to `hope-eval run`."""
     words = ["run", "--suite", suite, *(["--jobs", str(jobs)] if jobs > 1 else []), *further]
     with tempfile.TemporaryDirectory() as folder:
         seconds, _ = common.timed(lambda: run([*words, "--out", folder]))
         runs = [described(path) for path in runs_in(Path(folder))]
     by: dict[str, Counter[str]] = {"model": Counter(), "task": Counter()}
     tokens = 0
-    for one in runs:
-        for session in one["sessions"]:
+    for described_run in runs:
+        for session in described_run["sessions"]:
             tokens += session["tokens_read"]
             for key, counter in by.items():
-                counter[str(one["identity"][key])] += session["seconds"]
+                counter[str(described_run["identity"][key])] += session["seconds"]
     command = " ".join(["hope-eval", *words])
     whole = {"way": command, "seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds)}
     figures: list[Figure] = [whole]

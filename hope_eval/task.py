@@ -54,7 +54,7 @@ FAMILIES: tuple[str, ...] = get_args(Family)
 # Value of a free answer, by metric: {"strict": 1.0, "loose": 1.0}. Higher is better.
 Grade = dict[str, float]
 
-# Task files of other people may import it by this name, which came first.
+# The older name, which users' task files may import.
 Examples = LabelledTexts
 
 _HERE = Path(__file__).resolve().parent
@@ -103,7 +103,7 @@ class Question:
     target:  ids to predict; none if the answer is free.
     meta:    facts to slice results by, and to grade a free answer with.
     choices: other answers, which compete with the target: the model chooses the likeliest. If the question offers no
-             choice, they hold one wrong answer, whose likelihood the right one is compared with.
+             choice, they hold one wrong answer, to compare its likelihood with that of the right one.
     """
 
     query: Ids
@@ -153,7 +153,7 @@ class Task(ABC):
     metric:   the main metric: `accuracy` (all tokens of the answer are right, greedily), `choice_accuracy` (the
               likeliest of the answers is the right one), or one of the names that `grade` gives.
     chat:     whether a chat model is asked in its chat template.
-    controls: variants that show what a score means. `floor`: the information for the answer is missing; `ceiling`: the
+    controls: variants that put a score in context. `floor`: the information for the answer is missing; `ceiling`: the
               context contains nothing else. Each is a value of the field `control`, which is empty otherwise.
     uses:     data that --data may give: `text` (a haystack), `examples` (labelled texts); empty: none.
     n_new:    most tokens of a free answer, which the model writes and `grade` grades; 0: answers are fixed.
@@ -305,7 +305,7 @@ def _class_in_file(name: str) -> type[Task]:
             f"`{file}.py` defines no task `{wanted}`", f"it has {', '.join(classes)}: {file}.py/{next(iter(classes))}"
         )
     if path.parent != FOLDER and wanted in _bundled():
-        # Its runs would have the names of those of the bundled task, and be taken for them.
+        # Its runs would have the names of runs of the bundled task, and be mistaken for them.
         raise TaskError(
             f"`{file}.py` defines a task `{wanted}`, and hope-eval has a task of this name", "rename the class"
         )

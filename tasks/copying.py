@@ -156,7 +156,7 @@ class NgramSuffix(NgramPrefix):
 
 @dataclass(frozen=True)
 class DuplicateNgram(_Copying):
-    """Continue after a few words that occur twice in the string; only the word before them tells which place is meant.
+    """Continue after a few words that occur twice in the string; the word before them decides which place is meant.
 
     n:         words that occur twice.
     n_answer:  words that are asked for.

@@ -7,7 +7,7 @@
     "xml one": "map"}
     "open zoo": "                target: size
 
-The context has only pairs, so every line looks like the one that is asked for.
+The context has only pairs, so every line looks like the requested one.
 
 Source: Liu et al., 2023, "Lost in the Middle" (key-value retrieval), arXiv 2307.03172; keys and values are words here.
 """

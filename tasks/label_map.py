@@ -116,7 +116,7 @@ class LabelMap(Task):
         return n_classes, example
 
     def _brought(self, vocabulary: Vocabulary, rng: np.random.Generator) -> tuple[int, Callable[[bool], Question]]:
-        """Same as `_made_up`, for the labelled texts that a user brought along."""
+        """Same as `_made_up`, for the labelled texts of a user."""
         labelled = vocabulary.examples
         assert labelled is not None
         names = sorted(labelled.shown)

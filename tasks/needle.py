@@ -183,7 +183,7 @@ class NeedleMultiKey(Needle):
 
     def keys(self, rng: np.random.Generator) -> list[str]:  # noqa: D102
         adjectives, nouns = rng.permutation(len(ADJECTIVES)), rng.permutation(len(NOUNS))
-        # All pairs of a few adjectives with a few nouns: half a key never tells it from the others.
+        # All pairs of a few adjectives with a few nouns: half a key never identifies it.
         side = int(np.ceil(np.sqrt(self.n_needles)))
         numbers = [adjectives[i] * len(NOUNS) + nouns[j] for i in range(side) for j in range(side)]
         return _keys(rng.permutation(numbers)[: self.n_needles])

@@ -219,7 +219,7 @@ def test_all_are_run_one_by_one_and_a_failure_is_named(tmp_path, monkeypatch):
     assert "without figures: zoo_suite" in result.stderr
     page = (tmp_path / "README.md").read_text()
     assert "| hope-eval, t5 | 16 |" in page
-    assert "Nothing that was promised has been measured yet" in page
+    assert "No target has been measured yet" in page
 
 
 @pytest.mark.slow

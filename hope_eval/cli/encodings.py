@@ -1,4 +1,4 @@
-"""`hope-eval encodings`: the list of position encodings, and what one of them does to a model."""
+"""`hope-eval encodings`: the list of position encodings, and the effect of one on a model."""
 
 import click
 
@@ -14,7 +14,7 @@ from hope_eval.cli.options import read_length
 @click.option("--heads", type=click.IntRange(1), default=8, show_default=True, help="Heads of a layer.")
 @click.option("--theta", type=float, default=10_000.0, show_default=True, help="Base of the rotary frequencies.")
 def encodings(name: str | None, length: int, head_dim: int, heads: int, theta: float) -> None:
-    """List the position encodings, or show what NAME does to a model.
+    """List the position encodings, or show the effect of NAME on a model.
 
     \b
     hope-eval encodings
@@ -37,5 +37,5 @@ def encodings(name: str | None, length: int, head_dim: int, heads: int, theta: f
         print_records(pairs)
     records = biases(encoding)
     if records:
-        click.echo("added to the logits, before any training of its parameters:")
+        click.echo("added to the logits, at the initial values of its parameters:")
         print_records(records)

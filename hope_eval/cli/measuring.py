@@ -1,4 +1,4 @@
-"""Measure and print: what every evaluating command does with its options."""
+"""Measure and print, for every evaluating command."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 def measured(
     entries: Sequence["Entry"], models: ModelOptions, run: RunOptions, options: "Options", heading: str = ""
 ) -> list["RunTable"]:
-    """Measure entries on models, in as many processes as the user asks for.
+    """Measure entries on models, in --jobs processes, and print the tables.
 
-    heading: is printed first.
+    heading: printed first.
     """
     from hope_eval.evaluation.run import evaluate
     from hope_eval.model.parallel.group import held_together
@@ -31,7 +31,7 @@ def measured(
     groups = {"tensor_parallel": run.tensor_parallel, "context_parallel": run.context_parallel}
     _check(entries, to_load, run, options)
     if run.jobs > 1:
-        # Mistakes in models are reported once, and before processes start.
+        # Errors in models are reported once, before processes start.
         to_load.check()
         launch.start(run.jobs, **groups)
     if heading and is_first_process():
@@ -49,7 +49,7 @@ def measured(
 
 
 def _check(entries: Sequence["Entry"], models: "Models", run: RunOptions, options: "Options") -> None:
-    """Raise OptionError for options that do not go together."""
+    """Raise OptionError for options that cannot be combined."""
     from hope_eval.analysis import stopping
     from hope_eval.protocols import Protocol
     from hope_eval.runs import launch
@@ -79,7 +79,7 @@ def show(tables: Sequence["RunTable"], form: str) -> None:
 
 
 def fail_on_nan(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Exit with 1 if a number is NaN, and say which."""
+    """Exit with 1 if a number is NaN, and name its model and length."""
     broken = [f"{row['model']} {row['encoding']} at {row['length']}" for row in rows if row["status"] == "nan"]
     if broken:
         click.echo(f"Error: NaN in the scores of {', '.join(dict.fromkeys(broken))}", err=True)

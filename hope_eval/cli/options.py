@@ -1,10 +1,10 @@
 """Options that several commands have. A command gets the values of a group of options as one object.
 
-models     ModelOptions    which models, and how they are loaded
+models     ModelOptions    models, and how they are loaded
 grid       GridOptions     lengths, samples, precision, seed
-running    RunOptions      where runs are kept, what is printed, how many processes
-texts      TextOptions     which texts
-reading    ReadingOptions  how prompts are written
+running    RunOptions      folder of the runs, format of the tables, number of processes
+texts      TextOptions     texts
+reading    ReadingOptions  chat template, prefix token, controls
 """
 
 import dataclasses
@@ -90,7 +90,7 @@ def gathered(kind: type, name: str, *options: Callable[[Any], Any]) -> Callable[
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which models are measured, and how they are loaded."""
+    """Models to measure, and how they are loaded."""
 
     models: tuple[str, ...]
     encodings: tuple[str, ...]
@@ -166,7 +166,7 @@ models = gathered(
 
 @dataclass(frozen=True)
 class GridOptions:
-    """At which lengths, and how precisely, is measured."""
+    """Lengths, samples and precision of a measurement."""
 
     lengths: Lengths | None
     samples: int | None
@@ -208,7 +208,7 @@ grid = gathered(
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Where runs are kept, how they are printed, and how many processes share the work."""
+    """Folder of the runs, format of the tables, and number of processes."""
 
     out: Path
     form: str
@@ -256,7 +256,7 @@ running = gathered(
 
 @dataclass(frozen=True)
 class TextOptions:
-    """Which texts are read."""
+    """Texts to read."""
 
     data: str | None
     text_field: str
@@ -282,7 +282,7 @@ texts = gathered(
 
 @dataclass(frozen=True)
 class ReadingOptions:
-    """How prompts are written, and whether the controls of tasks are measured."""
+    """Chat template, prefix token, and controls of tasks."""
 
     chat: bool | None
     prefix: "PrefixPolicy"
@@ -343,7 +343,7 @@ distance = click.option(
 
 
 def from_runs(about: str) -> Callable[[F], F]:
-    """The option --from, of commands that can make their table from runs on disk."""
+    """The option --from, for commands that can make their table from runs on disk."""
     return click.option(
         "--from",
         "from_runs",
@@ -354,7 +354,7 @@ def from_runs(about: str) -> Callable[[F], F]:
     )
 
 
-# Which runs are put side by side, and how.
+# The runs to compare, and how.
 runs = _stack(
     click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]..."),
     click.option(
@@ -390,7 +390,7 @@ def comparison_of(
     force: bool,
     by_fact: str = "",
 ) -> "Comparison":
-    """The comparison that the options of `runs` ask for. Warnings go to standard error.
+    """The comparison of runs by these options. Warnings go to standard error.
 
     by_fact: a fact of the questions that tasks are broken down by too, where they have it.
     """
@@ -418,9 +418,9 @@ def at_distances(task: "Task", distances: Sequence[int] | None) -> list["Task"]:
 
 
 def check_from(models: ModelOptions, grid: GridOptions, run: RunOptions) -> None:
-    """Raise OptionError for options that measure something, together with --from."""
+    """Raise OptionError for --from together with options of a measurement."""
     if models.models or models.encodings:
-        raise OptionError("--from reads runs that are there, and takes no --model or --encoding", "leave one out")
+        raise OptionError("--from reads existing runs, and takes no --model or --encoding", "leave one out")
     if run.jobs > 1:
         raise OptionError("--from measures nothing, so --jobs has nothing to share", "leave one out")
     if grid.until_ci is not None:

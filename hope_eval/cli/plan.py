@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
-# Options that the planned command takes as they are given here.
+# Options that are copied to the planned command.
 _PASSED_ON = (
     "models", "encodings", "dtype", "device", "device_map", "compiling", "revision", "trust_remote_code",
     "train_length", "loader", "data", "text_field", "label_field", "chat", "prefix", "seed", "until_ci",
 )  # fmt: skip
 
-# Those of them that `hope-eval ppl` does not have.
+# Of these, options that `hope-eval ppl` does not have.
 _OF_TASKS = ("label_field", "chat")
 
-# Those that say which texts are read.
+# Options that choose the texts.
 _OF_TEXTS = ("data", "text_field", "label_field")
 
 
@@ -53,9 +53,9 @@ def _read_memory(ctx: click.Context, param: click.Parameter, value: str | None) 
 
 @dataclasses.dataclass(frozen=True)
 class _Question:
-    """What is planned, and with what.
+    """Options of the plan.
 
-    tflops, memory: of a device that is not here or not timed.
+    tflops, memory: of a device that this machine lacks, or that is not timed.
     """
 
     suite: str | None
@@ -66,9 +66,9 @@ class _Question:
     memory: float | None
 
     def check(self) -> None:
-        """Raise OptionError for options that do not go together."""
+        """Raise OptionError for options that cannot be combined."""
         if self.suite and self.tasks:
-            raise OptionError("--suite and --task both say what is measured", "leave one out")
+            raise OptionError("--suite and --task cannot be combined: both choose the measurements", "leave one out")
         if self.tflops and self.benchmark:
             raise OptionError("--tflops states a throughput, and a benchmark measures it", "add --no-benchmark")
         if self.budget and not self.benchmark and not self.tflops:
@@ -99,7 +99,7 @@ _question = options.gathered(
         "--budget",
         callback=_read_budget,
         metavar="TIME",
-        help="90s, 30m, 2h: plan what fits into it. First it takes fewer samples, down to a quarter and to five; then "
+        help="90s, 30m, 2h: plan the part that fits. First it takes fewer samples, down to a quarter and to five; then "
         "it drops the longest lengths; then the controls.",
     ),
     click.option(
@@ -149,26 +149,25 @@ def plan(
     hope-eval plan --task ppl --model ckpt --lengths 128k --no-benchmark --tflops 400 --memory 80 --device cuda
 
     Time is predicted from a few short forwards of each model on the device, memory from its config. With --until-ci,
-    the numbers are upper bounds: nobody knows beforehand how soon an interval is narrow enough.
+    the numbers are upper bounds: a length may end as soon as its interval is narrow enough.
 
     --no-benchmark neither loads nor needs weights. Runs that do not fit in memory are listed and skipped.
     """
     question.check()
-    from hope_eval.evaluation import budget as budgets
-    from hope_eval.evaluation import plan as planning
+    from hope_eval.evaluation import budget, plan
 
     entries = question.entries(grid)
     to_load = models.to_load()
     if not question.benchmark:
         to_load.how["outline"] = True
     how = reading.how(grid, texts)
-    whole = planning.planned(entries, to_load, how, question.tflops, question.memory)
-    chosen = budgets.within(whole, question.budget) if question.budget else whole
+    whole = plan.planned(entries, to_load, how, question.tflops, question.memory)
+    chosen = budget.within(whole, question.budget) if question.budget else whole
     _show(chosen, form)
     if question.tasks or chosen is not whole:
         commands = [
             [words[0], *_given(words[0], takes_texts, int(words[words.index("--samples") + 1])), *words[1:]]
-            for words, takes_texts in planning.commands(chosen)
+            for words, takes_texts in plan.commands(chosen)
         ]
     else:
         more = _option_words(("lengths", "samples")) + ([] if reading.controls else ["--no-controls"])
@@ -214,9 +213,9 @@ def _show(plan: "Plan", form: str) -> None:
 
 
 def _given(command: str, takes_texts: bool, samples: int | None = None) -> list[str]:
-    """Options of this call that the planned command takes as well.
+    """Options of this call that the planned command also takes.
 
-    samples: --until-ci is left out if there are too few of them to stop early.
+    samples: with too few of them to stop early, --until-ci is left out.
     """
     from hope_eval.analysis.stopping import FIRST
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class _Command(click.Command):
-    """Ends its help with a list of the protocols and their parameters, from the files that define them."""
+    """A command whose help ends with a list of the protocols and their parameters, from the files that define them."""
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         rows = []
@@ -107,7 +107,7 @@ def ppl(
 def _tables(
     runs: Sequence[Path], grid: options.GridOptions, name: str | None, parameters: Mapping[str, object], pool: bool
 ) -> list["RunTable"]:
-    """The tables of runs on disk, by their own protocol or by another."""
+    """The tables of runs on disk, by their own protocol or another."""
     from hope_eval.analysis import perplexity
     from hope_eval.analysis.rows import by_seed
 

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from hope_eval.runs import columns as run_columns
+    from hope_eval.runs import columns
 
 # Seconds between two plain lines.
 _EVERY = 10.0
@@ -32,8 +32,8 @@ def is_first_process() -> bool:
 
 
 @contextlib.contextmanager
-def progress(title: str, unit: str = "tokens") -> Iterator["run_columns.Progress"]:
-    """Show the progress of a piece of work. Work of an earlier session is reported once, and not counted as speed."""
+def progress(title: str, unit: str = "tokens") -> Iterator["columns.Progress"]:
+    """Show the progress of a piece of work. Work of earlier sessions is reported once; the speed leaves it out."""
     if not is_first_process():
         yield lambda done, total: None
         return
@@ -53,7 +53,7 @@ def progress(title: str, unit: str = "tokens") -> Iterator["run_columns.Progress
 
 
 @contextlib.contextmanager
-def _bar(console: Console, title: str, unit: str) -> Iterator["run_columns.Progress"]:
+def _bar(console: Console, title: str, unit: str) -> Iterator["columns.Progress"]:
     columns = (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
@@ -74,7 +74,7 @@ def _bar(console: Console, title: str, unit: str) -> Iterator["run_columns.Progr
 
 
 @contextlib.contextmanager
-def _lines(console: Console, title: str, unit: str) -> Iterator["run_columns.Progress"]:
+def _lines(console: Console, title: str, unit: str) -> Iterator["columns.Progress"]:
     start = printed = time.monotonic()
     first: int | None = None
 
@@ -89,9 +89,9 @@ def _lines(console: Console, title: str, unit: str) -> Iterator["run_columns.Pro
             return
         printed = now
         speed = (done - first) / (now - start)
-        left = (total - done) / speed
+        seconds_left = (total - done) / speed
         console.print(
-            f"{title}: {done:,} of {total:,} {unit}, {speed:,.0f} {unit}/s, {left:,.0f} s left", soft_wrap=True
+            f"{title}: {done:,} of {total:,} {unit}, {speed:,.0f} {unit}/s, {seconds_left:,.0f} s left", soft_wrap=True
         )
 
     yield report

@@ -38,7 +38,7 @@ _EXAMPLES = {
     """,
 }
 
-# The main tasks of a family, where --task names none.
+# The main tasks of a family, if --task names none.
 MAIN = {"copy": ("copy",), "retrieve": ("passkey", "associative_recall"), "fewshot": ("label_map", "rule_induction")}
 
 

@@ -62,7 +62,7 @@ def runs() -> None:
 @_out
 @_form
 def list_(out: Path, form: str) -> None:
-    """List the runs below a folder; the run that changed last is at the end.
+    """List the runs below a folder, in order of their last change.
 
     \b
     hope-eval runs list
@@ -90,7 +90,7 @@ def list_(out: Path, form: str) -> None:
     if sum(widths) <= plain_console().width:
         print_records(lines)
         return
-    # On a narrow screen: the id alone names task, model and encoding, and a cut id is of no use.
+    # On a narrow screen, only the id: it names task, model and encoding, and a cut id is useless.
     for line in lines:
         size = f"{line['records']:>9,} records  {line['size']:>8}"
         click.echo(f"{line['last change']}  {line['state']:5}  {size}  {line['id']}")
@@ -187,18 +187,17 @@ def verify(names: tuple[str, ...], out: Path) -> None:
     hope-eval runs verify ppl-ckpt copy-ckpt --out runs/mine
 
     A run is sound if its folder is named after its identity, every line is a record, every array has its checksum, and
-    no record is there twice or missing in the middle. A half-written last record is no damage, and neither are results
-    of several processes that wait to be merged: rerun the command to resume.
+    no record occurs twice or is missing in the middle. A half-written last record is not damage, nor are results of
+    several processes that wait to be merged: rerun the command to resume.
     """
-    from hope_eval.runs import manage
-    from hope_eval.runs.verify import verify as verified
+    from hope_eval.runs import manage, verify
 
     paths = _named(names, out) if names else manage.runs_in(out)
     bad: list[StoreError] = []
     for path in paths:
         try:
             with _progress(path.name, manage.size(path)) as advance:
-                store = verified(path, advance)
+                store = verify.verify(path, advance)
         except StoreError as error:
             bad.append(error)
             click.echo(f"{'bad':5}  {path.name}: {error.message}")

@@ -41,15 +41,15 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
 @click.option("--batch-tokens", callback=_count, default="32768", show_default=True, metavar="N",
               help="Tokens of one step, over all GPUs.")  # fmt: skip
 @click.option("--learning-rate", type=float, default=0.0, metavar="X",
-              help="Highest learning rate.  [default: the one that suits the size]")  # fmt: skip
-@click.option("--device", default="auto", show_default=True, help="cuda, mps, cpu; auto: the best there is.")
+              help="Highest learning rate.  [default: by size]")  # fmt: skip
+@click.option("--device", default="auto", show_default=True, help="cuda, mps, cpu; auto: the fastest here.")
 @click.option("--compile/--no-compile", "compile_model", default=None,
               help="Use torch.compile.  [default: on a GPU, from 1,000 steps on]")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N",
               help="Number of models trained at the same time, side by side on one GPU.")  # fmt: skip
 @click.option("--save-steps", type=click.IntRange(0), default=0, metavar="N",
               help="Steps between checkpoints.  [default: a tenth of the training]")  # fmt: skip
-@click.option("--force", is_flag=True, help="Delete another training that is in the folder.")
+@click.option("--force", is_flag=True, help="Delete another training in the folder.")
 def train(
     encodings: tuple[str, ...],
     out: Path,
@@ -73,8 +73,8 @@ def train(
     All models of one seed start from the same weights and read the same tokens in the same order: text, mixed with
     prompts of the tasks. If a training was interrupted, rerun the command to resume.
     """
+    from hope_eval.train import loop
     from hope_eval.train.jobs import prepare_all, train_all
-    from hope_eval.train.loop import train as train_one
     from hope_eval.train.recipe import Recipe
 
     if texts:
@@ -96,7 +96,7 @@ def train(
     prepare_all(recipes, out / ".work", force, progress)
     with progress(f"training {encodings[0]}" if alone else f"training {len(recipes)} models") as bar:
         if alone:
-            train_one(recipes[out], out, progress=bar, **how)
+            loop.train(recipes[out], out, progress=bar, **how)
         else:
             train_all(recipes, out / ".work", jobs, progress=bar, **how)
     if is_first_process():

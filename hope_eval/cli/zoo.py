@@ -13,7 +13,7 @@ def zoo() -> None:
 
     nll is measured on the second half of 256, 512 and 1,024 tokens of held-out text, at the end of training.
     """
-    from hope_eval import zoo as models
+    from hope_eval import zoo
     from hope_eval.show.tables import print_records
 
-    print_records(models.describe())
+    print_records(zoo.describe())

@@ -7,7 +7,7 @@
     books.parquet                one document a row
     hf:name[:config]@revision    a dataset of the hub; the revision is required, so that the texts stay the same
 
-A corpus is read whole. Its fingerprint goes into every result, which so says what texts it was measured on.
+A corpus is read whole. Its fingerprint goes into every result, and so identifies the texts.
 """
 
 import bz2
@@ -54,7 +54,7 @@ class Corpus:
     fingerprint: str
 
     def in_order(self, seed: int) -> list[Document]:
-        """Documents in a random order that follows from (seed, id) alone: a new document moves no other."""
+        """Documents in a random order that follows from (seed, id) alone: a new document does not move the others."""
         return sorted(self.documents, key=lambda document: _digest(f"{seed}/{document.id}"))
 
 
@@ -75,7 +75,7 @@ def load_corpus(name: str, field: str = "text") -> Corpus:
         path = Path(name).expanduser()
         if not path.exists():
             raise CorpusError(
-                f"there is no text at `{name}`",
+                f"no text at `{name}`",
                 did_you_mean(name, ["python"], "--data takes a file, a folder, `python`, or hf:name@revision"),
             )
         documents, label = list(_files(path, field)), path.name

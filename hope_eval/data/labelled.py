@@ -1,4 +1,4 @@
-"""Labelled texts that a user brings along: csv, jsonl, json, or a folder with one file for each split.
+"""Labelled texts of a user: csv, jsonl, json, or a folder with one file for each split.
 
     train.csv                    one text a row, with columns for text and label
     examples.jsonl[.bz2|.gz|.xz] one object a line
@@ -39,7 +39,7 @@ Pairs = list[tuple[str, str]]
 
 @dataclass(frozen=True)
 class LabelledTexts:
-    """Labelled texts: those to show in prompts, and those to ask about, which are never shown.
+    """Labelled texts: some are shown in prompts, others are asked about and never shown.
 
     shown, asked: the texts of each label.
     """
@@ -69,9 +69,7 @@ def load_labelled(name: str, text: str = "text", label: str = "label") -> Labell
     """
     path = Path(name).expanduser()
     if not path.exists():
-        raise CorpusError(
-            f"there are no labelled texts at `{name}`", f"--data takes a folder or a file: {', '.join(_ENDINGS)}"
-        )
+        raise CorpusError(f"no labelled texts at `{name}`", f"--data takes a folder or a file: {', '.join(_ENDINGS)}")
     splits = _folder(path, text, label) if path.is_dir() else _file(path, text, label)
     shown = splits.get("train") or splits.get("")
     if not shown:

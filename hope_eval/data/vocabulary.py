@@ -1,10 +1,10 @@
-"""Vocabulary: a tokenizer as tasks see it. Prompts are made of its token ids, and of nothing else.
+"""Vocabulary: a tokenizer as tasks see it. Prompts consist of its token ids only.
 
     encode("…")   the ids of a piece of text, remembered
     words(n)      n words that are one token each
     asked(…)      a question and the beginning of its answer; a chat model's turn ends between them
     haystack(…)   filler (generated sentences, or text of a corpus), with the places where something can be put into it
-    examples      labelled texts that a user brought along
+    examples      labelled texts of the user
 
 Prompts are put together from ids. So a context has exactly the length that was asked for, nothing is tokenised twice,
 and what is put in never cuts a token.
@@ -23,7 +23,7 @@ from hope_eval.errors import OptionError, TaskError
 
 Ids = Sequence[int] | np.ndarray
 
-# Stands for the user's words in a chat template, which is then cut at this place.
+# Placeholder for the user's words in a chat template, which is then cut there.
 _CONTENT = "\u27eacontent\u27eb"
 
 # A haystack of n tokens is cut at random from texts of 8 n tokens and this many more.
@@ -136,7 +136,7 @@ class Vocabulary:
 
     @cached_property
     def _anchors(self) -> list[tuple[str, list[int]]]:
-        """Texts to tokenise pieces after, if the tokenizer puts a space before everything it is given; else none."""
+        """Anchors: pieces are tokenised after one of these if the tokenizer puts a space before any text; else none."""
         tokens = getattr(self.tokenizer, "convert_ids_to_tokens", None)
         invents = tokens is not None and str(tokens(self._plain("a")[:1])[0]).startswith("\u2581")
         return [(anchor, self._plain(anchor)) for anchor in ("\n", "a")] if invents else []
@@ -235,7 +235,7 @@ class Vocabulary:
     def _stream(self, n: int) -> tuple[np.ndarray, ...]:
         """Ids of as many documents as a stretch of n needs, where lines begin in them, and where one can be put in.
 
-        The same n gets the same documents, whatever was asked for before.
+        The same n gets the same documents, whatever the earlier calls.
         """
         n_tokens = 8 * n + _VARIETY
         while sum(len(ids) for ids, *_ in self._tokenized) < n_tokens and len(self._tokenized) < len(self.texts):

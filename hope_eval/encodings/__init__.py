@@ -10,7 +10,7 @@ overrides the hooks it needs; the base class overrides none and so is NoPE, no p
     bias                  bias: the same for encodings that look at more than the distance
 
 Which hooks a class overrides decides its `kinds`; the rest of the package asks for those, and for the class variables
-below. A file of one's own is used like a file of this folder: `--encoding my/halved.py`.
+below. A file of your own works like a file of this folder: `--encoding my/halved.py`.
 
 Shape letters: B batch, L length, D model width, E head_dim, H heads, N distances, Q queries, K keys, P points.
 """
@@ -80,9 +80,9 @@ class PositionEncoding(nn.Module):
 
     source:      the paper that defines it, as an arXiv id.
     formula:     one line for the list of encodings.
-    style:       of its lines in figures, (colour, dash, marker): `#rrggbb`; a word of `show.palette`; a letter as in
-                 matplotlib. Empty: figures choose one by its name.
-    limits:      of parameters: the least and the greatest number.
+    style:       (colour, dash, marker) of its lines in figures: `#rrggbb`; a word of `show.palette`; a letter of
+                 matplotlib. Empty: figures choose a style by its name.
+    limits:      the least and the greatest number of each parameter.
     rope_type:   the rope type of transformers that computes its frequencies; empty: it is registered by its name.
     rope_types:  further rope types of transformers that are this encoding in the configs of checkpoints.
     relative:    shifting all positions by the same amount changes nothing.
@@ -103,7 +103,7 @@ class PositionEncoding(nn.Module):
     bundled: ClassVar[bool] = False
 
     def __init_subclass__(cls, **rest: Any) -> None:
-        """Leave out of a class what the class it derives from says of itself alone."""
+        """Reset class variables that a subclass must not inherit to their defaults."""
         super().__init_subclass__(**rest)
         # HoPE derives from RoPE, and has another style and a model of its own in the zoo.
         for key in ("style", "bundled"):
@@ -119,7 +119,7 @@ class PositionEncoding(nn.Module):
 
     @classmethod
     def kinds(cls) -> tuple[Kind, ...]:
-        """All that it acts on: rotary, decay, absolute, bias, or several of them; empty for NoPE."""
+        """Its kinds: rotary, decay, absolute, bias, or several of these; empty for NoPE."""
         return tuple(dict.fromkeys(kind for hook, kind in _HOOKS.items() if cls._overrides(hook)))
 
     @classmethod
@@ -315,13 +315,13 @@ def _class_of_file(path: Path, name: str) -> type[PositionEncoding]:
 
 def _library_with(rope_type: str) -> str:
     """Library that has a rope type of that name: mostly transformers; empty if no library has it."""
-    from transformers import modeling_rope_utils as rope
+    from transformers import modeling_rope_utils
 
     classes = (encoding_class(name) for name in encoding_names())
     if any(rope_type in (cls.rope_type, *cls.rope_types) for cls in classes):
         return "transformers"
-    validate = getattr(rope.RotaryEmbeddingConfigMixin, f"_validate_{rope_type}_rope_parameters", None)
-    function = rope.ROPE_INIT_FUNCTIONS.get(rope_type, validate)
+    validate = getattr(modeling_rope_utils.RotaryEmbeddingConfigMixin, f"_validate_{rope_type}_rope_parameters", None)
+    function = modeling_rope_utils.ROPE_INIT_FUNCTIONS.get(rope_type, validate)
     library = str(function.__module__).partition(".")[0] if function else ""
     return "" if library == __name__.partition(".")[0] else library
 
@@ -333,9 +333,9 @@ def hyper_parameters(cls: type[PositionEncoding]) -> dict[str, float]:
 
 
 def facts_of(label: str) -> dict[str, Any]:
-    """Name, kind and style of the encoding of a model, for the provenance of its runs: figures need no more of it.
+    """Name, kind and style of the encoding of a model, for the provenance of its runs: figures need nothing else.
 
-    label: as `LanguageModel.encoding` has it, `hope:multiplier=2(swap)`; one that is not known has its name only.
+    label: as in `LanguageModel.encoding`: `hope:multiplier=2(swap)`; an unknown encoding gets its name only.
     """
     name = label.removesuffix("(swap)").partition(":")[0]
     if not name.endswith(".py") and name not in encoding_names():

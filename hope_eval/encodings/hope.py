@@ -5,7 +5,7 @@
 
 A pair with theta_i < 2 pi / L_train has not made one full turn at the end of the training length: past it, the model
 meets angles that it has never seen. Left unrotated, such a pair carries content at every distance alike. L_train is
-the length of training, and stays what it was when longer inputs are evaluated.
+the training length, and stays the same when longer inputs are evaluated.
 
 With E = 64 and base 10,000 the rotated pairs are 13 of 32 for L_train = 256, 16 for 512 and 21 for 2048.
 

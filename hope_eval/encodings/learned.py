@@ -1,6 +1,6 @@
 """Learned: one vector for every position within the training length, added to the token embeddings.
 
-There is none for a position past the training length, and a model with this encoding cannot read further.
+Positions past the training length have no vector: a model with this encoding cannot read further.
 
 Source: Vaswani et al., 2017, arXiv 1706.03762, section 3.5 (and GPT-2).
 

@@ -3,8 +3,8 @@
     pair i turns by m * theta_i / lambda_i,   lambda_i = 1 for inputs within the training length, else `factor`
     logits are multiplied by 1 + ln(factor) / ln(L_train), at every length
 
-LongRoPE searches for a lambda_i of each pair. A checkpoint that has them (Phi-3, say) brings them in its config, and is
-read with them as it is: `native`. Put on another checkpoint, this is where that search starts: all lambda_i alike.
+LongRoPE searches for the lambda_i of each pair. A checkpoint with searched factors (Phi-3, say) has them in its config:
+read it with `native`. On any other checkpoint, this encoding is the start of that search: all lambda_i are equal.
 
 Source: Ding et al., 2024, arXiv 2402.13753.
 """
@@ -17,7 +17,7 @@ from hope_eval.encodings import Geometry, RopeExtension
 class LongRope(RopeExtension):
     """LongRoPE before its search.
 
-    factor: by how much longer inputs are interpolated.
+    factor: factor by which longer inputs are interpolated.
     """
 
     source = "2402.13753"

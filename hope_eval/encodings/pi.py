@@ -11,7 +11,7 @@ from hope_eval.encodings import Geometry, RopeExtension
 class Pi(RopeExtension):
     """Position interpolation.
 
-    factor: by how much the training length is stretched.
+    factor: factor by which the training length is stretched.
     """
 
     source = "2306.15595"

@@ -2,8 +2,8 @@
 
     logit(i, j) = q_i . k_j / sqrt(E) + b_h[bucket(i - j)]
 
-Half of the buckets hold one distance each, the others grow with the logarithm up to `max_distance`; all that is further
-shares the last. The scalars are shared by all layers. (T5 itself does not divide by sqrt(E); here all else is equal.)
+Half of the buckets hold one distance each, the others grow with the logarithm up to `max_distance`; larger distances
+share the last. The scalars are shared by all layers. (T5 itself does not divide by sqrt(E); here all else is equal.)
 
 Source: Raffel et al., 2020, arXiv 1910.10683, section 2.1.
 
@@ -21,8 +21,8 @@ from hope_eval.encodings import Geometry, PositionEncoding
 class T5(PositionEncoding):
     """Bucketed relative position bias.
 
-    buckets:      how many there are.
-    max_distance: tokens; from here on all share the last bucket.
+    buckets:      number of buckets.
+    max_distance: tokens; larger distances share the last bucket.
     """
 
     source = "1910.10683"

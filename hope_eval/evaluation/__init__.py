@@ -1,1 +1,1 @@
-"""The loop, what it measures, and what that takes."""
+"""The evaluation loop, its measurements, and their cost."""

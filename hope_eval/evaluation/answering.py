@@ -15,7 +15,7 @@ from hope_eval.task import Prompt, Question, Task
 def answered(
     model: LanguageModel, vocabulary: Vocabulary, task: Task, prompts: Sequence[Prompt]
 ) -> list[list[dict[str, Any]]]:
-    """Fields of every answer, by prompt and question: what came of it, and the facts of its question."""
+    """Fields of every answer, by prompt and question: its result, and the facts of its question."""
     answers_of = _graded(model, vocabulary, task, prompts) if task.n_new else _scored(model, vocabulary, prompts)
     return [
         [{"meta": _meta(question), **answer} for question, answer in zip(prompt.questions, answers, strict=True)]
@@ -58,7 +58,7 @@ def _graded(
 
 
 def _facts(score: Score, stops: set[int]) -> dict[str, Any]:
-    """What came of an answer that was scored token by token."""
+    """Fields of an answer that was scored token by token."""
     target, greedy = score.target.tolist(), score.greedy.tolist()
     first_error, kind = error_kind(target, greedy, list(stops))
     facts: dict[str, Any] = {

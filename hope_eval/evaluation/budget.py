@@ -1,4 +1,4 @@
-"""Budget: what of a plan fits into so many seconds.
+"""Budget: the part of a plan that fits into a number of seconds.
 
 Kept in this order: fewer samples of everything, down to a quarter and to five of them; then without the longest
 lengths; then without controls. Samples fill the time that this leaves.
@@ -15,20 +15,20 @@ from hope_eval.evaluation.jobs import Choice
 from hope_eval.evaluation.plan import Plan, duration
 from hope_eval.lengths import short_length
 
-# What a budget leaves of the samples: a quarter, and no fewer than five.
+# Fewest samples under a budget: a quarter of them, and no fewer than five.
 _FLOOR_SHARE = 4
 _FEWEST_SAMPLES = 5
 
-# How finely the share of samples is searched for.
+# Precision of the share of samples.
 _PRECISION = 1 / 128
 
 Choices = list[Choice | None]
 
 
 def within(plan: Plan, budget: float) -> Plan:
-    """What of a plan takes at most `budget` seconds.
+    """The part of a plan that takes at most `budget` seconds.
 
-    Raises OptionError if the least of it takes longer.
+    Raises OptionError if even the smallest part takes longer.
     """
     if any(subject.speed is None for subject in plan.subjects):
         raise OptionError("a budget needs a speed", "state it with --tflops, or leave --no-benchmark out")
@@ -48,7 +48,7 @@ def within(plan: Plan, budget: float) -> Plan:
 
 
 def _smaller(plan: Plan) -> Iterator[tuple[Choices, list[str]]]:
-    """Choices that take less and less, with all their samples, and what they lack."""
+    """Smaller and smaller choices, each with all its samples and a list of what was dropped."""
     choices = list(plan.choices)
     names = [jobs[0].measurement.name for jobs in plan.jobs]
     words: list[str] = []
@@ -83,7 +83,7 @@ def _filled(plan: Plan, choices: Choices, budget: float) -> Choices:
 
 
 def _fewer(plan: Plan, chosen: Choices) -> list[str]:
-    """Which entries have fewer samples than planned, in words."""
+    """Entries with fewer samples than planned, in words."""
     fewer: dict[str, list[str]] = {}
     for jobs, before, after in zip(plan.jobs, plan.choices, chosen, strict=True):
         if before and after and after.n < before.n:

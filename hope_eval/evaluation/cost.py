@@ -1,4 +1,4 @@
-"""What a forward takes: operations and bytes, from the shape of a model.
+"""Cost of a forward: operations and bytes, from the shape of a model.
 
 Operations are those of matrix products, two for a multiplication with an addition:
 
@@ -6,7 +6,7 @@ Operations are those of matrix products, two for a multiplication with an additi
 
 W weights that every token is multiplied by, R tokens read, P pairs of a query and a key that it may look at (of all
 layers: half of the square of the length, or what a window leaves), S tokens scored. Element-wise work is not counted,
-nor is a bias of the encoding; seconds have both, since they are fitted to what the benchmark took.
+nor is a bias of the encoding; seconds include both, since they are fitted to the benchmark.
 
 Memory is the most that a forward holds beside the weights, in numbers:
 
@@ -46,7 +46,7 @@ Kind = Literal["score", "context", "answers", "step"]
 
 @dataclass(frozen=True)
 class Shape:
-    """What of a model its operations and its memory follow from.
+    """Facts of a model that decide its operations and its memory.
 
     n_bytes:      of the weights.
     n_linear:     weights that every token is multiplied by, those of the head apart.
@@ -80,7 +80,7 @@ class Shape:
         decoder, head = get_decoder(), getattr(module, "get_output_embeddings", lambda: None)()
         if config is None or decoder is None or head is None or not hasattr(config, "num_hidden_layers"):
             raise OptionError(
-                f"nothing tells the shape of {type(module).__name__}", "a plan needs a causal model of transformers"
+                f"the shape of {type(module).__name__} is unknown", "a plan needs a causal model of transformers"
             )
         looked_up = {id(p) for part in decoder.modules() if isinstance(part, nn.Embedding) for p in part.parameters()}
         encodings = [part for part in decoder.modules() if isinstance(part, PositionEncoding)]
@@ -144,20 +144,20 @@ class Shape:
             layer += number * 2 * forward.rows * n_keys * heads
         looks_back = any(window is not None and window < n_keys for window in self.windows)
         if (forward.n_past or looks_back) and not cuda:
-            # The mask, and what the kernel makes of it.
+            # The mask, and the kernel's copy of it.
             layer += forward.n_read * n_keys * (1 + number)
         rows = min(forward.n_read, max(16, BLOCK_NUMBERS // (self.n_heads * n_keys)))
         layer += rows * n_keys * (self.pair_bytes + self.kept_bytes)
-        # Inputs that are read side by side are scored one after the other but on a GPU, answers all together.
+        # A GPU scores inputs together, a CPU one after the other. Answers are always scored together.
         apart = forward.kind == "score" and not cuda
         n_scored = math.ceil(forward.n_scored / forward.rows) if apart else forward.n_scored
         n_chunk = min(n_scored, chunk_size(device_type, self.vocab_size))
-        # Logits, their softmax in float32, and a copy in float32 if they are not; a fused kernel does with the first.
+        # Logits, their softmax in float32, and a float32 copy of other types; a fused kernel needs only the logits.
         made = 0 if cuda else 4 if number == 4 else 8
         logits = n_chunk * self.vocab_size * (number + made)
         if self.full_logits:
             logits += n_tokens * self.vocab_size * number
-        # Hidden states, and on a GPU those that are scored, of all inputs one after the other.
+        # Hidden states; on a GPU also those that are scored, of all inputs.
         together = n_scored if cuda and forward.kind == "score" and forward.rows > 1 else 0
         after = number * (n_tokens + together) * self.d_model + logits
         kept = 0 if forward.kind == "score" else self.kept_token_bytes * (forward.rows * n_keys + forward.n_beside)
@@ -191,9 +191,9 @@ class Forward:
 
 
 def free_memory(device: torch.device, n_loaded: int) -> float | None:
-    """Bytes that weights and forwards may take on a device; None if it is not there, or does not tell.
+    """Bytes that weights and forwards may take on a device; None if this machine lacks it, or its memory is unknown.
 
-    n_loaded: bytes of the weights, if they are there already.
+    n_loaded: bytes of the weights, if they are loaded already.
     """
     if device.type == "cuda":
         if not torch.cuda.is_available():

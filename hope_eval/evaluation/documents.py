@@ -12,28 +12,28 @@ from hope_eval.errors import CorpusError
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.runs.token_store import TokenizedDocument, n_words
 
-# How many documents are tokenised in one go; the tokenizer works on them in parallel.
+# Documents that are tokenised at once, in parallel.
 _TOKENIZED_AT_ONCE = 8
 
-# Where only the first tokens of a text are needed, so much of it is tokenised; if that is too little, four times as
-# much. What is kept ends so many bytes before the cut, at least.
+# If only the first tokens of a text are needed: characters that are tokenised for each (four times as many if that is
+# too little), and bytes before the cut whose tokens are dropped, at least.
 _CHARACTERS_OF_A_TOKEN = 5
 _MARGIN = 4096
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """The documents of a run, and what was left out to get them.
+    """The documents of a run, and the number of those left out.
 
     documents: long enough, in order of the sample.
-    n_short:   documents that were looked at and are too short.
+    n_short:   documents that are too short.
     """
 
     documents: list[TokenizedDocument]
     n_short: int
 
 
-# The last choice: models that are compared mostly share their tokenizer.
+# The last choice of documents is kept: compared models mostly share their tokenizer.
 _chosen: dict[tuple[object, ...], Chosen] = {}
 
 
@@ -101,7 +101,7 @@ def _heads(model: LanguageModel, texts: list[str], n: int) -> list[tuple[np.ndar
     """The first n tokens of each text, as `encode` gives them: some documents have many megabytes.
 
     A tokenizer splits a text into words, numbers and runs of blanks. It is cut between two of them, so only tokens
-    just before the cut can differ from those of the whole text. A tokenizer that does not tell the bytes of its tokens
+    just before the cut can differ from those of the whole text. A tokenizer that does not give the bytes of its tokens
     reads the whole text.
     """
     heads_of: dict[int, tuple[np.ndarray, np.ndarray | None]] = {}

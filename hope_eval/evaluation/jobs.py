@@ -1,10 +1,10 @@
-"""Jobs: a measurement on a model, and what any choice of its lengths, samples and controls takes.
+"""Jobs: a measurement on a model, and the cost of any choice of its lengths, samples and controls.
 
     batches    those of the loop
     forwards   of a batch, as the model makes them: windows side by side, copies of contexts, steps of generation
     cost       tokens, operations, memory and seconds of forwards
 
-A few prompts of each length are drawn; the others are taken to be as long as these, in turn.
+A few prompts of each length are drawn; the others are assumed to have the same lengths, in turn.
 """
 
 import itertools
@@ -28,18 +28,18 @@ from hope_eval.model.contexts import branches_of, contexts_copied
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Prompt
 
-# Prompts that are drawn of each length and control, at least: as many as have so many tokens.
+# Prompts of each length and control that are drawn, at least, and their tokens.
 _N_DRAWN, _TOKENS_DRAWN = 4, 1 << 19
 
 
 @dataclass(frozen=True)
 class Subject:
-    """A model of which a run is planned.
+    """A model in a plan.
 
-    place:   the type of its device, or of the device that is planned for.
+    place:   the type of its device, or of the device in the plan.
     free:    bytes that weights and forwards may take; None: unknown.
     speed:   None: unknown.
-    loading: seconds that it took to load.
+    loading: seconds of loading it.
     """
 
     model: LanguageModel
@@ -60,7 +60,7 @@ class Subject:
 
 @dataclass
 class Cost:
-    """What forwards take.
+    """Cost of forwards.
 
     peak: bytes, including the weights.
     """
@@ -87,7 +87,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Choice:
-    """What of an entry is measured: lengths, samples of each, and whether its controls are."""
+    """The part of an entry that is measured: lengths, samples of each, and whether its controls are measured."""
 
     lengths: Lengths
     n: int
@@ -98,7 +98,7 @@ class Choice:
 class Job(ABC):
     """An entry on a model.
 
-    setup:  seconds that it took to prepare.
+    setup:  seconds of preparing it.
     """
 
     subject: Subject
@@ -108,7 +108,7 @@ class Job(ABC):
     setup: float = 0.0
 
     def in_tokens(self, choice: Choice) -> tuple[int, ...]:
-        """Those lengths of a choice that are read."""
+        """Lengths of a choice that are read."""
         lengths = self.measurement.lengths
         if self.entry.lengths is Entry.lengths:
             # All models are read at the lengths of the first.
@@ -127,11 +127,11 @@ class Job(ABC):
         """Forwards of a choice, as the loop makes them."""
 
     def other_seconds(self, choice: Choice) -> float:
-        """Seconds of what is not a forward."""
+        """Seconds besides forwards."""
         return 0.0
 
     def cost(self, choice: Choice) -> Cost:
-        """What a choice takes."""
+        """Cost of a choice."""
         cost, forwards = Cost(), self.forwards(choice)
         for forward, n in forwards.items():
             cost.add(self.subject, forward, n)
@@ -140,7 +140,7 @@ class Job(ABC):
         return cost
 
     def too_long(self, choice: Choice) -> dict[int, int]:
-        """Lengths that do not fit in memory, and the bytes that they would take."""
+        """Lengths that do not fit in memory, and the bytes that they need."""
         forwards = {
             length: Forward("score", 1, length, n_scored=length)
             for length in self.in_tokens(choice)
@@ -153,7 +153,7 @@ class Job(ABC):
         }
 
     def holes(self, choice: Choice) -> Iterator[str]:
-        """What of a choice is not measured: too long for memory, or for the model."""
+        """Notes on lengths that are left out: too long for memory, or for the model."""
         model, free = self.subject.model, self.subject.free
         for length, n_bytes in self.too_long(choice).items():
             yield (
@@ -215,7 +215,7 @@ class QuestionsJob(Job):
         forwards: Counter[Forward] = Counter()
         for series, batches in itertools.groupby(self.batches(choice), key=lambda batch: batch[0]):
             prompts, _ = self.prompts_of(series)
-            # Many batches are alike: they are looked at once.
+            # Many batches are alike: each kind is counted once.
             alike = Counter(tuple(number % len(prompts) for number in numbers) for _, numbers in batches)
             for chosen, n in alike.items():
                 for forward, k in Counter(self._forwards_of([prompts[number] for number in chosen])).items():
@@ -223,7 +223,7 @@ class QuestionsJob(Job):
         return forwards
 
     def holes(self, choice: Choice) -> Iterator[str]:
-        """Too short for the task, too; and what an estimate of generation is."""
+        """Also notes on lengths too short for the task, and on generation: its cost is an upper bound."""
         yield from super().holes(choice)
         name, needed, n_new = self.measurement.name, self.measurement.needed, self.measurement.task.n_new
         for length in self.in_tokens(choice):
@@ -277,5 +277,5 @@ class QuestionsJob(Job):
             )
 
 
-# How forwards are counted, by what is measured.
+# The job of each kind of measurement, which counts its forwards.
 JOBS: dict[type[Measurement[Any, Any]], type[Job]] = {Perplexity: PerplexityJob, Questions: QuestionsJob}

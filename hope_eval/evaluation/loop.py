@@ -1,11 +1,11 @@
 """The one evaluation loop: measurement -> batches -> model -> records of a run.
 
-    Measurement   what is measured: perplexity of a protocol, or questions of a task
+    Measurement   perplexity of a protocol, or questions of a task
     Series        samples in random order: documents, or contexts of one length
-    Holdings      what a run holds of a measurement
+    Holdings      the part of a measurement that a run holds
     measure       open or make the run, read the batches that it lacks, append their records as they come
 
-Batches are cut before anyone looks into the run, and a batch is read whole or not at all. So a resumed run adds up the
+Batches are cut before the run is read, and a batch is read whole or not at all. So a resumed run adds up the
 same numbers in the same order as a run that was never interrupted.
 """
 
@@ -54,7 +54,7 @@ BatchT = TypeVar("BatchT")
 
 
 class Holdings(ABC, Generic[SeriesT, BatchT]):
-    """What a run holds of a measurement, kept up to date as records are added."""
+    """The part of a measurement that a run holds, kept up to date as records are added."""
 
     store: RunStore
 
@@ -72,18 +72,18 @@ class Holdings(ABC, Generic[SeriesT, BatchT]):
 
     @abstractmethod
     def is_known(self, series: SeriesT, n: int, until: Until) -> bool:
-        """Whether the first n samples of a series make an interval that is narrow enough."""
+        """Whether the interval over the first n samples of a series is narrow enough."""
 
     @abstractmethod
     def n_held(self, series: SeriesT, n: int, n_most: int, limit: float) -> int:
-        """Samples of a series that are here, n_most at most: n were just measured, and more may have been here before.
+        """Samples of a series that the run holds, at most n_most: n just measured, perhaps more of earlier sessions.
 
         limit: reads of that many tokens or more do not fit in memory.
         """
 
 
 class Measurement(ABC, Generic[SeriesT, BatchT]):
-    """What the loop measures, in the tokens of one model. It keeps no model: results outlive models.
+    """A measurement in the tokens of one model. It keeps no model: results outlive models.
 
     lengths:    columns of its table.
     max_length: the end of the model's learned position table; None: it has none. Longer lengths are holes in the table.
@@ -95,7 +95,7 @@ class Measurement(ABC, Generic[SeriesT, BatchT]):
     @property
     @abstractmethod
     def name(self) -> str:
-        """As it is given to `hope-eval plan --task`."""
+        """Its name for `hope-eval plan --task`."""
 
     @property
     @abstractmethod
@@ -109,11 +109,11 @@ class Measurement(ABC, Generic[SeriesT, BatchT]):
 
     @abstractmethod
     def smaller(self, lengths: Sequence[int], n_samples: int, controls: bool) -> Self:
-        """The same with fewer of its lengths or samples, or without controls: what a plan leaves of it."""
+        """The same with fewer lengths or samples, or without controls: the part of it in a plan."""
 
     @abstractmethod
     def identity(self, model: LanguageModel) -> dict[str, Any]:
-        """All that the records follow from. The run is named by its hash."""
+        """Everything that decides the records. The run is named by its hash."""
 
     @abstractmethod
     def provenance(self, model: LanguageModel) -> dict[str, Any]:
@@ -121,7 +121,7 @@ class Measurement(ABC, Generic[SeriesT, BatchT]):
 
     @abstractmethod
     def holdings(self, store: RunStore) -> Holdings[SeriesT, BatchT]:
-        """What a run holds of it."""
+        """The part of it that a run holds."""
 
     @abstractmethod
     def batches(
@@ -138,7 +138,7 @@ class Measurement(ABC, Generic[SeriesT, BatchT]):
 
     @abstractmethod
     def read(self, model: LanguageModel, batch: BatchT) -> Iterable[NewRecord]:
-        """Read a batch, and make its records. Raises OutOfMemory for one that does not fit."""
+        """Read a batch, and make its records. Raises OutOfMemory if it does not fit."""
 
     @abstractmethod
     def lost(self, batch: BatchT, error: OutOfMemory) -> tuple[Record, int]:
@@ -156,11 +156,11 @@ class Measurement(ABC, Generic[SeriesT, BatchT]):
         return ()
 
     def n_most(self, series: SeriesT, n_measured: Mapping[SeriesT, int]) -> int:
-        """Samples of a series at most, when so many of the series before it were measured."""
+        """Most samples of a series, given the number measured of the series before it."""
         return series.n
 
     def place(self, series: SeriesT) -> dict[str, Any]:
-        """Fields that tell the `until` record of a series from those of others."""
+        """Fields that identify the `until` record of a series."""
         return {}
 
     @abstractmethod
@@ -171,7 +171,7 @@ class Measurement(ABC, Generic[SeriesT, BatchT]):
         """
 
     def all_batches(self, device_type: str, until: Until | None, limit: float = math.inf) -> Iterator[BatchT]:
-        """All batches, in order; with `until`, those of a run that does not end early."""
+        """All batches, in order; with `until`, cut at its checks, as if no series ended early."""
         for series in self.series:
             for start, stop in stopping.stages(series.n, until):
                 yield from self.batches(series, start, stop, device_type, limit)
@@ -187,15 +187,15 @@ def measure(
     until: Until | None = None,
     command: str = "",
 ) -> RunStore:
-    """Measure in the run of that identity below `root`: a new run, or one that is resumed.
+    """Measure in the run of that identity below `root`, which is new or resumed.
 
     progress: called at the start and after every batch.
     ranks:    the processes that share the batches out.
-    until:    when a series is known well enough; None: all samples are measured.
-    command:  what resumes the run, for people.
+    until:    ends a series when its interval is narrow enough; None: all samples are measured.
+    command:  resumes the run, for people.
 
-    Raises StoreError if the run cannot be written, and whatever `read` raises but OutOfMemory: a read that does not fit
-    in memory is noted in the run, and shorter reads go on.
+    Raises StoreError if the run cannot be written, and any error of `read` but OutOfMemory: the run records a read that
+    does not fit in memory, and shorter reads continue.
     """
     provenance = {**measurement.provenance(model), **origin(model.device, command)}
     with ranks.writing(root, measurement.identity(model), provenance) as store:
@@ -210,7 +210,7 @@ class _Loop(Generic[SeriesT, BatchT]):
     """The work on one run.
 
     done:     tokens of batches that the run holds.
-    total:    these, and the tokens that this process is still to read.
+    total:    these, and the tokens that this process has yet to read.
     limit:    reads of that many tokens or more do not fit in memory.
     n_read:   tokens that were read in this session, in n_batches.
     """
@@ -227,7 +227,7 @@ class _Loop(Generic[SeriesT, BatchT]):
 
     @contextlib.contextmanager
     def session(self, command: str) -> Iterator[None]:
-        """Note in the end what the reads of this process took, if there were any."""
+        """At the end, record time and memory of the reads of this process, if there were any."""
         work = Session(self.model.device, command)
         try:
             yield
@@ -251,7 +251,7 @@ class _Loop(Generic[SeriesT, BatchT]):
         self.progress(self.done, self.done)
 
     def _read_until(self, series: SeriesT, n_most: int, until: Until) -> int:
-        """Measure a series until it is known well enough, and note where that was."""
+        """Measure a series until its interval is narrow enough, and record where it ended."""
         measurement, holdings = self.measurement, self.holdings
         stop, is_known = 0, False
         for start, stop in stopping.stages(n_most, until):
@@ -259,7 +259,7 @@ class _Loop(Generic[SeriesT, BatchT]):
             is_known = holdings.is_known(series, stop, until)
             if is_known:
                 break
-        # Samples that were there already are not cut.
+        # Samples of earlier sessions are kept.
         n = holdings.n_held(series, stop, n_most, self.limit)
         place = measurement.place(series)
         ended = until.ended(n, n_most, is_known, **place)
@@ -317,12 +317,12 @@ class _Loop(Generic[SeriesT, BatchT]):
 
 
 def batch_size(device_type: str, n_read: int) -> int:
-    """Inputs of that many tokens that are read side by side."""
+    """Number of inputs of that many tokens that are read side by side."""
     return max(1, BATCH_TOKENS.get(device_type, 0) // n_read)
 
 
 def identity_of(model: LanguageModel) -> dict[str, Any]:
-    """All of a model that its scores follow from."""
+    """Everything about a model that decides its scores."""
     return {
         "model": model.name,
         "encoding": model.encoding,

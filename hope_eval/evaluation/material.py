@@ -1,4 +1,4 @@
-"""Material: the texts or examples that a measurement is made from, besides its parameters."""
+"""Material: the texts or examples of a measurement."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -47,9 +47,9 @@ def vocabulary_for(
 ) -> Vocabulary:
     """The tokenizer of a model as a task sees it.
 
-    chat: whether prompts go into the chat template; None: if there is one and the task is asked in words.
+    chat: whether prompts go into the chat template; None: if the tokenizer has one and the task is in words.
 
-    Raises OptionError if there is no template, or no prefix token of that kind.
+    Raises OptionError if the tokenizer has no template, or no prefix token of that kind.
     """
     if chat is None:
         chat = task.chat and bool(getattr(tokenizer, "chat_template", None))
@@ -60,14 +60,14 @@ def vocabulary_for(
 def material_for(what: What, data: str | None, text_field: str, label_field: str) -> tuple[What, Material]:
     """A task or protocol as it uses the data, and the texts or examples that it needs.
 
-    data: what a user gives; None: the sources of Python's standard library for all that needs texts.
+    data: the user's data; None: the sources of Python's standard library, where texts are needed.
 
     Raises OptionError for data that a task cannot use, CorpusError for files that cannot be read.
     """
     if what.uses == "examples":
         return what, Material(examples=load_labelled(data, text_field, label_field)) if data else Material()
     if data is not None and not what.uses:
-        raise OptionError(f"`{what}` makes all it needs by itself, and takes no --data", "leave --data out")
+        raise OptionError(f"`{what}` generates its texts, and takes no --data", "leave --data out")
     if data is not None and "haystack" in {field.name for field in dataclasses.fields(what)}:
         what = dataclasses.replace(what, haystack="text")  # type: ignore[call-arg]
     needs_texts = what.uses == "text" and getattr(what, "haystack", "text") == "text"

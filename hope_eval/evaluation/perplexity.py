@@ -1,4 +1,4 @@
-"""Perplexity of documents by a protocol: what the loop needs to measure it.
+"""Perplexity of documents by a protocol, as a measurement of the loop.
 
 documents -> windows of every cell, merged -> batches of windows of one length -> nll of each token scored
 """
@@ -40,10 +40,10 @@ Batch = list[tuple[TokenizedDocument, Window]]
 class Perplexity(Measurement[Series, Batch]):
     """Perplexity of documents, in the tokens of a model.
 
-    protocol:    whose windows begin with a prefix token if the model has one.
+    protocol:    its windows begin with a prefix token if the model has one.
     documents:   in order of the sample.
-    n_too_short: documents that were looked at and left out.
-    prefix:      the token that is read before a window; None: there is none.
+    n_too_short: documents that were left out.
+    prefix:      the token that is read before a window; None: no token.
     max_length:  the end of the model's learned position table; None: it has none. Cells beyond it are not read.
     """
 
@@ -72,14 +72,14 @@ class Perplexity(Measurement[Series, Batch]):
     ) -> "Perplexity":
         """Choose the documents of a measurement.
 
-        n_documents: at most; None: all that are long enough.
-        minimum:     at least.
+        n_documents: most documents; None: all that are long enough.
+        minimum:     fewest documents.
 
         Raises CorpusError, LengthError or OptionError.
         """
         token = model.prefix_token(prefix)
         protocol = replace(protocol, prefixed=token is not None)
-        # Cells beyond a learned position table are holes in the table, unless there is no other cell.
+        # Cells beyond a learned position table stay empty, unless there is no other cell.
         model.check_length(min(cell.length for cell in protocol.cells(lengths)))
         needed, whole = protocol.document_tokens(lengths), protocol.reads_whole(lengths)
         chosen = documents.choose(model, corpus, needed, n_documents, minimum, seed, whole=whole)
@@ -95,7 +95,7 @@ class Perplexity(Measurement[Series, Batch]):
 
     @property
     def series(self) -> Sequence[Series]:
-        """One: all documents, for all lengths together."""
+        """One series: all documents, for all lengths together."""
         return [Series(len(self.documents))]
 
     @cached_property
@@ -114,7 +114,7 @@ class Perplexity(Measurement[Series, Batch]):
         return replace(self, lengths=tuple(lengths), documents=self.documents[:n_samples])
 
     def identity(self, model: LanguageModel) -> dict[str, Any]:
-        """All that the records follow from."""
+        """Everything that decides the records."""
         return {
             "task": PPL,
             "version": perplexity.VERSION,
@@ -162,12 +162,12 @@ class Perplexity(Measurement[Series, Batch]):
         return batches
 
     def windows(self, document: TokenizedDocument) -> Iterator[Window]:
-        """Windows of all cells, with those that longer ones cover."""
+        """Windows of all cells, including those that longer ones cover."""
         for cell in self.cells:
             yield from cell.reads(len(document.ids))
 
     def n_tokens(self, batch: Batch) -> int:
-        """Tokens of all windows, prefixes counted."""
+        """Tokens of all windows, prefixes included."""
         return sum(window.n_read for _, window in batch)
 
     def read(self, model: LanguageModel, batch: Batch) -> Iterator[NewRecord]:
@@ -219,21 +219,21 @@ class HeldTokens(TokenStore, Holdings[Series, Batch]):
         self.measurement = measurement
 
     def missing(self, batch: Batch) -> list[Hashable]:
-        """Windows whose nll is not here."""
+        """Windows whose nll the run lacks."""
         return [WINDOW.piece_of(d.id, window) for d, window in batch if not self.covers(d.id, window)]
 
     def first_records(self) -> Iterator[NewRecord]:
-        """Documents up to the last one with windows here: a process that died may have left windows without them."""
+        """Number of documents up to the last one with windows: a killed process may leave windows without one."""
         (series,) = self.measurement.series
         return self.measurement.sample_records(series, 0, self.n_begun(self.measurement.documents))
 
     def is_known(self, series: Series, n: int, until: Until) -> bool:
-        """Whether every cell with a number is known well enough from the first n documents."""
+        """Whether the interval of every cell with a number is narrow enough on the first n documents."""
         ids = [document.id for document in self.measurement.documents[:n]]
         return perplexity.is_narrow(self, self.measurement.cells, ids, until)
 
     def n_held(self, series: Series, n: int, n_most: int, limit: float) -> int:
-        """The first n documents, and those after them whose windows are all here."""
+        """The first n documents, and later ones whose windows are all in the run."""
         documents = self.measurement.documents
         while n < n_most and all(
             self.covers(documents[n].id, window)

@@ -1,4 +1,4 @@
-"""Plan: what a run takes before it starts: tokens, operations, memory, seconds.
+"""Plan: tokens, operations, memory and seconds of a run before it starts.
 
 entries x models  ->  jobs                the measurements of the run, and their batches
 batches           ->  forwards            as the model makes them, see `jobs.py`
@@ -29,11 +29,11 @@ from hope_eval.runs.kinds import PPL
 
 @dataclass(frozen=True)
 class Plan:
-    """Jobs, and what is chosen of each entry.
+    """Jobs, and the choice of each entry.
 
     jobs:    of each entry, one for each model.
     choices: None for an entry that a budget dropped.
-    dropped: what a budget dropped, in words.
+    dropped: parts that a budget dropped, in words.
     """
 
     entries: tuple[Entry, ...]
@@ -77,7 +77,7 @@ class Plan:
         return loading + sum(job.cost(choice).seconds for job, choice in plan.chosen_jobs())
 
     def notes(self) -> list[str]:
-        """What a reader must know, one fact a line."""
+        """Notes for the reader, one a line."""
         notes = []
         for subject in self.subjects:
             model, speed = subject.model, subject.speed
@@ -95,9 +95,9 @@ def planned(
 ) -> Plan:
     """The plan of measuring entries on models.
 
-    models: loaded, and timed by a few short forwards; with `outline` among how they are loaded, neither.
-    tflops: of a device that is not timed; None: then seconds are unknown.
-    memory: bytes of the device; None: what is free on it, if it is there.
+    models: loaded, and timed by a few short forwards; with the option `outline`, neither.
+    tflops: of a device that is not timed; None: seconds are unknown.
+    memory: bytes of the device; None: its free memory, if this machine has it.
 
     Raises any of the errors of this project.
     """
@@ -137,7 +137,7 @@ def planned(
 def _subject(
     model: LanguageModel, models: Models, memory: float | None, speed: Speed | None, loading: float
 ) -> Subject:
-    """A model with its shape and memory, on the device that is planned for."""
+    """A model with its shape and memory, on the device of the plan."""
     outline = models.is_outline
     place = planned_device(models.how.get("device", "auto")) if outline else model.device
     shape = replace(Shape.of(model.module), full_logits=model.reading.head == "full")
@@ -178,10 +178,10 @@ def duration(seconds: float) -> str:
 
 
 def commands(plan: Plan) -> list[tuple[list[str], bool]]:
-    """Commands that measure what is left of a plan, and whether each is given the texts of a user.
+    """Commands that measure a plan, and whether each takes the texts of a user.
 
-    They are words, without models and how those are read. Of several entries, each uses the texts that it can; a
-    command with one task refuses texts that it cannot use.
+    A command is a list of words, without models and their options. Of several entries, each uses the texts that it can;
+    a command with one task refuses texts that it cannot use.
     """
     groups: dict[tuple[bool, tuple[str, ...]], list[str]] = {}
     for entry, choice in zip(plan.entries, plan.choices, strict=True):

@@ -1,4 +1,4 @@
-"""Samples of tasks, as text for people: what is read, what is asked, what is right."""
+"""Samples of tasks, as text for people: context, questions and right answers."""
 
 import dataclasses
 from dataclasses import dataclass

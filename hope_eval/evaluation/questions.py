@@ -1,8 +1,8 @@
-"""Questions of a task on contexts of growing length: what the loop needs to ask them.
+"""Questions of a task on contexts of growing length, as a measurement of the loop.
 
     lengths -> series of contexts, controls too -> batches of contexts -> answers, scored or written and graded
 
-Lengths ascend, controls come first: a model that fails with nothing else in the context is found out at once.
+Lengths ascend, controls come first: a model that fails with nothing else in the context shows it at once.
 """
 
 import math
@@ -34,17 +34,17 @@ from hope_eval.runs.records.oom import OOM
 from hope_eval.runs.store import RunStore
 from hope_eval.task import Prompt, Task, generator
 
-# Questions of a column, where nobody says how many contexts: an interval then reaches 5 points to either side at most.
+# Questions of a column without --samples: its interval then reaches at most 5 points to either side.
 N_QUESTIONS = 400
 
-# Controls are asked on a share of the contexts: they are rarely anywhere near the middle.
+# Controls are asked on one context in this many: their scores are rarely near 0.5, so their intervals are narrow.
 _CONTROL_SHARE = 4
 _FEWEST_CONTROLS = 4
 
 # A step of generation takes as long for many prompts as for few, so generation batches are this many times larger.
 _WRITTEN_TOGETHER = 4
 
-# Whose prompts are as short as they go.
+# Controls with the shortest prompts.
 _SHORT_CONTROLS = ("ceiling", "last")
 
 
@@ -67,7 +67,7 @@ class Contexts(Series):
         return 0 if self.control in _SHORT_CONTROLS else self.length
 
 
-# By tokenizer, task and texts: the least length of all contexts.
+# The least length of all contexts, by tokenizer, task and texts.
 _tokens_needed: dict[tuple[object, ...], int] = {}
 
 # Contexts that are asked about together, by their numbers.
@@ -79,10 +79,10 @@ class Questions(Measurement[Contexts, Batch]):
     """Questions of a task, in the tokens of a model.
 
     lengths:    columns of the table.
-    n_contexts: contexts of each length, at most.
+    n_contexts: most contexts of each length.
     controls:   whether the controls of the task are asked too.
-    needed:     tokens that every context fits into; shorter lengths are holes in the table.
-    max_length: the end of the model's learned position table; None: it has none. Longer lengths are holes too.
+    needed:     tokens that every context fits into; shorter lengths stay empty in the table.
+    max_length: the end of the model's learned position table; None: it has none. Longer lengths stay empty, too.
     """
 
     task: Task
@@ -109,10 +109,10 @@ class Questions(Measurement[Contexts, Batch]):
         chat: bool | None = None,
         prefix: PrefixPolicy = "auto",
     ) -> "Questions":
-        """Find out how many contexts there are, and which lengths are long enough.
+        """Find the number of contexts, and the lengths that are long enough.
 
         n_contexts: of each length; None: as many as make 400 questions.
-        chat:       whether prompts go into the chat template; None: if the task is asked in words and there is one.
+        chat:       whether prompts go into the chat template; None: if the task is in words and the tokenizer has one.
 
         Raises LengthError, OptionError or TaskError.
         """
@@ -162,7 +162,7 @@ class Questions(Measurement[Contexts, Batch]):
         return replace(self, lengths=tuple(lengths), n_contexts=n_samples, controls=controls)
 
     def identity(self, model: LanguageModel) -> dict[str, Any]:
-        """All that the records follow from."""
+        """Everything that decides the records."""
         return {
             "task": str(self.task),
             "version": self.task.version,
@@ -263,13 +263,13 @@ class HeldAnswers(Holdings[Contexts, Batch]):
             self._index(record)
 
     def missing(self, batch: Batch) -> list[Hashable]:
-        """Contexts of which an answer is not here."""
+        """Contexts with an answer that the run lacks."""
         series, numbers = batch
         contexts = [(series.nominal, series.control, number) for number in numbers]
         return [context for context in contexts if context not in self._whole]
 
     def add(self, record: Record, **arrays: np.ndarray) -> None:
-        """Append a record, unless it is here; what may repeat is always appended."""
+        """Append a record, unless the run holds it; records that may repeat are always appended."""
         if self.store.kind.key(record) not in self._keys:
             self.store.append(record, **arrays)
             self._index(record)
@@ -293,13 +293,13 @@ class HeldAnswers(Holdings[Contexts, Batch]):
                 yield INFEASIBLE.record(length, needed), {}
 
     def is_known(self, series: Contexts, n: int, until: Until) -> bool:
-        """Whether the first n contexts are here, and the interval of the main metric on them is narrow enough."""
+        """Whether the run holds the first n contexts, and their interval of the main metric is narrow enough."""
         answered = self._answered(series)
         first = answered.on([name for name in answered.names if int(name) < n])
         return len(first.names) == n and until.is_met(first)
 
     def n_held(self, series: Contexts, n: int, n_most: int, limit: float) -> int:
-        """Contexts below `n_most` that are here with all their answers."""
+        """Contexts below `n_most` that the run holds with all their answers."""
         return sum(int(name) < n_most for name in self._answered(series).names)
 
     def _answered(self, series: Contexts) -> Clusters:
@@ -320,7 +320,7 @@ def default_contexts(task: Task, vocabulary: Vocabulary, lengths: Sequence[int],
 def tokens_needed(task: Task, vocabulary: Vocabulary, n: int, seed: int, shared: Hashable = None) -> int:
     """The least length that all of n prompts can be put into.
 
-    shared: names the tokenizer and the texts; models that share them share the result. None: it is not kept.
+    shared: names the tokenizer and the texts; models that share them share the result. None: the result is not kept.
     """
     key = (shared, task, task.n_new, *vocabulary.start, None, *vocabulary.end, n, seed)
     if shared is None or key not in _tokens_needed:
@@ -329,7 +329,7 @@ def tokens_needed(task: Task, vocabulary: Vocabulary, n: int, seed: int, shared:
 
 
 def _n_controls(n: int) -> int:
-    """Contexts of a control, where its length has n."""
+    """Number of contexts of a control whose length has n."""
     return min(n, max(_FEWEST_CONTROLS, n // _CONTROL_SHARE))
 
 

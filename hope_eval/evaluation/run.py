@@ -2,7 +2,7 @@
 
     entries x models x encodings  ->  a run on disk each  ->  a table each
 
-Misspelt names are found before any model is loaded, broken checkpoints before anything is measured.
+Misspelt names are errors before any model is loaded, broken checkpoints before anything is measured.
 """
 
 import contextlib
@@ -32,13 +32,13 @@ from hope_eval.runs.columns import Progress
 from hope_eval.runs.processes import ALONE, Ranks
 from hope_eval.runs.store import RunStore
 
-# Documents of a perplexity, where nobody says how many.
+# Documents of a perplexity without --samples.
 N_DOCUMENTS = 10
 
-# The same, where they end when enough is known: as many as there are questions of a task.
+# The same with --until-ci: as many as a task has questions.
 MOST_DOCUMENTS = questions.N_QUESTIONS
 
-# From the title of a piece of work to what is called with its progress, as long as it goes on.
+# From the title of a piece of work to a function that is called with its progress.
 ProgressBar = Callable[[str], contextlib.AbstractContextManager[Progress]]
 
 Prepared = tuple[Entry, Material]
@@ -46,14 +46,14 @@ Prepared = tuple[Entry, Material]
 
 @dataclass(frozen=True)
 class Models:
-    """Which models: names (none: the whole zoo), encodings to put on them, and how to load them."""
+    """Models to evaluate: names (none: the whole zoo), encodings to put on them, and options of loading."""
 
     names: tuple[str, ...] = ()
     encodings: tuple[str, ...] = ()
     how: dict[str, Any] = field(default_factory=dict)
 
     def check(self) -> None:
-        """Raise an error for what is misspelt or broken."""
+        """Raise an error for misspelt names and broken checkpoints."""
         for encoding in self.encodings:
             if encoding != checkpoint.NATIVE:
                 parse_encoding(encoding)
@@ -63,7 +63,7 @@ class Models:
 
     @property
     def all_names(self) -> tuple[str, ...]:
-        """The names, and those of the zoo where there are none."""
+        """The names, or those of the zoo if there are none."""
         return self.names or (("",) if self.how.get("loader") else tuple(zoo.names()))
 
     @property
@@ -77,7 +77,7 @@ class Models:
             loaded = checkpoint.load_checkpoint(name, **self.how)
             for encoding in self.encodings or (checkpoint.NATIVE,):
                 yield loaded.with_encoding(encoding)
-            # So that no two are in memory at once; a model refers to itself.
+            # Only one model is in memory at a time; a model refers to itself.
             del loaded
             gc.collect()
 
@@ -86,11 +86,11 @@ class Models:
 class Options:
     """How to measure.
 
-    data:          texts, or labelled texts; None: the sources of Python's standard library, or what is generated.
-    text_field:    where the text of a record is; None: `text`.
-    label_field:   where its label is.
+    data:          texts, or labelled texts; None: the sources of Python's standard library, or generated texts.
+    text_field:    field of the text of a record; None: `text`.
+    label_field:   field of its label.
     min_documents: fewer documents are an error, for perplexity.
-    chat:          whether tasks go into the chat template; None: where that is right.
+    chat:          whether tasks go into the chat template; None: where it fits.
     controls:      whether the controls of tasks are measured too.
     until_ci:      half the width of an interval at which its measurement ends; None: all samples are measured.
     by:            a fact of the questions that columns are broken down by.
@@ -112,7 +112,7 @@ class Options:
 
     @property
     def until(self) -> Until | None:
-        """When measuring ends before its time."""
+        """The condition that ends a measurement early."""
         return None if self.until_ci is None else Until(self.until_ci)
 
 
@@ -176,7 +176,7 @@ class CommonLengths:
 def measurement_of(
     entry: Entry, material: Material, model: LanguageModel, lengths: tuple[int, ...], options: Options
 ) -> Measurement[Any, Any]:
-    """What an entry measures on a model."""
+    """The measurement of an entry on a model."""
     seed, prefix = options.seed, options.prefix
     if isinstance(entry.what, Protocol):
         assert material.corpus is not None

@@ -1,4 +1,4 @@
-"""How fast a model is on a device: seconds of a call, an operation and a copied byte, from a few short forwards."""
+"""Speed of a model on a device: seconds of a call, an operation and a copied byte, from a few short forwards."""
 
 import itertools
 import math
@@ -23,17 +23,17 @@ from hope_eval.task import Prompt, Question, Sample
 _LONG_ENOUGH = 0.3
 _SHORTEST_READ = 64
 
-# Each is read as often as that time allows, but within these limits, the first time for nothing.
+# Each is read as often as that time allows, within these limits; the first read is not counted.
 _FEWEST_ROUNDS, _MOST_ROUNDS = 4, 20
 
 # Answers that the benchmark reads after a context; many tasks have that many questions.
 _N_ANSWERS = 32
 
-# Where the median of equal reads is that many times the least, a device has something else to do.
+# If the median of equal reads is that many times the least, the device is busy with other work.
 _BUSY = 1.3
 
-# Attention is at most this many times as fast as the other matrix products, whatever a short benchmark makes of it: no
-# kernel gets there, and an error in it grows with the square of the length.
+# Limit on how many times as fast attention is as other matrix products: no kernel is faster, and an error of a short
+# benchmark grows with the square of the length.
 _ATTENTION_AT_MOST = 2.0
 
 
@@ -41,11 +41,11 @@ _ATTENTION_AT_MOST = 2.0
 class Speed:
     """Seconds of a call, of an operation, and of a byte of keys and values that is copied.
 
-    fresh:    of a pair of tokens, the first time that a length is read: a bias that is kept is made then.
-    first:    of the first read of its shape, more than of the next: kernels are chosen and planned for it.
-    overlaps: a GPU computes while it is told what to compute next, so that a call takes the longer of the two. Those of
-              answers take both: they wait for each other between layers and head.
-    about:    where it is from, for people.
+    fresh:    of a pair of tokens, the first time that a length is read: a bias is then made and kept.
+    first:    extra seconds of the first read of a shape: kernels are chosen and planned for it.
+    overlaps: a GPU computes while the next work is queued, so a call takes the longer of the two. Calls of answers take
+              both: they wait for each other between layers and head.
+    about:    its origin, for people.
     """
 
     call: float
@@ -62,7 +62,7 @@ class Speed:
 
     @classmethod
     def stated(cls, operations: float) -> "Speed":
-        """The speed of a device that does so many operations per second, of any kind."""
+        """The speed of a device with a stated number of operations per second, of any kind."""
         return cls(0, 1 / operations, 1 / operations, 1 / operations, about=f"{operations / 1e12:g} TFLOP/s as stated")
 
     def seconds(self, shape: Shape, forward: Forward) -> float:
@@ -74,7 +74,7 @@ class Speed:
         return max(call, work) if self.overlaps and forward.kind != "answers" else call + work
 
     def beforehand(self, forwards: Collection[Forward]) -> float:
-        """Seconds that forwards take besides, once for each of their shapes."""
+        """Extra seconds of forwards, once for each of their shapes."""
         shapes = {(forward.rows, forward.n_read) for forward in forwards if forward.kind in ("score", "context")}
         return self.first * len(shapes) + self.fresh * sum(n_read**2 for n_read in {n_read for _, n_read in shapes})
 
@@ -88,9 +88,9 @@ def benchmark(
 ) -> Speed:
     """Time a few short forwards on the device, and fit a speed to them.
 
-    longest: tokens of the longest read that is planned; the benchmark stays below it where that takes long.
-    writes:  whether the model generates text, too.
-    rows_of: how many inputs of so many tokens are read side by side.
+    longest: tokens of the longest read in the plan; the benchmark stays below it if that takes long.
+    writes:  whether the model also generates text.
+    rows_of: number of inputs of n tokens that are read side by side.
     """
     rng = np.random.default_rng(0)
     ids = rng.integers(0, shape.vocab_size, max(longest, 4 * _SHORTEST_READ))
@@ -106,7 +106,7 @@ def benchmark(
     heads = [head * of_head for *_, of_head in operations]
     seconds = np.array([max(taken - of_head, taken / 10) for taken, of_head in zip(reads, heads, strict=True)])
     ratio = 1 / _ATTENTION_AT_MOST
-    # With what attention takes at least among the others, its own share is what it takes beyond that.
+    # The other columns include the least time of attention; its own column is the time beyond that.
     columns = np.array([[1.0, linear + ratio * attention, attention] for linear, attention, _ in operations])
     if cuda:
         call = float(seconds.min())
@@ -130,11 +130,11 @@ def benchmark(
 def _timed_reads(
     model: LanguageModel, ids: np.ndarray, lengths: Sequence[int], rows_of: Callable[[int], int]
 ) -> tuple[list[Forward], list[float], float]:
-    """Reads of growing lengths, their seconds, and how many times as long the same read took at most."""
+    """Reads of growing lengths, their least seconds, and the largest ratio of median to least."""
     forwards: list[Forward] = []
     reads: list[float] = []
     spread = 1.0
-    # The time of a call alone shows where there is little to compute in it.
+    # Short reads show the time of a call alone.
     alone = [(1, lengths[0])] if rows_of(lengths[0]) > 1 else []
     for rows, length in [*alone, *((rows_of(length), length) for length in lengths)]:
         sample = Sample(ids[: length - 1], ids[length - 1 : length])
@@ -148,7 +148,7 @@ def _timed_reads(
 
 
 def _about(speed: Speed, forwards: Sequence[Forward], spread: float) -> str:
-    """Where a speed is from, for people."""
+    """Origin of a speed, for people."""
     names = ", ".join(dict.fromkeys(short_length(forward.n_read) for forward in forwards))
     rates = f"{_rate(speed.linear)} in layers, {_rate(speed.attention)} in attention, {_rate(speed.head)} in the head"
     about = f"{rates}, {1e3 * speed.call:.2g} ms a call; from reads of {names} tokens"
@@ -209,7 +209,7 @@ def _first(model: LanguageModel, ids: np.ndarray) -> float:
     """Seconds that the first read of a shape takes longer than the second, if its length was read before.
 
     Kernels of matrix products are chosen for it, and cuDNN's attention plans for it. Contexts with their answers took
-    57 to 72 ms more the first time, those too short for cuDNN up to 53 (135M parameters, one H100): they count alike.
+    57 to 72 ms more the first time, those too short for cuDNN up to 53 (135M parameters, one H100): all count the same.
     """
     sample = Sample(ids[:-1], ids[-1:])
     _once(model, partial(model.score, [sample]))
@@ -221,14 +221,14 @@ def _fitted(columns: np.ndarray, seconds: np.ndarray) -> tuple[float, ...]:
     scaled = columns / seconds[:, None]
     best, least = np.zeros(columns.shape[1]), math.inf
     for size in range(1, columns.shape[1] + 1):
-        for some in itertools.combinations(range(columns.shape[1]), size):
+        for chosen in itertools.combinations(range(columns.shape[1]), size):
             # Operations are large numbers beside calls.
-            norms = np.abs(scaled[:, some]).max(axis=0)
-            coefficients = np.linalg.lstsq(scaled[:, some] / norms, np.ones(len(seconds)), rcond=None)[0] / norms
-            error = float(((scaled[:, some] @ coefficients - 1) ** 2).sum())
+            norms = np.abs(scaled[:, chosen]).max(axis=0)
+            coefficients = np.linalg.lstsq(scaled[:, chosen] / norms, np.ones(len(seconds)), rcond=None)[0] / norms
+            error = float(((scaled[:, chosen] @ coefficients - 1) ** 2).sum())
             if (coefficients >= 0).all() and error < least - 1e-9:
                 best, least = np.zeros(columns.shape[1]), error
-                best[list(some)] = coefficients
+                best[list(chosen)] = coefficients
     return tuple(map(float, best))
 
 
@@ -239,13 +239,13 @@ def _with_answers(model: LanguageModel, shape: Shape, speed: Speed, ids: np.ndar
     columns, seconds = [], []
     for length in (lengths[0], lengths[-1]):
         context = ids[:length]
-        # As many side by side as in a run: large copies are slower than small ones, where memory is new each time.
+        # As many side by side as in a run: large copies are slower than small ones if memory is new each time.
         n = min(_N_ANSWERS, contexts_copied(model.device.type, (length - 1) * shape.kept_token_bytes, None))
         questions = tuple(Question(ids[k : k + 4], ids[k + 4 : k + 8]) for k in range(0, 4 * n, 4))
         prompt = Prompt(context, questions)
         (taken,) = _timed(model, partial(model.score_prompts, [prompt]))
         answers = Forward("answers", len(questions), 8, length - 1, n_scored=4 * len(questions))
-        # Calls and copies of answers take nothing yet.
+        # Calls and copies of answers count as 0 here.
         taken -= sum(speed.seconds(shape, forward) for forward in (Forward("context", 1, length - 1), answers))
         columns.append([1.0, float(answers.rows * answers.n_past * shape.kept_token_bytes)])
         seconds.append(max(taken, speed.call / 4, 1e-6))
@@ -265,6 +265,6 @@ def _with_steps(model: LanguageModel, speed: Speed, ids: np.ndarray) -> Speed:
 
 def _rate(seconds: float) -> str:
     if not seconds:
-        return "nothing to be seen"
+        return "too fast to measure"
     per_second = 1 / seconds
     return f"{per_second / 1e12:.3g} TFLOP/s" if per_second >= 1e12 else f"{per_second / 1e9:.3g} GFLOP/s"

@@ -1,4 +1,4 @@
-"""Suites: several things that are measured together, from `tasks/suites.toml` or from a file of the user.
+"""Suites: several measurements together, from `tasks/suites.toml` or from a file of the user.
 
     [quick]
     about = "all pillars on the bundled models, in two minutes on a CPU"
@@ -22,18 +22,18 @@ from hope_eval.protocols import DEFAULT_PROTOCOL, Protocol, parse_protocol
 from hope_eval.runs.kinds import PPL
 from hope_eval.task import FOLDER, Task, parse_task
 
-# Keys of a suite that hold for all its tasks. A task may replace them.
+# Keys of a suite that apply to all its tasks. A task may replace them.
 _SHARED = ("lengths", "samples", "controls")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing to measure.
+    """One measurement of a suite.
 
     what:     a task, or a perplexity protocol.
     samples:  contexts of a task, or documents of a perplexity; None: the default of either.
     controls: whether the controls of a task are measured too.
-    written:  as the user wrote it, such as `my/task.py:n=4`; empty: as `what` prints itself.
+    written:  as the user wrote it, such as `my/task.py:n=4`; empty: as `what` prints.
     """
 
     what: Task | Protocol
@@ -49,7 +49,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Suite:
-    """Several things to measure."""
+    """Several measurements."""
 
     name: str
     about: str
@@ -69,7 +69,9 @@ def suites(path: Path = FOLDER / "suites.toml") -> dict[str, Suite]:
     try:
         content = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
-        raise OptionError(f"cannot read the suites of `{path}`: {error}", "give a TOML file as suites.toml") from error
+        raise OptionError(
+            f"cannot read the suites of `{path}`: {error}", "give a TOML file such as tasks/suites.toml"
+        ) from error
     if not content:
         raise OptionError(f"`{path}` has no suite", '[mine], then tasks = ["ppl", "copy"]')
     stray = next((name for name, table in content.items() if not isinstance(table, dict)), None)
@@ -81,7 +83,7 @@ def suites(path: Path = FOLDER / "suites.toml") -> dict[str, Suite]:
 def suite_named(name: str) -> Suite:
     """A suite by its name, or from a file: `my.toml`, or `my.toml:name` of several.
 
-    Raises OptionError if there is none.
+    Raises OptionError if no suite has that name.
     """
     file, is_file, inner = name.partition(".toml")
     by_name = suites(Path(f"{file}.toml").expanduser()) if is_file else suites()

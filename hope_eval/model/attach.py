@@ -1,6 +1,6 @@
-"""Put a position encoding on a loaded model, and read back what the model really uses.
+"""Put a position encoding on a loaded model, and read back the frequencies that the model really uses.
 
-In this field, an override that has no effect and says nothing is common. So `attach` rebuilds the rotary modules of the
+In this field, an override often has no effect, without any message. So `attach` rebuilds the rotary modules of the
 model from a changed config, and then compares the inverse frequencies in them with those of the encoding.
 """
 
@@ -24,7 +24,7 @@ def attach(model: nn.Module, encoding: str | EncodingSpec, train_length: int | N
 
     model:        a transformers model whose config has `rope_parameters` (Llama, Mistral, Qwen, Gemma, OLMo, Phi…).
     encoding:     `hope`, `hope:multiplier=2`, `nope`, or the path of a Python file that defines one.
-    train_length: tokens; by default what the config says (see `configs.training_length`).
+    train_length: tokens; by default from the config (see `configs.training_length`).
 
     The base of the frequencies and the rotated part of each head stay as they are in the checkpoint. The config is
     changed too, so that `save_pretrained` keeps the encoding.
@@ -62,13 +62,13 @@ def _check_replaceable(model: nn.Module, spec: EncodingSpec) -> None:
     """Raise EncodingError unless both the encoding of the model and the one asked for are rotary frequencies."""
     if not encoding_class(spec.name).is_rope_type():
         raise EncodingError(
-            f"`{spec.name}` cannot be put on a trained checkpoint: it is more than other rotary frequencies",
+            f"`{spec.name}` cannot be put on a trained checkpoint: it changes more than rotary frequencies",
             "train a model with it",
         )
     trained_with = _spec_of_decoder(model)
     if trained_with is not None and not encoding_class(trained_with.name).is_rope_type():
         raise EncodingError(
-            f"`{trained_with}` of this model is more than rotary frequencies, and `{spec}` cannot replace it",
+            f"`{trained_with}` of this model is not only rotary frequencies, so `{spec}` cannot replace it",
             "leave --encoding out",
         )
     if not getattr(text_config(model), "rope_parameters", None) or not rotary_modules(model):
@@ -184,6 +184,6 @@ def position_table(model: nn.Module) -> int | None:
         if isinstance(module, nn.Embedding):
             leaf = name.rpartition(".")[2].lower()
             if leaf in ("wpe", "embed_positions", "position_embeddings", "position_embedding"):
-                # OPT and similar models keep the first rows of the table for padding.
+                # OPT and similar models reserve the first rows of the table for padding.
                 return module.num_embeddings - int(getattr(module, "offset", 0))
     return None

@@ -47,7 +47,7 @@ from hope_eval.task import Sample
 # The name of the encoding that a checkpoint comes with.
 NATIVE = "native"
 
-# Keys of a config that say it; all but the first are of this package's own decoder.
+# Keys of a config that name the encoding; all but the first belong to this package's own decoder.
 _ENCODING_KEYS = ("rope_parameters", "encoding", "encoding_parameters")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -60,9 +60,9 @@ class Checkpoint:
     name:                for tables.
     fingerprint:         of weights, config and tokenizer, 16 hexadecimal digits.
     train_length:        tokens; None if unknown.
-    train_length_source: the key of the config, or the option, that says it.
-    compiling:           of long inputs: the token-wise layers; `auto` where it pays.
-    group:               the processes that hold it, or read, together; None: this process does all by itself.
+    train_length_source: the key of the config, or the option, that gives it.
+    compiling:           whether the token-wise layers are compiled for long inputs; `auto`: where it pays.
+    group:               the processes that share the model or the texts; None: this process works alone.
     """
 
     name: str
@@ -85,13 +85,13 @@ class Checkpoint:
     def with_encoding(self, encoding: str = NATIVE) -> LanguageModel:
         """Make a language model with that position encoding, or with that of the checkpoint.
 
-        All models of a checkpoint share its weights: only the one that was made last can be used.
+        All models of a checkpoint share its weights: only the last one can be used.
         """
         if encoding == NATIVE:
             if self._encoding != NATIVE:
-                own = copy.deepcopy(self._own)
-                set_rope_parameters(self.module, own.pop("rope_parameters"))
-                for key, value in own.items():
+                values = copy.deepcopy(self._own)
+                set_rope_parameters(self.module, values.pop("rope_parameters"))
+                for key, value in values.items():
                     if hasattr(text_config(self.module), key):
                         setattr(text_config(self.module), key, value)
                 assert self._same_frequencies()
@@ -120,8 +120,8 @@ class Checkpoint:
         return model
 
     def _same_frequencies(self) -> bool:
-        own, now = self._own_frequencies, effective_inverse_frequencies(self.module)
-        return own.keys() == now.keys() and all(torch.equal(own[key], now[key]) for key in own)
+        original, now = self._own_frequencies, effective_inverse_frequencies(self.module)
+        return original.keys() == now.keys() and all(torch.equal(original[key], now[key]) for key in original)
 
 
 def load(name: str, *, encoding: str = NATIVE, **options: Any) -> LanguageModel:
@@ -156,10 +156,10 @@ def load_checkpoint(
     compiling:    auto (on a GPU, for inputs of 64k tokens and more), on, off: compile the token-wise layers.
     train_length: tokens; by default what the config says.
     loader:       `my.py:load`, for models that transformers does not know.
-    outline:      shapes without weights, for a device that need not be there: enough for a plan.
-    group:        the processes that hold it together, each a shard, or read together, each with all of it.
+    outline:      shapes without weights: enough for a plan, also for a device of another machine.
+    group:        the processes that share the model, a shard each, or the texts, each with the whole model.
 
-    Raises CheckpointError or OptionError, with what to do about it.
+    Raises CheckpointError or OptionError with a remedy.
     """
     place = planned_device(device) if outline else device_named(device)
     sharing = group if group and group.shares == "model" else None
@@ -191,7 +191,7 @@ def load_checkpoint(
 def _check_options(name: str, loader: str | None, outline: bool, sharing: Group | None) -> None:
     if loader and outline:
         raise CheckpointError(
-            f"`--loader {loader}` has no config that tells the shape of the model", "leave --no-benchmark out"
+            f"`--loader {loader}` has no config with the shape of the model", "leave --no-benchmark out"
         )
     if sharing and (loader or name.endswith(".gguf")):
         raise OptionError(
@@ -239,7 +239,7 @@ def _from_folder(
         raise
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"`{location.folder}` holds a pickle that is more than weights, and may run code when it is opened",
+            f"`{location.folder}` holds a pickle with more than weights: opening it may run code",
             "convert it to safetensors on a machine where you trust it",
         ) from error
     except Exception as error:
@@ -257,7 +257,7 @@ def _from_folder(
 
 
 def _outline(location: Location, dtype: torch.dtype, trust_remote_code: bool) -> tuple[nn.Module, Any]:
-    """A model whose weights take no memory; only the frequencies, which tell its encoding, are there."""
+    """A model whose weights take no memory; only the frequencies, which identify its encoding, are loaded."""
     import transformers
 
     tokenizer = _tokenizer(location, trust_remote_code)
@@ -291,7 +291,7 @@ def _tokenizer(location: Location, trust_remote_code: bool) -> Any:
 
 
 def _refused(path: Path, error: Exception) -> CheckpointError:
-    """The error for a checkpoint that transformers refuses: each architecture raises errors of its own."""
+    """The error for a checkpoint that transformers cannot load: each architecture raises other errors."""
     return CheckpointError(
         f"transformers cannot load `{path}`: {type(error).__name__}: {_first_line(error)}",
         "if it runs code of its own: --trust-remote-code; if it is not in transformers' format: --loader",
@@ -347,7 +347,7 @@ def _from_loader(loader: str, name: str, device: torch.device, dtype: str) -> tu
 
 
 def _check_group(model: LanguageModel, group: Group) -> None:
-    """Raise CheckpointError unless all processes that hold a model read it, and score, in the same way."""
+    """Raise CheckpointError unless all processes of a group read the model in the same way, with the same scores."""
     group.check_same(
         "how it is read",
         [model.reading.head, model.reading.head_reason, model.reading.keeps_contexts, model.fingerprint],

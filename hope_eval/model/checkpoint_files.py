@@ -1,4 +1,4 @@
-"""Files of a checkpoint: where they are, whether they are whole, their fingerprint. Nothing large is loaded here.
+"""Files of a checkpoint: their places, checks and fingerprint. Nothing large is loaded here.
 
     path/to/folder        transformers format: config.json, weights (safetensors first), tokenizer files
     path/to/model.gguf    single-file GGUF
@@ -40,7 +40,7 @@ _HUB_FILES = ["*.json", "*.model", "*.txt", "*.tiktoken", "*.jinja", "*.py"]
 
 
 class Location(NamedTuple):
-    """Where a checkpoint is: its folder, the GGUF file in it if it is one, and its name for tables."""
+    """Place of a checkpoint: its folder, its GGUF file if it is one, and its name for tables."""
 
     folder: Path
     gguf: str
@@ -55,7 +55,7 @@ class Location(NamedTuple):
 def located(name: str, revision: str | None = None, outline: bool = False) -> Location:
     """The location of a checkpoint whose files are all there.
 
-    outline: it need not have weights.
+    outline: the weights may be missing.
 
     Raises CheckpointError for a missing or broken file, before anything large is read.
     """
@@ -104,7 +104,7 @@ def _from_hub(name: str, revision: str | None, outline: bool) -> Path:
         wanted = _HUB_FILES if outline else [*_HUB_FILES, weights]
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
-        # The hub's client raises dozens of kinds of its own and of its transport.
+        # The hub's client raises dozens of kinds of errors.
         raise CheckpointError(
             f"no checkpoint called `{name}`: no such path, not in the cache, and the hub says "
             f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'nothing'}",
@@ -148,7 +148,7 @@ def _check_safetensors(file: Path) -> None:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The files that weights are loaded from: safetensors before pickles, shards by their index."""
+    """Files of the weights: safetensors before pickles, shards by their index."""
     for name in _WEIGHT_FILES:
         path = folder / name
         if path.is_file():
@@ -173,7 +173,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def fingerprint(location: Location, group: Group | None = None) -> str:
-    """Hash of names and contents of files; large files are read side by side, and shared out in a group."""
+    """Hash of names and contents of files; large files are read in parallel, and shared out in a group."""
     files = [location.path] if location.gguf else _content_files(location.folder)
 
     def digest(file: Path) -> bytes:
@@ -186,8 +186,8 @@ def fingerprint(location: Location, group: Group | None = None) -> str:
 
     member, n = (group.member, group.size) if group else (0, 1)
     with ThreadPoolExecutor(8) as pool:
-        own = [content.hex() for content in pool.map(digest, files[member::n])]
-    shares = [text.split() for text in group.gathered(" ".join(own))] if group else [own]
+        digests = [content.hex() for content in pool.map(digest, files[member::n])]
+    shares = [text.split() for text in group.gathered(" ".join(digests))] if group else [digests]
     total = hashlib.sha256()
     for number, file in enumerate(files):
         total.update(file.name.encode() + bytes.fromhex(shares[number % n][number // n]))

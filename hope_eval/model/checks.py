@@ -3,7 +3,7 @@
     checked(reader, …)   the reading that is right for a model: its head in chunks or full logits, layers in chunks or
                          whole, an attention, contexts that are kept or read anew; no architecture is named anywhere
 
-If anything goes wrong with a faster way, the plain way is taken instead, and the reading tells why.
+If a faster way fails, the plain way is taken instead, and the reading holds the reason.
 """
 
 import math
@@ -32,7 +32,7 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.03, tor
 
 
 def checked(reader: Reader, compiling: Compile) -> Reading:
-    """Find the reading that is right for a model. Raises OptionError or CheckpointError if a group cannot read it."""
+    """The reading that is right for a model. Raises OptionError or CheckpointError if a group cannot read it."""
     module: Any = reader.module
     reader = reader.having(head_chunk=SMALLEST_CHUNK, kernels=_kernels_of(module, reader.device, reader.dtype))
     reads_parts = reader.group is not None and reader.group.shares == "sequence"
@@ -51,7 +51,7 @@ def checked(reader: Reader, compiling: Compile) -> Reading:
 
 
 def _with_head(reader: Reader, compiling: Compile) -> Reader:
-    """Score a short input both ways, and settle for the full logits if the chunked head disagrees."""
+    """Score a short input with both heads, and choose full logits if the chunked head disagrees."""
     vocab_size = getattr(text_config(reader.module), "vocab_size", None)
     decoders = _decoders(reader.module)
     if not decoders or vocab_size is None:
@@ -67,7 +67,7 @@ def _with_head(reader: Reader, compiling: Compile) -> Reader:
             try:
                 nll = chunked.forwarded([sample])[0].nll
             except Exception as error:
-                # Any architecture may come through here; whatever its objection, full logits are right.
+                # Architectures raise errors of any kind; full logits are always right.
                 reason = f"{type(error).__name__} in the chunked head"
                 continue
             gap = float(np.max(np.abs(wanted - nll), initial=0.0)) if np.isfinite(wanted).all() else 0.0
@@ -89,7 +89,7 @@ def _with_layers(reader: Reader, compiling: Compile, sample: Sample, wanted: np.
     except (HopeEvalError, torch.OutOfMemoryError):
         raise
     except Exception:
-        # Any architecture may come through here; whole layers are right.
+        # Architectures raise errors of any kind; whole layers are always right.
         nll = np.full_like(wanted, np.nan)
     close = np.allclose(nll, wanted, rtol=0, atol=_TOLERANCE.get(reader.dtype, 1e-3), equal_nan=True)
     if not layers.n_run or not close:
@@ -106,7 +106,7 @@ def _with_layers(reader: Reader, compiling: Compile, sample: Sample, wanted: np.
 
 
 def _replaced_attention(reader: Reader) -> str:
-    """Put this package's attention in place of transformers' own; return why not, if that changes scores."""
+    """Replace transformers' attention by this package's; if that changes scores, undo it and return the reason."""
     module: Any = reader.module
     config = text_config(module)
     original = getattr(config, "_attn_implementation", None)
@@ -125,7 +125,7 @@ def _replaced_attention(reader: Reader) -> str:
     except HopeEvalError:
         raise
     except Exception as error:
-        # Any architecture may come through here; transformers' own attention is right.
+        # Architectures raise errors of any kind; transformers' own attention is always right.
         reason = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')[:100]}"
     if reader.group:
         reason = next(filter(None, reader.group.gathered(reason)), "")
@@ -134,7 +134,7 @@ def _replaced_attention(reader: Reader) -> str:
 
 
 def _keeps_contexts(reader: Reader) -> bool:
-    """Whether answers score the same after a kept context as with it: some models keep only a part of it."""
+    """Whether answers score the same after a kept context as with the context: some models keep only a part of it."""
     vocab_size = int(text_config(reader.module).vocab_size)
     n = min(40, position_table(reader.module) or 40)
     ids = np.random.default_rng(1).integers(0, vocab_size, n)
@@ -146,7 +146,7 @@ def _keeps_contexts(reader: Reader) -> bool:
         with torch.inference_mode():
             scores = scored_after_contexts(reader, [prompt])
     except Exception:
-        # Any architecture may come through here; read with its context, every answer is right.
+        # Architectures raise errors of any kind; reading every answer with its context is always right.
         return False
     wanted = [scored_alone(reader, prompt, question) for question in prompt.questions]
     return scores is not None and _agree(scores[0], wanted, _TOLERANCE.get(reader.dtype, 1e-3))
@@ -171,7 +171,7 @@ def _in_parts(reader: Reader) -> Reader:
     wanted = reader.score([sample])[0].nll
     cut = reader.having(cut_from=least)
     gaps_N = np.abs(cut.score([sample])[0].nll - wanted)
-    # In types of few bits, some of that many scores are apart.
+    # In types of few bits, rounding moves some of so many scores further.
     gap = float(gaps_N.max() if reader.dtype in (torch.float32, torch.float64) else gaps_N.mean())
     tolerance = _TOLERANCE.get(reader.dtype, 1e-3)
     if any(not float(text) <= tolerance for text in reader.group.gathered(str(gap))):

@@ -1,4 +1,4 @@
-"""Facts that a transformers config tells of its model: lengths, heads, widths."""
+"""Facts of a model from its transformers config: lengths, heads, widths."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from hope_eval.encodings import Geometry
 
 
 def text_config(model: nn.Module) -> Any:
-    """Config of the text decoder; None for a model that is not of transformers."""
+    """Config of the text decoder; None if the model is not from transformers."""
     config = getattr(model, "config", None)
     return config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
 
@@ -19,17 +19,17 @@ def model_type(model: nn.Module) -> str:
 
 
 def number_of(config: Any, key: str) -> int | None:
-    """Number of a config, the largest if it has one for each layer; None if the config does not tell."""
+    """Number of a config, the largest if it has one for each layer; None if the config lacks it."""
     try:
         value: Any = getattr(config, key, None)
         return int(max(value)) if isinstance(value, list | tuple) else int(value) or None
     except Exception:
-        # Configs raise errors of their own for what they do not tell.
+        # Configs raise various errors for a missing key.
         return None
 
 
 def heads_of(config: Any) -> tuple[int, int, int]:
-    """Number of query heads, the number of key heads, the width of a head; zeros if a config does not tell."""
+    """Number of query heads, the number of key heads, the width of a head; 0 for each that the config lacks."""
     n_heads = number_of(config, "num_attention_heads") or 0
     head_dim = number_of(config, "head_dim") or (number_of(config, "hidden_size") or 0) // max(1, n_heads)
     return n_heads, number_of(config, "num_key_value_heads") or n_heads, head_dim
@@ -44,7 +44,7 @@ def inner_width(config: Any) -> int:
 
 
 def training_length(config: Any) -> tuple[int, str] | None:
-    """Training length of a text config, and the key that tells it; None if no key does."""
+    """Training length of a text config, and its key; None if the config lacks it."""
     rope = getattr(config, "rope_parameters", None) or {}
     nested = [value for value in rope.values() if isinstance(value, dict)]
     key = "original_max_position_embeddings"

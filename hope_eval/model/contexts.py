@@ -1,4 +1,4 @@
-"""Questions after a context that is read once: its keys and values are kept, and every answer is read after them.
+"""Questions on a context that is read once: its keys and values are kept, and every answer is read after them.
 
 Shape letters: B contexts, L tokens, N tokens scored, D model width.
 """
@@ -53,7 +53,7 @@ def score_prompts(reader: Reader, prompts: Sequence[Prompt]) -> list[list[Score]
             if not reader.is_out_of_memory(error):
                 raise
             fits = False
-        # Only outside of `except` are the tensors that did not fit let go of.
+        # Inside `except`, the error keeps the tensors that did not fit.
         if not fits:
             reader.empty_cache()
             if reader.halve_layers(len(prompts) * len(prompts[0].context)):
@@ -159,14 +159,14 @@ def branches_of(prompts: Sequence[Prompt]) -> list[Branch]:
 
 
 def _with_others(question: Question, first: Score, *read: Score) -> Score:
-    """The score of a target, with the scores of all other answers in their order."""
+    """Score of a target, with the scores of all other answers in their order."""
     short, long = iter(first.others), (score.nll.sum() for score in read)
     others = [next(short) if len(answer) == 1 else next(long) for answer in question.choices]
     return replace(first, others=np.array(others, np.float32))
 
 
 def _rows_of(kept: Tensor, rows: list[int]) -> Tensor:
-    """These rows of keys or values [B, H, L, E], copied only if they are not there in this order already."""
+    """These rows of keys or values [B, H, L, E], copied only if they are in another order."""
     if rows == list(range(len(kept))):
         return kept
     if len(kept) == 1:

@@ -48,7 +48,7 @@ class HopeEvalConfig(LlamaConfig):
 
 
 def _rope_parameters(encoding: PositionEncoding) -> dict[str, Any]:
-    """The `rope_parameters` of the config: how queries and keys are rotated, if at all."""
+    """The `rope_parameters` of the config: the rotation of queries and keys."""
     rotates = "rotary" in encoding.kinds()
     if encoding.rope_type == "default" or not (rotates or encoding.is_rope_type()):
         # xPos rotates as RoPE does; a bias or embeddings do not rotate.
@@ -59,7 +59,7 @@ def _rope_parameters(encoding: PositionEncoding) -> dict[str, Any]:
 
 
 class _KeepsEncodings:
-    """Leaves the parameters of encodings as their own classes make them."""
+    """Initialises all weights but those of encodings, which initialise their own."""
 
     def _init_weights(self, module: nn.Module) -> None:
         encodings = (part for part in self.modules() if isinstance(part, PositionEncoding))
@@ -94,7 +94,7 @@ class HopeEvalModel(_KeepsEncodings, LlamaModel):
         self.encoding = encoding if cls.shared else None
         for layer in self.layers:
             if cls.shared:
-                # A reference and no child, so that its parameters are there once.
+                # A reference, not a submodule, so that its parameters are stored once.
                 object.__setattr__(layer.self_attn, "encoding", encoding)
             else:
                 layer.self_attn.encoding = spec.build(geometry)

@@ -6,9 +6,9 @@ from hope_eval.errors import OptionError
 
 
 def device_named(name: str, index: int | None = None) -> torch.device:
-    """The device of that name; `auto`: the best there is.
+    """The device of that name; `auto`: the best of this machine.
 
-    index: of the GPU, where each of several processes has its own.
+    index: number of the GPU, if each of several processes has its own.
 
     Raises OptionError if it cannot be used.
     """
@@ -27,7 +27,7 @@ def device_named(name: str, index: int | None = None) -> torch.device:
 
 
 def planned_device(name: str) -> torch.device:
-    """The device of that name, whether it is there or not; `auto`: the best there is.
+    """The device of that name, which this machine may lack; `auto`: the best of this machine.
 
     Raises OptionError for a name that torch does not know.
     """

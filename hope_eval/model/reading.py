@@ -1,9 +1,9 @@
-"""Reading: how a model is read, and the forwards that read it so.
+"""Reading: the choices of how a model is read, and the forwards that follow them.
 
 The decoder is run once over the whole input; then the head, over chunks of the hidden states, so that no tensor
 [length, vocabulary] is ever made. The head is the model's own: its `forward` is called with a decoder that returns the
 hidden states that are already there. So soft-capping (Gemma), logit scaling (Cohere, Granite), tied weights, and
-whatever comes next are right without any knowledge of them. `checks.py` finds the reading that is right for a model.
+future heads are right without any code for them. `checks.py` finds the reading that is right for a model.
 
 Shape letters: B batch, L tokens read, P own tokens of a process, T tokens scored, N tokens of a chunk, D model width,
 V vocabulary.
@@ -29,7 +29,7 @@ from hope_eval.model.parallel.group import Group
 from hope_eval.model.parallel.sequence import Cut, check_all_attended
 from hope_eval.task import Ids, Sample
 
-# Tokens of a chunk that is not halved any further; while a model is checked, chunks have this size.
+# Tokens of the smallest chunk; checks of a model use this size.
 SMALLEST_CHUNK = 16
 
 # Float32 logits of one chunk, bytes. On a CPU small chunks stay in the cache.
@@ -40,7 +40,7 @@ _CHUNK_BYTES = {"cuda": 512 << 20, "cpu": 32 << 20}
 class Score:
     """Scores of the target of one sample.
 
-    nll:    negative log-likelihood of each target token, nats, float32 [T]; NaN is kept, never averaged away.
+    nll:    negative log-likelihood of each target token, nats, float32 [T]; NaN is kept, and never left out of a mean.
     target: the target, int64 [T].
     greedy: the likeliest token in place of each target token, given all before it, int64 [T].
     others: the nll of each other answer that a question offers, nats, summed over its tokens, float32 [C].
@@ -59,7 +59,7 @@ class Score:
 
 
 class OutOfMemory(Exception):  # noqa: N818
-    """A sample that does not fit into memory, after every chunk was made as small as possible."""
+    """A sample that does not fit in memory, even with the smallest chunks."""
 
     def __init__(self, n_read: int, figures: dict[str, float], message: str) -> None:
         super().__init__(message)
@@ -76,10 +76,10 @@ class Reading:
     decoder:           the part of the model that makes the hidden states.
     layers:            the token-wise layers, run over chunks of tokens; None: over whole inputs.
     kernels:           of attention, in order of preference.
-    attention_refused: why transformers' own attention is used where ours would need no mask.
+    attention_refused: why transformers' attention is used, although ours would need no mask.
     keeps_contexts:    a context is read once, and answers after copies of its keys and values.
-    cut_from:          tokens; of longer inputs, each process of a group reads a part.
-    head_chunk:        tokens that the head is given at once; None: as many as suit the device.
+    cut_from:          tokens; each process of a group reads a part of longer inputs.
+    head_chunk:        tokens of a chunk of the head; None: as suits the device.
     """
 
     head: Literal["chunked", "full"] = "full"
@@ -100,8 +100,8 @@ class Reader:
     name:     for messages.
     module:   a transformers causal model, or any module from ids [B, L] to logits [B, L, V].
     reading:  how it is read.
-    group:    the processes that hold it, or read, together; None: this process does all by itself.
-    pristine: (parent, attribute, copy) of rotary modules that remember what they have read; restored before each read.
+    group:    the processes that share the model or the texts; None: this process works alone.
+    pristine: (parent, attribute, copy) of rotary modules that remember earlier inputs; restored before each read.
     """
 
     name: str
@@ -150,7 +150,7 @@ class Reader:
         raise OutOfMemory(n_read, figures, message)
 
     def forwarded(self, samples: Sequence[Sample]) -> list[Score]:
-        """Score samples in one forward, whatever it takes."""
+        """Score samples in one forward, without regard to memory."""
         self.restore_rotary()
         ids_BL = torch.stack([_ids_read(sample) for sample in samples])
         starts = [sample.n_before - 1 for sample in samples]
@@ -162,7 +162,7 @@ class Reader:
         if self.reading.head == "chunked":
             output = self.decoded(ids_BL, use_cache=False)
             return self._scored_rows(output, output.last_hidden_state, starts, targets)
-        # Logits of the whole input; they are taken as they are.
+        # Logits of the whole input, used unchanged.
         return self._scored_rows(None, _logits(self.module(ids_BL.to(self.device))), starts, targets)
 
     def _scored_rows(
@@ -188,40 +188,40 @@ class Reader:
         return scores
 
     def _scored_parts(self, output: Any, starts: Sequence[int], targets: Sequence[Tensor], cut: Cut) -> list[Score]:
-        """Score whole targets, of which this process has read the tokens before some."""
+        """Score whole targets; this process has read the tokens before a part of them."""
         positions_P = cut.positions()
         ranges = [(start, start + len(target)) for start, target in zip(starts, targets, strict=True)]
         # Positions ascend, so that the predictions of a target stand together.
         columns = [torch.searchsorted(positions_P, torch.tensor(bounds)).tolist() for bounds in ranges]
-        own = [positions_P[a:b] - start for (a, b), start in zip(columns, starts, strict=True)]
-        own_targets = [target[own_N] for target, own_N in zip(targets, own, strict=True)]
-        scores = self._scored_rows(output, output.last_hidden_state, [a for a, _ in columns], own_targets)
-        return self._joined(scores, own, targets)
+        scored = [positions_P[a:b] - start for (a, b), start in zip(columns, starts, strict=True)]
+        scored_targets = [target[scored_N] for target, scored_N in zip(targets, scored, strict=True)]
+        scores = self._scored_rows(output, output.last_hidden_state, [a for a, _ in columns], scored_targets)
+        return self._joined(scores, scored, targets)
 
-    def _joined(self, scores: Sequence[Score], own: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Score]:
-        """Scores of whole targets, of which each process has scored a part."""
+    def _joined(self, scores: Sequence[Score], scored: Sequence[Tensor], targets: Sequence[Tensor]) -> list[Score]:
+        """Scores of whole targets, from the parts that the processes scored."""
         assert self.group is not None
         sizes = [len(target) for target in targets]
         *firsts, n = np.cumsum([0, *sizes]).tolist()
-        places_N = torch.cat([first + own_N for first, own_N in zip(firsts, own, strict=True)])
+        places_N = torch.cat([first + scored_N for first, scored_N in zip(firsts, scored, strict=True)])
         joined = []
         for name in ("nll", "greedy"):
-            own_N = torch.from_numpy(np.concatenate([getattr(score, name) for score in scores]))
+            values_N = torch.from_numpy(np.concatenate([getattr(score, name) for score in scores]))
             # Each token is scored by one process: the sum over processes is its score, to the last bit.
-            all_N = torch.zeros(n, dtype=own_N.dtype).index_copy(0, places_N, own_N)
+            all_N = torch.zeros(n, dtype=values_N.dtype).index_copy(0, places_N, values_N)
             joined.append(self.group.summed(all_N.to(self.device)).cpu().numpy())
         return _split(Score(joined[0], torch.cat(list(targets)).numpy(), joined[1]), sizes)
 
     def _cut(self, n_tokens: int) -> Cut | None:
-        """The parts in which several processes read so many tokens; None if each reads all of them."""
+        """The cut of an input of n tokens among the processes; None if each reads all of it."""
         return self.group.cut(n_tokens) if self.group and n_tokens >= self.reading.cut_from else None
 
     def _decoded_part(self, ids_BL: Tensor, cut: Cut) -> Any:
-        """Output of the decoder for the own parts of ids: its hidden states [B, P, D]."""
+        """Output of the decoder for this process's parts of ids: its hidden states [B, P, D]."""
         positions_P = cut.positions()
         own_BP = ids_BL[:, positions_P]
         with cut.reading():
-            # Without a mask, transformers takes positions that jump for several texts.
+            # Without a mask, transformers takes positions with gaps for several texts.
             output = self.decoded(
                 own_BP,
                 position_ids=positions_P.to(self.device).expand_as(own_BP),
@@ -256,7 +256,7 @@ class Reader:
         nll_and_greedy = nll.choose(self.device.type).function
         target_N = target_N.to(self.device)
         if not len(target_N):
-            # The tokens that this process has read of a sequence predict none of them.
+            # This process has read no token that predicts one of them.
             return Score(np.zeros(0, np.float32), np.zeros(0, np.int64), np.zeros(0, np.int64))
         chunk = self._chunk_size()
         done = 0
@@ -265,7 +265,7 @@ class Reader:
             try:
                 logits_NV = logits_of(done, done + len(chunk_N))
                 nll_N, greedy_N = nll_and_greedy(logits_NV, chunk_N.to(logits_NV.device))
-                # Let go of it before the logits of the next chunk are made.
+                # Free it before the logits of the next chunk are made.
                 del logits_NV
             except (torch.OutOfMemoryError, RuntimeError) as error:
                 # If each process holds the whole head, only this one ran out of memory.
@@ -323,7 +323,7 @@ class Reader:
 
         self.restore_rotary()
         kept = module.generation_config
-        # transformers takes what a call leaves open from the settings of the checkpoint.
+        # transformers fills in missing arguments from the settings of the checkpoint.
         module.generation_config = GenerationConfig()
         try:
             # Most forwards are steps of one token, which are not compiled.
@@ -351,12 +351,12 @@ class Reader:
         return _is_out_of_memory(error) and (self.group is None or self.group.all_out_of_memory(error))
 
     def empty_cache(self) -> None:
-        """Give the memory that PyTorch keeps back to the GPU."""
+        """Return the memory that PyTorch caches to the GPU."""
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
     def halve_layers(self, n_tokens: int) -> bool:
-        """Make the chunks of the token-wise layers smaller; return whether that helps with so many tokens."""
+        """Make the chunks of the token-wise layers smaller; True if that helps with that many tokens."""
         return self.reading.layers is not None and self.reading.layers.halve(n_tokens)
 
 

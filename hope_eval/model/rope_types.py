@@ -61,7 +61,7 @@ def register(rope_module: Any, cls: type[PositionEncoding]) -> None:
 
 
 def encoding_of(rope_type: str) -> type[PositionEncoding] | None:
-    """Encoding behind a rope type of transformers: `linear` is PI; None for one that this package does not know."""
+    """Encoding of a rope type of transformers: `linear` is PI; None for a rope type without an encoding here."""
     if rope_type in _ENCODINGS:
         return _ENCODINGS[rope_type]
     classes = [cls for cls in map(encoding_class, encoding_names()) if cls.is_rope_type()]

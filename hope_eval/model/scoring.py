@@ -1,6 +1,6 @@
-"""LanguageModel: a loaded checkpoint that gives tokens their negative log-likelihood.
+"""LanguageModel: a loaded checkpoint that scores tokens by their negative log-likelihood.
 
-How it is read stands in `reading.py`; the checks that find the reading that is right for it, in `checks.py`.
+`reading.py` reads it; `checks.py` finds the right reading.
 
 Shape letters: B batch, L tokens read, V vocabulary.
 """
@@ -35,14 +35,14 @@ class LanguageModel:
     module:              a transformers causal model, or any module from ids [B, L] to logits [B, L, V].
     tokenizer:           of transformers, or anything with `encode(text) -> ids`.
     train_length:        tokens; None if unknown.
-    train_length_source: the key of the config, or the option, that says it.
+    train_length_source: the key of the config, or the option, that gives it.
     encoding:            its position encoding, `hope(swap)` if it was trained with another.
     fingerprint:         of weights, config and tokenizer, 16 hexadecimal digits.
-    compiling:           of long inputs: the token-wise layers, in chunks; `auto` where it pays.
-    group:               the processes that hold it, or read, together; None: this process does all by itself.
+    compiling:           whether the token-wise layers are compiled for long inputs; `auto`: where it pays.
+    group:               the processes that share the model or the texts; None: this process works alone.
     nested_safe:         predictions do not depend on what follows, so one read serves all shorter lengths.
     max_length:          the end of a learned position table; None: no end.
-    reading:             how it is read, as the checks on loading found it.
+    reading:             the choices of how it is read, made by the checks on loading.
     """
 
     name: str
@@ -76,7 +76,7 @@ class LanguageModel:
 
     @property
     def reader(self) -> Reader:
-        """The model as it is read."""
+        """The model with its reading."""
         return Reader(self.name, self.module, self.reading, self.group, self._pristine)
 
     @property
@@ -91,7 +91,7 @@ class LanguageModel:
 
     @property
     def kernel(self) -> str:
-        """The kind of attention, whichever of its kernels is the fastest here."""
+        """Name of the attention, whatever its fastest kernel here."""
         kind = getattr(getattr(self.module, "config", None), "_attn_implementation", None) or "own"
         if attention.is_capped(text_config(self.module)):
             return "capped"
@@ -99,12 +99,12 @@ class LanguageModel:
 
     @property
     def how(self) -> dict[str, Any]:
-        """How it is read, for the record of a session; it changes numbers by rounding at most.
+        """The choices of how it is read, for the record of a session; they change numbers by rounding at most.
 
         kernels:           of attention, in order of preference; kernel_tflops: of each, on a causal input of 8k tokens.
-        kernels_refused:   why the others are not used.
-        attention_refused: why transformers' own attention is used where ours would need no mask.
-        layer_chunk:       tokens that the token-wise layers are given at once; None: whole inputs.
+        kernels_refused:   reasons why the others are not used.
+        attention_refused: why transformers' attention is used, although ours would need no mask.
+        layer_chunk:       tokens of a chunk of the token-wise layers; None: whole inputs.
         compile_seconds:   seconds of compiling so far; compile_refused: why `auto` does without.
         """
         layers = self.reading.layers
@@ -121,7 +121,7 @@ class LanguageModel:
 
     @property
     def about(self) -> str:
-        """How it is read, for people: training length, type of numbers, kernel, head."""
+        """The reading in words: training length, type of numbers, kernel, head."""
         trained = f"{self.train_length:,} ({self.train_length_source})" if self.train_length else "?"
         place = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else platform.machine()
         head = f"{self.reading.head} ({self.reading.head_reason})" if self.reading.head_reason else self.reading.head
@@ -175,5 +175,5 @@ class LanguageModel:
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
-        """Hash of everything that the tokenizer does to a text, 16 hexadecimal digits; empty if it cannot be read."""
+        """Hash of all settings of the tokenizer, 16 hexadecimal digits; empty if it cannot be read."""
         return tokens.fingerprint(self.tokenizer)

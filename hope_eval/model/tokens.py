@@ -17,7 +17,7 @@ PrefixPolicy = Literal["auto", "bos", "eos", "none"]
 def encode(tokenizer: Any, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Ids [T] of each text, without special tokens, and the UTF-8 bytes of each token [T].
 
-    The bytes of a text add up to its length; they are None for a tokenizer that has no offsets.
+    The bytes of a text add up to its length; they are None for a tokenizer without offsets.
     """
     if not getattr(tokenizer, "is_fast", False):
         return [(np.asarray(_plain_ids(tokenizer, text), np.int32), None) for text in texts]
@@ -82,7 +82,7 @@ def end_tokens(tokenizer: Any, module: Any) -> list[int]:
 
 
 def fingerprint(tokenizer: Any) -> str:
-    """Hash of everything that the tokenizer does to a text, 16 hexadecimal digits; empty if it cannot be read."""
+    """Hash of all settings of the tokenizer, 16 hexadecimal digits; empty if it cannot be read."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         return ""

@@ -11,7 +11,7 @@ A document is its tokens x_1..x_T, indexed from 0 here: x_t is `tokens[t - 1]`. 
     tokens scored     x1 x2 x3 x4 x5                         x1 x2 x3 x4 x5             x6 x7
 
 A protocol of your own is one file with one class, given by its path: `--protocol my/halves.py:k=64`. Its fields are its
-parameters. Its run stores all that tables, figures and the report need, so that they do not need the file.
+parameters. Its run stores everything for tables, figures and the report, so that these do not need the file.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ DEFAULT_PROTOCOL = "prefix"
 
 Weighting = Literal["document", "token", "window"]
 
-# What the columns of a protocol are: context lengths, positions in one read, or contexts before the same tokens.
+# The columns of a protocol: context lengths, positions in one read, or contexts before the same tokens.
 Axis = Literal["length", "position", "context"]
 
 
@@ -69,7 +69,7 @@ class Window:
         """Whether the scores of `other` are among the scores of this window.
 
         nested_safe: the model's predictions do not depend on how much follows, so a longer read will do, or one that
-                     ends with the last token that is scored.
+                     ends with the last scored token.
         """
         return (
             (self.start, self.prefixed) == (other.start, other.prefixed)
@@ -110,8 +110,8 @@ class Column:
         nll(of) / per,   or  nll(of) - nll(minus)
 
     metric:         its name. hope_eval/metrics.py describes the names it knows; others get a default.
-    of:             windows whose nll it is; None: those of the cell.
-    minus:          windows whose mean nll is subtracted, for each document; None: nothing is.
+    of:             windows of its nll; None: those of the cell.
+    minus:          windows whose mean nll is subtracted, for each document; None: none.
     per:            `token`: a mean as the cell's own nll; `word`, `byte`: the nll of a document for each of its words
                     or bytes. Those need documents that are scored whole.
     exponentiated:  the value is exp of that.
@@ -166,10 +166,10 @@ class Protocol:
     name:     what users call it: the name of its file, with `-` for `_`.
     one_line: which tokens are read and scored.
     title:    the heading of its section in the report.
-    axis:     what its columns are.
+    axis:     meaning of its columns.
     varies:   the parts of its cells' ids that differ between columns: `L` of `prefix:L=4096`. Runs whose other parts
               differ are not compared.
-    uses:     what users give it with --data: `text`, as a task says of itself.
+    uses:     data that --data may give, as for a task: `text`.
     prefixed: whether a prefix token B is read first. Without it, the first token of a read is not scored.
 
     Raises OptionError for a parameter outside its limits.
@@ -211,7 +211,7 @@ class Protocol:
         return False
 
     def parameters(self) -> dict[str, object]:
-        """All that identifies the protocol beside its name and the lengths."""
+        """Parameters that identify the protocol, besides its name and the lengths."""
         return {setting.name: getattr(self, setting.name) for setting in fields(self)}
 
     def identity(self, lengths: Sequence[int]) -> dict[str, object]:
@@ -227,7 +227,7 @@ class Protocol:
         return identity
 
     def provenance(self, lengths: Sequence[int], sizes: Iterable[int]) -> dict[str, object]:
-        """Part of a run's provenance. A protocol of your own stores all that a table needs, so that the file may go.
+        """Part of a run's provenance. A protocol of your own stores everything for a table, so its file may be deleted.
 
         sizes: numbers of tokens of the documents.
         """
@@ -245,7 +245,7 @@ class Protocol:
 
     @property
     def is_bundled(self) -> bool:
-        """Whether it is one of this package."""
+        """Whether it belongs to this package."""
         return type(self).__module__.startswith(f"{__name__}.")
 
     def shared_id(self, cell_id: str) -> str:
@@ -255,7 +255,7 @@ class Protocol:
         return f"{head}:{','.join(parts)}" if parts else head
 
     def __str__(self) -> str:
-        """As it is written on a command line: `sliding:stride=512`, `my/halves.py:k=8`."""
+        """Its text on a command line: `sliding:stride=512`, `my/halves.py:k=8`."""
         name = self.name if self.is_bundled else _short_path(inspect.getfile(type(self)))
         values = {setting: getattr(self, setting.name) for setting in settings_of(type(self))}
         changed = [f"{setting.name}={value}" for setting, value in values.items() if value != setting.default]
@@ -273,7 +273,7 @@ class Protocol:
 
 
 class Recorded(Protocol):
-    """The protocol of a run that was measured with a file of someone's own, as its run stores it."""
+    """The protocol of a user's file, as its run stores it."""
 
     def __init__(self, identity: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         for name in ("file", "one_line", "title", "axis"):
@@ -320,7 +320,7 @@ class Recorded(Protocol):
             if alike and all(other == alike[0] for other in alike):
                 return [Window(*values) for values in alike[0]]
             raise StoreError(
-                f"the run does not say which windows `{self.name}` reads of {n_tokens:,} tokens",
+                f"the run does not store the windows of `{self.name}` on {n_tokens:,} tokens",
                 f"give the file of the protocol: hope-eval ppl --from RUN --protocol {self.file}",
             )
 
@@ -356,7 +356,7 @@ def _as_record(cell: Cell, sizes: Sequence[int]) -> dict[str, Any]:
 
 
 def _short_path(file: str) -> str:
-    """A path as it is typed in the folder where we are."""
+    """A path relative to the current folder."""
     path = Path(file)
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
@@ -377,7 +377,7 @@ def protocol_names() -> list[str]:
 def protocol_class(name: str) -> type[Protocol]:
     """The class of a protocol by its name, or by the path of a Python file that defines one.
 
-    Raises OptionError if there is none, or if a file takes the name of a protocol of this package.
+    Raises OptionError for an unknown name, and for a file with the name of a protocol of this package.
     """
     if name.endswith(".py"):
         if not Path(name).expanduser().is_file():
@@ -385,7 +385,7 @@ def protocol_class(name: str) -> type[Protocol]:
         cls = only_class(module_from_file(Path(name), "hope_eval_protocols"), Protocol)
         if cls.name in protocol_names():
             raise OptionError(
-                f"`{name}` is called like the protocol `{cls.name}` of hope-eval", "give the file another name"
+                f"`{name}` has the name of the protocol `{cls.name}` of hope-eval", "give the file another name"
             )
         return cls
     if name not in protocol_names():

@@ -1,4 +1,4 @@
-"""The same k tokens, read with 64, 128, … tokens of context: what does more context do to the same tokens?
+"""The same k tokens, read with 64, 128, … tokens of context: the effect of more context on them.
 
     context_gain(c) = nll(shortest context) - nll(c)
 

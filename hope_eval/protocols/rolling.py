@@ -43,7 +43,7 @@ class Rolling(Windows):
         return max(1, self._span(lengths))
 
     def reads_whole(self, lengths: Sequence[int]) -> bool:
-        # Word perplexity is there only where all of a document was read.
+        # Word perplexity needs the whole document.
         return True
 
     def _windows(self, length: int, span: int) -> WindowsOf:

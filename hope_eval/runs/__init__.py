@@ -1,1 +1,1 @@
-"""A run on disk: records that survive a kill, shards of several processes, and where a run comes from."""
+"""A run on disk: records that survive a kill, shards of several processes, and the provenance of a run."""

@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 _BLOCK = 4 << 20
 
-# More would wait for the disk.
+# More threads would wait for the disk.
 _MOST_THREADS = 8
 
 # One record: a line of JSON.
 Record = dict[str, Any]
 
-# Told how far work is, at its start and as it goes on: what is done, and the total.
+# Called with the work done and the total, at the start and during the work.
 Progress = Callable[[int, int], None]
 
 _TYPES = {
@@ -119,7 +119,7 @@ def damaged(path: Path, number: int, why: object) -> StoreError:
 
 
 def remedy(run: Path) -> str:
-    """What to do about a run that cannot be used."""
+    """Remedy for a run that cannot be used."""
     return f"`hope-eval runs rm {run}`, then rerun its command"
 
 
@@ -139,7 +139,7 @@ def _n_lines(data: bytes) -> int:
 
 
 def _blocks(path: Path, end: int) -> Iterator[tuple[int, int]]:
-    """Yield where blocks of whole lines start and stop."""
+    """Yield the start and stop of blocks of whole lines."""
     if not end:
         return
     start = 0
@@ -153,7 +153,7 @@ def _blocks(path: Path, end: int) -> Iterator[tuple[int, int]]:
 
 
 class _Reader:
-    """Reads blocks of lines; threads may share it."""
+    """Reader of blocks of lines; threads may share it."""
 
     def __init__(self, path: Path, kind: str, columns: Sequence[Field]) -> None:
         import pyarrow
@@ -228,7 +228,7 @@ class _Reader:
         return pyarrow.table(arrays)
 
     def _finished(self, table: "pyarrow.Table") -> "pyarrow.Table":
-        """The columns that are wanted, with 0 for an optional field that is missing."""
+        """The wanted columns, with 0 for a missing optional field."""
         import pyarrow
 
         arrays = []

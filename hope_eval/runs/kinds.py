@@ -1,6 +1,6 @@
 """The two kinds of runs: perplexity on documents, and questions about contexts.
 
-What a run holds, what it samples and how it is read follow from its kind, and the kind from its identity, here only.
+The kind decides the records, samples and reading of a run. It follows from the run's identity, in this file only.
 """
 
 from collections import defaultdict
@@ -27,8 +27,8 @@ class RunKind:
     """A kind of run.
 
     name:    `perplexity` or `questions`.
-    sample:  what a run has n of, that intervals are made over: `document` or `context`.
-    piece:   what is measured whole: `window` or `context`.
+    sample:  the unit that n counts and intervals are made over: `document` or `context`.
+    piece:   the unit that is measured whole: `window` or `context`.
     records: kinds of its records, the most frequent first.
     """
 
@@ -45,11 +45,11 @@ class RunKind:
         raise StoreError(f"a run of {self.name} has no records of the kind `{record.get('kind')}`")
 
     def key(self, record: Record) -> tuple[Hashable, ...]:
-        """What tells a record from all others of its run."""
+        """Key of a record: unique in its run."""
         return self.record_kind(record).key(record)
 
     def pieces(self, records: Iterable[Record]) -> set[Hashable]:
-        """What was measured whole, among these records: windows, or contexts with all their questions."""
+        """Pieces that were measured whole in these records: windows, or contexts with all their questions."""
         keys: dict[Hashable, set[Hashable]] = defaultdict(set)
         whole: set[Hashable] = set()
         for record in records:

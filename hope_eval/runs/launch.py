@@ -1,7 +1,7 @@
 """Starting the processes of an evaluation: by torchrun, or by `--jobs`, which starts torchrun.
 
-torchrun ends all processes when one of them has died. So what it starts only watches over the process that does the
-work, and ends when the others have ended too.
+torchrun ends all processes when one of them has died. So each process that it starts only watches a working process,
+and ends when all others have ended, too.
 """
 
 import logging
@@ -17,15 +17,15 @@ from pathlib import Path
 from hope_eval.errors import OptionError
 from hope_eval.runs.shards import is_free
 
-# Tells the process that does the work where to write the folder of its session.
+# Environment variable: the pipe to which the working process writes the folder of its session.
 PIPE = "HOPE_EVAL_WATCHED_BY"
 
-# Tells a process that it is one of so many that `--jobs` has started on one machine.
+# Environment variable: number of processes that `--jobs` has started on one machine.
 JOBS = "HOPE_EVAL_JOBS"
 
 _THREADS = "OMP_NUM_THREADS"
 
-# Seconds between two looks at the others.
+# Seconds between two checks of the others.
 _EVERY = 1.0
 
 RESUME = "rerun the command to resume, with any number of processes; nothing that was measured is lost"
@@ -48,7 +48,7 @@ def _torchrun(n: int) -> str:
 def check_groups(n: int, tensor_parallel: int, context_parallel: int, remedy: Callable[[int], str] = _torchrun) -> None:
     """Raise OptionError if n processes cannot be divided into groups of that size.
 
-    remedy: the command that starts a number of processes.
+    remedy: the command that starts n processes.
     """
     if tensor_parallel > 1 and context_parallel > 1:
         raise OptionError(
@@ -69,7 +69,7 @@ def check_groups(n: int, tensor_parallel: int, context_parallel: int, remedy: Ca
 def watch() -> None:
     """Under torchrun, start this command again to do the work, and wait for it; exits when all processes have ended.
 
-    If the process failed, this one fails only after all others have ended: torchrun then has nobody left to kill.
+    If the working process failed, this one fails only after all others have ended: torchrun then has none to kill.
     """
     if n_processes() == 1 or PIPE in os.environ:
         return
@@ -122,17 +122,17 @@ def start(n: int, tensor_parallel: int = 1, context_parallel: int = 1) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import parse_args, run
 
-    # They share the processor.
+    # The processes share the cores.
     n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     added = {JOBS: str(n)} | ({} if _THREADS in os.environ else {_THREADS: str(max(1, n_cores // n))})
     arguments = ["--standalone", f"--nproc-per-node={n}", "--no-python", sys.executable, *sys.orig_argv[1:]]
-    # Each process says itself what went wrong.
+    # Each process has printed its own error.
     logging.disable(logging.CRITICAL)
     os.environ.update(added)
     try:
         run(parse_args(arguments))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
-        # Others were ended because of one that failed.
+        # torchrun ended the others because one failed.
         sys.exit(max((failure.exitcode for failure in error.failures.values() if failure.exitcode > 0), default=1))
     except SignalException as error:
         print(f"Error: ended by {error.sigval.name}\nhint: {RESUME}", file=sys.stderr)

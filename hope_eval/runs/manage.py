@@ -1,6 +1,6 @@
 """Runs in a folder: list them, find one, describe it, remove it.
 
-A run that is damaged, or of a newer version, is listed and can be removed, and nothing else.
+A run that is damaged, or of a newer version, can only be listed and removed.
 """
 
 from collections import Counter
@@ -13,15 +13,15 @@ from hope_eval.errors import StoreError, did_you_mean
 from hope_eval.runs.columns import Field
 from hope_eval.runs.store import FILES, SHARDS, RunStore, explained, is_run, locked, remove_folder, shards_of
 
-# How many of several runs are named in a message.
+# Most runs that a message names.
 _NAMED = 4
 
 
 @dataclass(frozen=True)
 class Outline:
-    """What a list shows of a run.
+    """A run in a list.
 
-    lengths:   of a perplexity; a task has them in its records.
+    lengths:   of a perplexity; those of a task are in its records.
     n_bytes:   on disk.
     worked_on: when its records last changed.
     state:     ok; empty; cut: its last record is half-written; split: shards wait to be merged; bad: it cannot be read.
@@ -37,7 +37,7 @@ class Outline:
 
 
 def runs_in(root: Path) -> list[Path]:
-    """The folders of all runs below a folder; the one that changed last is at the end.
+    """The folders of all runs below a folder, in order of their last change.
 
     Raises StoreError if there is no such folder.
     """
@@ -72,7 +72,7 @@ def find(name: str, root: Path) -> Path:
 
 
 def outline(path: Path) -> Outline:
-    """What a list shows of a run, also of a damaged one."""
+    """A run in a list; it may be damaged."""
     n_bytes = size(path)
     when = datetime.fromtimestamp(_worked_on(path)).astimezone()
     try:
@@ -100,7 +100,7 @@ def _worked_on(path: Path) -> float:
 
 
 def described(path: Path) -> dict[str, Any]:
-    """All that is known of a run: its header, its sessions, and the number of its records of each kind.
+    """Description of a run: its header, its sessions, and the number of its records of each kind.
 
     Raises StoreError if it is damaged, or of a newer version.
     """
@@ -154,7 +154,7 @@ def check_removable(path: Path) -> None:
 
 
 def _other_files(path: Path) -> list[str]:
-    """Names of what the folder of a run holds and no run writes, also in its shards; a linked folder is among them."""
+    """Names of files that no run writes, in the folder of a run and its shards; also linked folders."""
     folder = path / SHARDS
     with explained(path, "read"):
         others = [file.name for file in path.iterdir() if file.name not in (*FILES, SHARDS)]

@@ -1,4 +1,4 @@
-"""The processes that share an evaluation: how they meet, where each writes, and how they learn that one has ended.
+"""The processes that share an evaluation: how they meet, where each writes, and how they notice that another has ended.
 
     OUT/.sessions/SESSION/     RANK.lock is held as long as a process lives, RANK.done or RANK.failed says how it ended
 
@@ -6,8 +6,8 @@ They agree on the name of their session at the start, and exchange nothing from 
 
 With tensor parallel, T processes in a row hold one model together; with context parallel, they read one sequence
 together: a group, which is dealt batches as one process is. All of a group do the same, and the first of them writes.
-None of them can go on without the others: each watches over them, and ends when one has died, so that nobody waits for
-the dead.
+None of them can continue without the others: each watches them, and ends when one has died, so that no process waits
+forever.
 """
 
 import contextlib
@@ -40,17 +40,17 @@ from hope_eval.runs.store import (
     write_header,
 )
 
-# Seconds between two looks at the others, and until people are told that this one waits.
+# Seconds between two checks of the others, and until a message says that this process waits.
 _EVERY = 0.2
 _SAID_AFTER = 10.0
 
 # How long others may take to start.
 _PATIENCE = timedelta(minutes=5)
 
-# What a session has in its folder: a file of each kind for each process.
+# Files in the folder of a session: one of each kind for each process.
 _SESSION_FILES = (".lock", ".done", ".failed")
 
-# Seconds in which a process may still say why it ends, after another one of its group has ended.
+# Seconds that a process has to write why it ends, after another of its group has ended.
 _GRACE = 5.0
 
 
@@ -58,8 +58,8 @@ _GRACE = 5.0
 class Ranks(Rank):
     """The processes that share an evaluation, seen by one of them; by default, it is alone.
 
-    folder: where they say how they ended.
-    say:    prints a line for people; the first process does so.
+    folder: of their session, where they write how they ended.
+    say:    prints a line for people, in the first process.
     store:  of torch.distributed, through which they have found each other.
     """
 
@@ -69,7 +69,7 @@ class Ranks(Rank):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        # What ends when nothing is left to measure.
+        # Contexts that close when nothing is left to measure.
         self.while_measuring = contextlib.ExitStack()
         self._shards: dict[Path, Shard] = {}
         self._locks = contextlib.ExitStack()
@@ -182,12 +182,12 @@ class Ranks(Rank):
         self._locks.close()
 
     def watch_partners(self) -> None:
-        """From now on, end this process soon after another one of its group has died, whatever it waits for."""
+        """From now on, end this process soon after another of its group has died, even in the middle of a wait."""
         assert self.partners
         threading.Thread(target=self._watch_partners, daemon=True).start()
 
     def lost_partner(self) -> str:
-        """Which process of the group ended early, and why, in words; empty if none did."""
+        """The process of the group that ended early, and the reason, in words; empty if none did."""
         for rank in self.partners:
             why = self._end_of(rank, look=0.0)
             if why:
@@ -208,7 +208,7 @@ class Ranks(Rank):
             if self.rank == 0:
                 # sys.stderr is redirected while a model is loaded.
                 print(f"Error: {lost}\nhint: {RESUME}", file=sys.__stderr__, flush=True)
-        # The main thread waits for the dead process inside a collective operation, and nothing else ends that.
+        # The main thread waits for the dead process in a collective operation; only the end of the process ends that.
         os._exit(1)
 
     def _note(self, how: str, why: str = "") -> None:
@@ -216,7 +216,7 @@ class Ranks(Rank):
             (self.folder / f"{self.rank}.{how}").write_text(why, "utf-8")
 
     def _others(self) -> dict[int, str]:
-        """Wait until all others have ended; for each, why it ended early, or an empty text."""
+        """Wait until all others have ended; give for each the reason why it ended early, or an empty text."""
         ended: dict[int, str] = {}
         start, is_said = time.monotonic(), False
         while len(ended) < self.world - 1:
@@ -232,7 +232,7 @@ class Ranks(Rank):
         return dict(sorted(ended.items()))
 
     def _end_of(self, rank: int, look: float = LOOK) -> str | None:
-        """Why a process ended early; empty if it is done, None if it is still at work."""
+        """Reason why a process ended early; empty if it is done, None if it is still at work."""
         done, failed = self.folder / f"{rank}.done", self.folder / f"{rank}.failed"
         if done.exists():
             return ""
@@ -255,8 +255,8 @@ def joined(
 ) -> Iterator[Ranks]:
     """Join the processes that torchrun has started for runs below `root`; without torchrun there is one.
 
-    tensor_parallel:  how many of them hold one model together.
-    context_parallel: how many of them read one sequence together.
+    tensor_parallel:  number of processes that hold one model together.
+    context_parallel: number of processes that read one sequence together.
 
     Raises OptionError if they cannot be divided into groups, StoreError if they do not find each other.
     """
@@ -283,7 +283,7 @@ def joined(
 def _met(
     root: Path, say: Callable[[str], None], tensor_parallel: int, context_parallel: int
 ) -> tuple[Ranks, filelock.BaseFileLock]:
-    """This process among those that torchrun has started, when all are there, and the lock that it holds.
+    """This process among those that torchrun has started, when all have joined, and the lock that it holds.
 
     Raises StoreError if they do not find each other.
     """
@@ -306,7 +306,7 @@ def _met(
         store.wait([f"{key}-{other}" for other in range(world)], _PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise StoreError(
-            f"WORLD_SIZE says {n_processes()} processes, and they did not find each other: "
+            f"WORLD_SIZE says {n_processes()} processes, but they did not find each other: "
             f"{str(error).splitlines()[0]}",
             "start them with torchrun, all with one --out that all of them see; unset WORLD_SIZE for one process",
         ) from error
@@ -319,7 +319,7 @@ def _new_session() -> str:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what sessions of which no process lives have left behind. Links are not followed."""
+    """Remove the folders of sessions without a living process. Links are not followed."""
     sessions = folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ()
     for session in sessions:
         locks = list(session.glob("*.lock"))

@@ -1,4 +1,4 @@
-"""How a run came to be: versions, machine, state of the code, seconds and memory."""
+"""Provenance of a run: versions, machine, state of the code, seconds and memory."""
 
 import contextlib
 import functools
@@ -22,7 +22,7 @@ _FURTHER = ("flash-attn-4",)
 
 
 def origin(device: "torch.device", command: str) -> dict[str, Any]:
-    """The command, the machine, and the versions of what computes."""
+    """The command, the machine, and the versions of the packages that compute."""
     import torch
 
     return {
@@ -84,7 +84,7 @@ def _gib(n_bytes: int) -> float:
 def _commit() -> dict[str, Any] | None:
     """Commit and dirty flag of the checkout that this code runs from; None if it is installed.
 
-    Asked once a process: the code of a process does not change later.
+    It is read once: the code of a process does not change later.
     """
     root = Path(hope_eval.__file__).parent.parent
     if not (root / ".git").exists():

@@ -1,11 +1,11 @@
-"""What several processes have measured of a run: a shard each, merged when nothing is missing.
+"""Shards of a run: the results of several processes, one shard each, merged when nothing is missing.
 
-    RUN/shards/SESSION-RANK/   what one process has measured: the files of a run; locked as long as the process lives
+    RUN/shards/SESSION-RANK/   results of one process: the files of a run; locked as long as the process lives
 
-All processes cut the same work into the same batches, and leave out what the run and the shards of earlier sessions
-hold; the rest is dealt out like cards. When all have ended, the first one merges: it appends what the shards hold to
-the run, in the order in which one process would have written it. As long as anything is missing, shards stay; rerun the
-command, with any number of processes, and it leaves out what they hold, and merges them.
+All processes cut the same work into the same batches, and leave out those that the run and the shards of earlier
+sessions hold; the rest is dealt out like cards. When all have ended, the first one merges: it appends the shards to the
+run, in the order in which one process would have written it. As long as anything is missing, shards stay; rerun the
+command to resume, with any number of processes: it measures the rest, and merges.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from hope_eval.runs.records import Layout
 from hope_eval.runs.records.document import DOCUMENT
 from hope_eval.runs.store import SHARDS, RunStore, remove_folder, shards_of
 
-# Seconds for which a lock may be held by someone who only looks whether it is free.
+# Seconds for which a process may hold a lock only to check whether it is free.
 LOOK = 2.0
 
 T = TypeVar("T")
@@ -32,11 +32,11 @@ T = TypeVar("T")
 class Rank:
     """One of several processes that share an evaluation.
 
-    rank:    which of them this is. The first, 0, merges.
-    world:   how many there are.
-    session: what tells their shards from those of others.
-    tensor_parallel:  how many of them hold one model together.
-    context_parallel: how many of them read one sequence together; one of the two is 1.
+    rank:    number of this process. The first, 0, merges.
+    world:   number of processes.
+    session: name of their session, in the names of their shards.
+    tensor_parallel:  number of processes that hold one model together.
+    context_parallel: number of processes that read one sequence together; one of the two is 1.
     """
 
     rank: int = 0
@@ -55,7 +55,7 @@ class Rank:
 
     @property
     def together(self) -> dict[str, int]:
-        """How many work together, for a run's provenance and sessions; empty if each works alone."""
+        """Number of processes that work together, for a run's provenance and sessions; empty if each works alone."""
         kinds = {"tensor_parallel": self.tensor_parallel, "context_parallel": self.context_parallel}
         return {kind: n for kind, n in kinds.items() if n > 1}
 
@@ -82,7 +82,7 @@ class Rank:
 
 
 class Shard(RunStore):
-    """What one of several processes has measured; its records begin with those that were there before.
+    """Results of one of several processes; its records begin with those of earlier sessions.
 
     run:       the folder of the run.
     given:     pieces that were shared out in this session, to any process.
@@ -106,7 +106,7 @@ class Shard(RunStore):
         return used
 
     def array(self, record: Record, name: str) -> np.ndarray:
-        """An array of a record, also of one that was there before."""
+        """An array of a record, also of an earlier session."""
         owner = self._owners.get(id(record))
         return super().array(record, name) if owner is None else owner.array(record, name)
 
@@ -122,7 +122,7 @@ class Shard(RunStore):
 
         Dealing continues where the previous run ended, so that over many runs all processes get equally many.
 
-        pieces: what a batch is made of, as `RunKind.pieces` finds them in records.
+        pieces: of a batch, as `RunKind.pieces` gives those of records.
         """
         fresh = [batch for batch in todo if not self.given.issuperset(pieces(batch))]
         self.given.update(piece for batch in fresh for piece in pieces(batch))
@@ -135,7 +135,7 @@ class Shard(RunStore):
         return RunStore.reading(self.run) if self.is_merged else self
 
     def log_session(self, session: Mapping[str, Any]) -> None:
-        """Note a session, and the process that it was."""
+        """Record a session with the numbers of its process."""
         rank = self._rank
         super().log_session({**session, "rank": rank.rank, "ranks": rank.world, **rank.together})
 
@@ -146,11 +146,11 @@ class Shard(RunStore):
 
 
 class Echo(Shard):
-    """What the other processes of a group know of the shard that their first process writes."""
+    """The view of other processes of a group on the shard that their first process writes."""
 
     @contextlib.contextmanager
     def appending(self) -> Iterator[Self]:
-        """Read once what was there before; what came since is in memory only."""
+        """Read the records of earlier sessions once; new records are in memory only."""
         if self._records is None:
             self._load()
         yield self
@@ -164,9 +164,9 @@ class Echo(Shard):
 
 
 def merge(run: RunStore, shards: Sequence[RunStore]) -> None:
-    """Append to a run what its shards hold, in the order in which one process would have written it; remove them.
+    """Append the shards of a run to it, in the order in which one process would have written them; remove them.
 
-    After a kill, the next merge does the rest: records that the run holds are passed over, and shards are removed only
+    After a kill, the next merge continues: records that the run holds are passed over, and shards are removed only
     when the records are on the disk. Raises StoreError for a shard that is damaged.
     """
     kind_of, key_of = run.kind.record_kind, run.kind.key
@@ -194,7 +194,7 @@ def merge(run: RunStore, shards: Sequence[RunStore]) -> None:
 
 
 def shards_in(run: Path, header: dict[str, Any], but: str = "") -> list[RunStore]:
-    """The shards of a run, without those of the session `but`."""
+    """The shards of a run, except those of the session `but`."""
     return [RunStore(path, header) for path in shards_of(run) if not but or session_of(path) != but]
 
 
@@ -211,7 +211,7 @@ def is_free(lock: Path, look: float = LOOK) -> bool:
     except filelock.Timeout:
         return False
     except OSError:
-        # It was removed together with its folder.
+        # The lock was removed together with its folder.
         return True
 
 

@@ -1,18 +1,18 @@
 """A run on disk: append-only records that survive a kill at any byte.
 
     results/runs/ppl-SmolLM2-rope-1a2b3c4d5e/
-      run.json         what the run is: its identity and provenance; written once, whole
+      run.json         identity and provenance of the run; written once, whole
       records.jsonl    one record a line, as it came
       arrays.bin       the arrays of the records (nll per token…), one after the other
-      sessions.jsonl   when it was worked on, for how long, with what versions
-      shards/          what several processes have measured and has not been merged yet, see shards.py
+      sessions.jsonl   sessions of work: time, seconds, versions
+      shards/          results of several processes that wait to be merged, see shards.py
 
 A record is written after its arrays, and counts when its line has ended. A kill may leave half a line; the next writer
 cuts it off. The folder is named by a hash of the identity, so that rerunning a command resumes its run, and another
 checkpoint, encoding, protocol, dtype… makes another run.
 
-Opening a run for reading reads its header only. Records are read on demand: as they are, or, where there are millions,
-as columns.
+Opening a run for reading reads its header only. Records are read on demand: one by one, or, if there are millions, as
+columns.
 """
 
 import contextlib
@@ -39,16 +39,16 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
-# What to do about a run that a later version has written.
+# Remedy for a run that a later version has written.
 NEWER = "pip install --upgrade hope-eval"
 
-# All files in the folder of a run or of a shard, and the folder that a run has while shards wait to be merged.
+# All files in the folder of a run or of a shard, and the folder of shards that wait to be merged.
 FILES = ("records.jsonl", "arrays.bin", "sessions.jsonl", "run.part", "run.json", "run.lock")
 SHARDS = "shards"
 
 T = TypeVar("T")
 
-# Bytes that are searched at once for the end of the last line.
+# Bytes of a step of the search for the end of the last line.
 _TAIL = 1 << 16
 
 
@@ -71,7 +71,7 @@ class RunStore:
     @classmethod
     @contextlib.contextmanager
     def writing(cls, root: Path, identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> Iterator["RunStore"]:
-        """Open the run of that identity below `root` for appending; make it if it is not there.
+        """Open the run of that identity below `root` for appending; make it if it does not exist.
 
         identity needs `task`, `model` and `encoding`, which go into the folder's name. Raises StoreError if the
         folder cannot be written, or if another process is writing the same run.
@@ -144,7 +144,7 @@ class RunStore:
 
     @property
     def waiting(self) -> str:
-        """How much waits to be merged, in words; empty if nothing does."""
+        """Records that wait to be merged, in words; empty if none do."""
         shards = [RunStore(path, self.header) for path in shards_of(self.path)]
         n, n_shards = sum(shard.n_records for shard in shards), sum(not shard.is_empty for shard in shards)
         return f"{n:,} records in {n_shards} shard{'s' * (n_shards != 1)} wait to be merged" if n else ""
@@ -157,7 +157,7 @@ class RunStore:
     ) -> tuple["pandas.DataFrame", list[Record]]:
         """The records of one kind as a frame, and all others as they are; millions take seconds.
 
-        progress: called as the work goes on, in bytes.
+        progress: called during the work, in bytes.
 
         Raises StoreError for a line that is damaged.
         """
@@ -213,7 +213,7 @@ class RunStore:
         return self
 
     def sync(self) -> None:
-        """Write everything to the disk: when this returns, a loss of power cannot lose it."""
+        """Write everything to the disk: after this, a loss of power loses nothing."""
         assert self._lines is not None, "opened for reading"
         assert self._arrays is not None
         with explained(self.path):
@@ -232,7 +232,7 @@ class RunStore:
         return np.frombuffer(data, dtype)
 
     def log_session(self, session: Mapping[str, Any]) -> None:
-        """Note when and with what the run was worked on, with a checksum of all records so far.
+        """Record a session of work: time, machine, versions, and a checksum of all records so far.
 
         Sessions are no records: two runs of one command have the same records, byte by byte.
         """
@@ -241,7 +241,7 @@ class RunStore:
             stream.write(json.dumps(line).encode() + b"\n")
 
     def sessions(self) -> list[Record]:
-        """The sessions that were noted; the last line may be half-written, and is passed over."""
+        """The recorded sessions; a half-written last line is passed over."""
         file = self.path / "sessions.jsonl"
         sessions = []
         for line in file.read_bytes().split(b"\n") if file.exists() else ():
@@ -259,7 +259,7 @@ class RunStore:
         return crc
 
     def _load(self) -> int:
-        """Read all records; return the bytes of arrays that they use."""
+        """Read all records; gives the bytes of arrays that they use."""
         arrays = self.path / "arrays.bin"
         n_arrays = arrays.stat().st_size if arrays.exists() else 0
         records: list[Record] = []
@@ -291,7 +291,7 @@ class RunStore:
                     yield line
 
     def _repair(self) -> None:
-        """Cut off what a kill has left after the last whole record."""
+        """Cut off the half-written data that a kill has left after the last whole record."""
         used = self._load()
         for path, size in ((self._file, self._end), (self.path / "arrays.bin", used)):
             if path.exists() and path.stat().st_size > size:
@@ -326,7 +326,7 @@ def shards_of(path: Path) -> list[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove the folder of a run or a shard, which holds nothing but `FILES`.
+    """Remove the folder of a run or a shard, which holds only `FILES`.
 
     Records go first: a kill on the way leaves an empty run.
     """
@@ -337,7 +337,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def check_merged(store: RunStore) -> None:
-    """Raise StoreError if shards of a run wait to be merged: what they hold would seem to be missing."""
+    """Raise StoreError if shards of a run wait to be merged: their records would seem to be missing."""
     if store.waiting:
         hint = f"rerun its command to merge them, with any number of processes: {store.command}"
         raise StoreError(f"{store.path}: {store.waiting}", hint)
@@ -350,7 +350,7 @@ def header_of(identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> dic
 
 @contextlib.contextmanager
 def claimed(path: Path, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Lock a run for writing, make it if it is not there, and yield its header.
+    """Lock a run for writing, make it if it does not exist, and yield its header.
 
     Raises StoreError if its folder cannot be written, or if another process is writing it.
     """
@@ -426,20 +426,20 @@ def write_header(path: Path, header: Mapping[str, Any], folder: Path) -> None:
     """
     with explained(path):
         if not (path / "run.json").exists():
-            # The name of the temporary file is one of FILES, so that a kill leaves nothing that `remove` does not know.
+            # The name of the temporary file is one of FILES, so that `remove` also removes what a kill leaves.
             with whole_file(path / "run.json", folder / "run.part") as part:
                 part.write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
 
 @contextlib.contextmanager
 def explained(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turn an error of the operating system into one that says what to do."""
+    """Turn an error of the operating system into a StoreError with a remedy."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise StoreError(
-                f"no space left to write {path}; what was measured so far is kept",
+                f"no space left to write {path}; the results so far are kept",
                 "free some space, then rerun the command to resume; or give another --out",
             ) from error
         raise StoreError(

@@ -1,7 +1,7 @@
 """The tokens of a run of perplexity: the nll of every token that was scored, and the bytes of every token.
 
 A cell of a table needs windows. If the run holds them (or, for a nested-safe model, a longer read of the same tokens),
-the cell is filled without the model. Measuring asks the same question to know what is left to do.
+the cell is filled without the model. A measurement checks the same to find the windows that it has yet to read.
 """
 
 import re
@@ -50,14 +50,14 @@ def n_words(text: str) -> int:
 
 
 class TokenStore:
-    """The tokens of a run: which windows are there, and their nll."""
+    """The tokens of a run: its windows, and their nll."""
 
     def __init__(self, store: RunStore) -> None:
         self.store = store
         self.nested_safe: bool = store.header["identity"]["nested_safe"]
         self.documents: dict[str, Record] = {}
         self.out_of_memory: list[Record] = []
-        # Where measuring until an interval was narrow enough has ended.
+        # Records of the ends that --until-ci set.
         self.until: list[Record] = []
         self._n_measured: int | None = None
         # A cache: every cell of a table needs them.
@@ -88,7 +88,7 @@ class TokenStore:
             self._n_measured = record["n"]
 
     def add(self, record: Record, **arrays: np.ndarray) -> None:
-        """Add a record, unless its document or window is there."""
+        """Add a record, unless its document or window is in the store."""
         if record["kind"] == DOCUMENT.name and record["document"] in self.documents:
             return
         if record["kind"] == WINDOW.name and self.covers(record["document"], WINDOW.window(record)):
@@ -124,6 +124,6 @@ class TokenStore:
         return self._bytes[document]
 
     def sample(self, n_documents: int | None) -> list[str]:
-        """Ids of the first n documents of the sample, up to where measuring has ended."""
+        """Ids of the first n documents of the sample, up to the end of the measurement."""
         ordered = sorted(self.documents.values(), key=lambda record: int(record["index"]))
         return [record["document"] for record in ordered[: self._n_measured][:n_documents]]

@@ -1,4 +1,4 @@
-"""Whether a run is sound: everything that it holds is as it was written, and fits together."""
+"""Verification of a run: everything in it is as it was written, and consistent."""
 
 from itertools import chain
 from pathlib import Path
@@ -14,18 +14,18 @@ from hope_eval.runs.store import RunStore, place_size, run_id
 
 
 def verify(path: Path, progress: Progress = lambda done, total: None) -> RunStore:
-    """A run that is sound. Raises StoreError for the first thing that is wrong.
+    """A sound run. Raises StoreError for its first fault.
 
-    Its folder is named after its identity, every line is a record, every array is as it was written, no record is there
+    Its folder is named after its identity, every line is a record, every array is as it was written, no record occurs
     twice, and each record fits the header and the records before it.
 
-    progress: called as the work goes on, in bytes.
+    progress: called during the work, in bytes.
     """
     store = RunStore.reading(path)
     wanted = run_id(store.header["identity"])
     if path.resolve().name != wanted:
         raise StoreError(
-            f"its identity is that of {wanted}",
+            f"its identity belongs to {wanted}",
             f"rename the folder to {wanted}; if run.json was changed, {remedy(path)}",
         )
     try:
@@ -46,7 +46,7 @@ def _verify_checksum(store: RunStore) -> None:
     if (store.path / "records.jsonl").stat().st_size < n_bytes:
         raise StoreError("records that the last session wrote are missing")
     if store.checksum(n_bytes) != checksums[-1]["crc"]:
-        raise StoreError("its records were changed: their checksum differs from the one that the last session noted")
+        raise StoreError("its records were changed: their checksum is not that of the last session")
 
 
 def _verify_answers(store: RunStore, progress: Progress) -> None:
@@ -68,7 +68,7 @@ def _verify_answers(store: RunStore, progress: Progress) -> None:
 
 
 def _verify_tokens(store: RunStore, progress: Progress) -> None:
-    """Raise StoreError if a window is there twice, leaves its document, or lacks a number, or a document is missing."""
+    """Raise StoreError if a window occurs twice, passes its document or lacks a number, or a document is missing."""
     documents: dict[str, Record] = {}
     layout = Layout(store.header, documents)
     keys: set[Any] = set()
@@ -93,13 +93,13 @@ def _verify_tokens(store: RunStore, progress: Progress) -> None:
 
 
 def _named_fault(store: RunStore, record: Record, layout: Layout, keys: set[Any]) -> str:
-    """What is wrong with a record, with the name of its kind: records read as columns have no line number."""
+    """Fault of a record, with the name of its kind: records read as columns have no line number."""
     fault = _fault(store, record, layout, keys)
     return fault and f"a record of the kind `{record['kind']}` is damaged: {fault}"
 
 
 def _fault(store: RunStore, record: Record, layout: Layout, keys: set[Any]) -> str:
-    """What is wrong with a record, given those before it; empty if nothing is.
+    """Fault of a record, given those before it; empty if it has none.
 
     keys: of the records before it; the key of this one is added.
     """

@@ -23,7 +23,7 @@ from hope_eval.train.recipe import Recipe, claim
 def prepare_all(
     recipes: Mapping[Path, Recipe], work: Path, force: bool = False, bar: ProgressBar = no_bar
 ) -> dict[Path, Recipe]:
-    """Make the rows and the folders of all recipes; those that are not trained yet, by folder.
+    """Make the rows and the folders of all recipes; gives the untrained recipes, by folder.
 
     force: delete other trainings in these folders.
     """
@@ -45,11 +45,11 @@ def train_all(
 ) -> None:
     """Train several recipes, each into its folder, `jobs` of them at a time.
 
-    work:     where the rows that they share are kept until all are done.
+    work:     folder of the rows that they share, until all are done.
     progress: called with the tokens of all trainings together.
     options:  as for `train`.
 
-    If one fails, the others go on, and its error is raised at the end.
+    If one fails, the others continue, and its error is raised at the end.
     """
     untrained = prepare_all(recipes, work, force=options.pop("force", False))
     total = {out: recipe.n_tokens for out, recipe in recipes.items()}
@@ -70,7 +70,7 @@ def train_all(
                 out, tokens = queue.get()
                 done[out] = tokens
                 n_messages += 1
-            # The speed is measured from the first call on: when all have told where they begin.
+            # The speed counts from the first call on, which waits until all have reported their start.
             if n_messages >= min(jobs, len(untrained)):
                 progress(sum(done.values()), sum(total.values()))
     if errors:
@@ -80,7 +80,7 @@ def train_all(
 
 
 def _train_here(recipe: Recipe, out: Path, work: Path, queue: Any, n_threads: int, options: dict[str, Any]) -> None:
-    """Train one recipe in this process, and tell the parent about once a second how far it is."""
+    """Train one recipe in this process, and report its progress to the parent about once a second."""
     # With more threads than cores, processes wait for each other.
     torch.set_num_threads(n_threads)
     parent = multiprocessing.parent_process()

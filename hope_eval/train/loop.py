@@ -11,8 +11,8 @@ comparison (the order of rows, the schedule, what decays) stands in this file an
 version.
 
     OUT/model.safetensors, config.json, tokenizer…   the model, in bfloat16, when it is done
-    OUT/training.json                                how it was trained, and what it took
-    OUT/training.jsonl                               every few steps: the loss; now and then: nll at 1x, 2x, 4x
+    OUT/training.json                                recipe, facts and cost of the training
+    OUT/training.jsonl                               every few steps: the loss; less often: nll at 1x, 2x, 4x
     OUT/.work/                                       the rows and the last checkpoint, until the training is done
 
 Rerun the command to resume an interrupted training: it starts at its last checkpoint and reaches the same losses.
@@ -67,12 +67,12 @@ def train(
 ) -> Path:
     """Train the model of a recipe into the folder `out`, or resume its training; gives the folder.
 
-    work:          where the rows are kept meanwhile; trainings side by side share it. By default below `out`.
+    work:          folder of the rows; trainings side by side share it. By default below `out`.
     device:        auto, or a torch device.
-    compile_model: torch.compile; None: on CUDA, if there are enough steps for it to pay.
+    compile_model: torch.compile; None: on CUDA, for enough steps to pay.
     save_steps:    steps between checkpoints; 0: a tenth of the training.
-    force:         delete another training that is in `out`.
-    progress:      called with the tokens trained on so far, and in all.
+    force:         delete another training in `out`.
+    progress:      called with the tokens trained on so far, and their total.
 
     Raises TrainingError, EncodingError, OptionError or CorpusError.
     """

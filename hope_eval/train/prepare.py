@@ -1,4 +1,4 @@
-"""Everything that all trainings of one seed share, made once and kept in a work folder.
+"""Material that all trainings of one seed share, made once and kept in a work folder.
 
     WORK/tokenizer/           the tokenizer
     WORK/texts/ids.npy        the texts as one stream of ids: <s> document <s> document …
@@ -26,7 +26,7 @@ from hope_eval.train.tokenizer import tokenizer_for
 
 _DOCUMENTS_EVALUATED = 8
 
-# Characters that are tokenised in one go, at least.
+# Fewest characters that are tokenised at once.
 _PIECE = 200_000
 
 # From a title and a unit to the progress of a piece of work, for as long as it lasts.
@@ -41,7 +41,7 @@ def no_bar(title: str, unit: str) -> Iterator[Progress]:
 
 @dataclass
 class Prepared:
-    """What all trainings of one seed share.
+    """Material that all trainings of one seed share.
 
     evaluated: ids of held-out documents, to evaluate on during the training.
     """
@@ -53,14 +53,14 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, work: Path, bar: ProgressBar = no_bar) -> Prepared:
-    """Make the tokenizer and the rows of a recipe in the folder `work`, unless they are there.
+    """Make the tokenizer and the rows of a recipe in the folder `work`, unless it has them.
 
     Raises CorpusError, CheckpointError, TaskError or TrainingError.
     """
     corpora = [load_corpus(text) for text in recipe.texts]
     identity = {"texts": [corpus.fingerprint for corpus in corpora], "tokenizer": recipe.tokenizer}
     work.mkdir(parents=True, exist_ok=True)
-    # Processes that train together all come by here: the first does the work, the others wait and read it.
+    # All processes that train together call this: the first does the work, the others wait and read its files.
     with FileLock(work / "lock"):
         return _prepared(recipe, work, corpora, identity, bar)
 

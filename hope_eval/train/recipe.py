@@ -1,4 +1,4 @@
-"""Recipe: everything a trained model follows from, and the folder that it is trained into.
+"""Recipe: all settings that decide a trained model, and the folder of its training.
 
     OUT/recipe.json   the recipe, written first: the folder then belongs to this training
 
@@ -17,7 +17,7 @@ from hope_eval.encodings import Geometry, parse_encoding
 from hope_eval.errors import OptionError, TrainingError, did_you_mean
 from hope_eval.files import whole_file
 
-# Installed packages to train on. Three texts are held out for evaluation and never stand here: the standard library
+# Installed packages to train on. Three texts are held out for evaluation, never listed here: the standard library
 # (the default of `--data`), sympy and networkx.
 PACKAGES = (
     "accelerate",
@@ -37,7 +37,7 @@ PACKAGES = (
 HELD_OUT = ("python", "python:networkx,sympy")
 TEXTS = "python:" + ",".join(PACKAGES)
 
-# The value of `tokenizer` that trains one on the texts.
+# The value of `tokenizer` for a new one, trained on the texts.
 NEW = "new"
 
 
@@ -92,7 +92,7 @@ def parse_size(text: str) -> Size:
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything a trained model follows from.
+    """All settings that decide a trained model.
 
     encoding:      its name and parameters, as on the command line.
     size:          a name of SIZES, or width x layers x heads.
@@ -102,7 +102,7 @@ class Recipe:
     texts:         corpora, as for `--data` of `hope-eval ppl`.
     tokenizer:     a checkpoint folder to take it from, or `new`.
     batch_tokens:  of one step of the optimiser, over all GPUs.
-    learning_rate: the highest of the schedule; 0: the one that suits the size.
+    learning_rate: the highest of the schedule; 0: by size.
     """
 
     encoding: str
@@ -131,7 +131,7 @@ class Recipe:
         return self.n_steps * self.batch_rows * self.train_length
 
     def check(self) -> None:
-        """Raise OptionError or EncodingError for what is wrong, before any work is done."""
+        """Raise OptionError or EncodingError for a wrong setting, before any work is done."""
         size = parse_size(self.size)
         geometry = Geometry(size.d_model // size.n_heads, size.n_heads, self.train_length, d_model=size.d_model)
         parse_encoding(self.encoding).build(geometry)
@@ -140,7 +140,7 @@ class Recipe:
 def claim(recipe: Recipe, out: Path, force: bool) -> bool:
     """Make `out` the folder of this recipe; True if the model in it is trained already.
 
-    force: delete another training that is in the folder.
+    force: delete another training in the folder.
 
     Raises TrainingError if the folder holds anything else.
     """

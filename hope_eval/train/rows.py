@@ -1,6 +1,6 @@
-"""Rows: what a model is trained on. A row is one sequence of ids, as long as the training length.
+"""Rows: the data that a model is trained on. A row is one sequence of ids, as long as the training length.
 
-    share of rows  what they are                                                  what is trained on
+    share of rows  content                                                        trained on
     60 %           <s> and a stretch of text, from a random place                 all tokens
     40 %           prompts of the tasks (split "train"), all questions in a row   the targets
 
@@ -29,14 +29,14 @@ from hope_eval.task import Vocabulary, generator, task_class
 # Shares of the rows, by task; the rest is text. Copying and recall are learned slowly, the others quickly.
 SHARES = {"copy": 0.13, "associative_recall": 0.14, "passkey": 0.04, "label_map": 0.05, "rule_induction": 0.04}
 
-# The name of a task in the random key of its rows, where it is not the task's. The bundled models were trained when
-# `copy` was called `copying`; the command that trains them again must give them the same rows.
+# The name of a task in the random key of its rows, if that is not the task's name. The bundled models were trained when
+# `copy` was called `copying`; training them again must give them the same rows.
 _KEYS = {"copy": "copying"}
 
 # Reading the same text more often than this teaches a model to recite it.
 MOST_EPOCHS = 100
 
-# Rows that a process makes at a time; fewer are not worth starting a process.
+# Rows that a process makes at a time; for fewer, no process is started.
 _CHUNK = 4096
 
 
@@ -67,12 +67,12 @@ def make_rows(
     shares: Mapping[str, float] = SHARES,
     progress: Progress = lambda done, total: None,
 ) -> Rows:
-    """Write the rows to a folder, unless those of the same identity are there already.
+    """Write the rows to a folder, unless it has rows of the same identity.
 
-    identity: what the rows follow from, as JSON.
+    identity: everything that decides the rows, as JSON.
     stream:   the ids of all documents, each after the prefix token [T].
     shares:   of the rows, by task.
-    progress: called with the rows made so far, and in all.
+    progress: called with the rows made so far, and their total.
 
     Raises TrainingError if the texts are too short, or the disk is too full.
     """
@@ -107,7 +107,7 @@ def make_rows(
 def _fill_in_processes(
     folder: Path, vocabulary: Vocabulary, kinds: np.ndarray, length: int, seed: int
 ) -> Iterator[int]:
-    """Make the rows of the tasks on all cores; yields how many are made."""
+    """Make the rows of the tasks on all cores; yields the number made so far."""
     chunks = [range(start, min(start + _CHUNK, len(kinds))) for start in range(0, len(kinds), _CHUNK)]
     calls = [(folder, vocabulary, kinds[rows.start : rows.stop], rows, length, seed) for rows in chunks]
     n_processes = min(os.cpu_count() or 1, len(chunks) // 2)
@@ -146,7 +146,7 @@ def _stretches(stream: np.ndarray, n: int, size: int, seed: int) -> Iterator[np.
     """Yield n stretches of `size` tokens: the whole stream in random order, then again, cut at other places."""
     if n * size > MOST_EPOCHS * len(stream) or len(stream) < 2 * size:
         raise TrainingError(
-            f"the training needs {n * size:,} tokens of text, and the texts hold {len(stream):,}: they may be read "
+            f"the training needs {n * size:,} tokens of text, but the texts have {len(stream):,}: they may be read "
             f"{MOST_EPOCHS} times at most",
             "lower --tokens, or give more texts with --data",
         )

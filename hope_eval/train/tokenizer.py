@@ -17,14 +17,14 @@ VOCAB_SIZE = 4096
 # Characters that merges are learned from; more changes few of 4,096 tokens.
 _ENOUGH = 40_000_000
 
-# Characters handed over at a time.
+# Characters of a piece of text.
 _PIECE = 100_000
 
 
 def tokenizer_for(name: str, corpora: Sequence[Corpus], folder: Path, identity: Mapping[str, Any]) -> Any:
     """Tokenizer of a checkpoint folder; for `new`, one trained on the corpora, kept in `folder`.
 
-    identity: what a new tokenizer follows from, as JSON; one with the same identity is not trained again.
+    identity: everything that decides a new tokenizer, as JSON; one with the same identity is not trained again.
 
     Raises CheckpointError if there is no such folder, or its tokenizer has no BOS token.
     """
@@ -64,7 +64,7 @@ def train_tokenizer(corpus: Corpus, vocab_size: int = VOCAB_SIZE) -> Any:
 
 
 def _pieces(corpus: Corpus) -> Iterator[str]:
-    """Pieces of all documents in turn, until there are enough."""
+    """Pieces of all documents in turn, until they have enough characters."""
     share = max(_PIECE, _ENOUGH // len(corpus.documents))
     for document in corpus.in_order(0):
         text = document.text[:share]

@@ -381,9 +381,9 @@ def test_a_fit_has_no_negative_speed():
         (("--memory", "much"), "`much` is not a valid amount of memory", "--memory 80"),
         (("--tflops", "400"), "--tflops states a throughput", "--no-benchmark"),
         (("--no-benchmark", "--budget", "1m"), "needs a throughput", "--tflops"),
-        (("--suite", "quick", "--task", "ppl"), "both say what is measured", "leave one out"),
+        (("--suite", "quick", "--task", "ppl"), "both choose the measurements", "leave one out"),
         (("--task", "pppl"), "no task is called `pppl`", "tasks"),
-        (("--no-benchmark", "--loader", "a.py:load"), "no config that tells the shape", "leave --no-benchmark out"),
+        (("--no-benchmark", "--loader", "a.py:load"), "no config with the shape", "leave --no-benchmark out"),
         (("--no-benchmark", "--device", "cudda"), "no device `cudda`", "--device cuda"),
     ],
 )

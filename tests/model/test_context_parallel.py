@@ -150,7 +150,7 @@ def test_nobody_waits_for_the_dead_or_for_what_hangs(forked, fault, checkpoints,
     assert forked("reads", tmp_path, checkpoints["llama"], FAULTS=fault) == [-9 if "dies" in fault else 1, 1][::-1]
     assert time.monotonic() - start < 40
     lost = {"dies": "process 1 of 2, which reads a part of the same text, ended early: it was killed",
-            "stops": "the processes that share a sequence have lost each other"}  # fmt: skip
+            "stops": "the processes that share a sequence have lost contact"}  # fmt: skip
     assert lost[fault[: fault.index(":")]] in failure(tmp_path, 0)
 
 

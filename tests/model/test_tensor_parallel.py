@@ -140,7 +140,7 @@ def test_nobody_waits_for_the_dead(forked, who, words, tmp_path):
 @pytest.mark.slow
 def test_nobody_waits_for_ever_for_what_hangs(forked, words, tmp_path):
     assert forked("scores", tmp_path, words, FAULTS="stops:1:2") == [1, 1]
-    assert "have lost each other" in failure(tmp_path, 0)
+    assert "have lost contact" in failure(tmp_path, 0)
 
 
 def test_a_process_that_waits_is_ended_when_another_of_its_group_has_died(tmp_path, monkeypatch, capfd):

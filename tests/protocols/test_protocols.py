@@ -205,5 +205,5 @@ def test_two_protocols_of_one_name_do_not_share_a_run(halves, fixed, tmp_path):
 def test_a_file_that_takes_a_name_of_ours_is_refused(tmp_path):
     file = tmp_path / "last_k.py"
     file.write_text(HALVES)
-    with pytest.raises(OptionError, match="is called like the protocol `last-k` of hope-eval"):
+    with pytest.raises(OptionError, match="has the name of the protocol `last-k` of hope-eval"):
         parse_protocol(str(file))

@@ -263,7 +263,7 @@ def swap(old: str, new: str):
 
 
 FAULTS = {
-    "another identity": ("run.json", swap('"model": "m"', '"model": "M"'), "its identity is that of needle-M-rope-"),
+    "another identity": ("run.json", swap('"model": "m"', '"model": "M"'), "its identity belongs to needle-M-rope-"),
     "a newer format": ("run.json", swap('"format": 1', '"format": 7'), "format 7 of a newer hope-eval"),
     "no header": ("run.json", lambda content: content[:-9], r"run\.json is damaged"),
     "a damaged line": ("records.jsonl", swap('"index": 1', '"index": x'), r"records\.jsonl, line 3, is damaged"),
@@ -320,7 +320,7 @@ def test_what_is_wrong_with_answers_is_found(fault, tmp_path):
 def test_infeasible_lengths_are_told_once_and_whole(tmp_path):
     hole = {"kind": "infeasible", "length": 9, "needed": 20}
     assert verify(answers_run(tmp_path / "a", [hole, {**hole, "length": 10}]))
-    with pytest.raises(StoreError, match="the length 9 is there twice"):
+    with pytest.raises(StoreError, match="the length 9 occurs twice"):
         verify(answers_run(tmp_path / "b", [hole, answer(0), hole]))
     for lack in ({**hole, "needed": None}, {"kind": "infeasible"}):
         with pytest.raises(StoreError, match=r"a record of the kind `infeasible` is damaged: .*(`needed`|`length`)"):
@@ -348,9 +348,9 @@ def nll_of(count: int):
         (replaced(2, index=2), "document of index 1 is missing"),
         (replaced(2, index=0), "document of index 1 is missing, or another document has its index"),
         (replaced(0, index=1), "document of index 0 is missing"),
-        (replaced(2, document="d0"), "line 3, is damaged: document `d0` is there twice"),
+        (replaced(2, document="d0"), "line 3, is damaged: document `d0` occurs twice"),
         (replaced(2, n_tokens=6), "line 3, is damaged: the number of its bytes is not that of its tokens"),
-        (replaced(1, document="d1"), "line 2, is damaged: its document `d1` does not stand before it"),
+        (replaced(1, document="d1"), "line 2, is damaged: its document `d1` does not come before it"),
         (replaced(1, window=[0, 3, 0, 3]), "line 2, is damaged"),
         (replaced(1, window=[0, 3, 3, 3, True]), r"line 2, is damaged: \[0, 3, 3, 3, True\] is not a window"),
         (replaced(1, window=[4, 6, 4, 6, True]), "reaches past its document"),
@@ -359,7 +359,7 @@ def nll_of(count: int):
         (nll_of(2), "line 2, is damaged: the number of its nll is not that of the tokens"),
         (nll_of(4), "the number of its nll is not that of the tokens"),
         (lambda records: records[1][1].clear(), "line 2, is damaged: it has no `nll`"),
-        (lambda records: records.insert(2, records[1]), "line 3, is damaged: the window .* of `d0` is there twice"),
+        (lambda records: records.insert(2, records[1]), "line 3, is damaged: the window .* of `d0` occurs twice"),
         (replaced(1, kind="answer"), "a run of perplexity has no records of the kind `answer`"),
         (replaced(1, kind=None), "no records of the kind `None`"),
     ],

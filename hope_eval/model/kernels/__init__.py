@@ -1,1 +1,1 @@
-"""What computes fast: attention, the nll of tokens, token-wise layers in chunks."""
+"""Fast kernels: attention, the nll of tokens, token-wise layers in chunks."""

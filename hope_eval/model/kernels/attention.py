@@ -1,6 +1,6 @@
-"""Attention: the functions that transformers calls, and the way of each case.
+"""Attention: the functions that transformers calls, and the kernel for each case.
 
-    no bias                      scaled_dot_product_attention, with the fastest kernel there is: `attention_choice.py`
+    no bias                      scaled_dot_product_attention, with the fastest kernel: `attention_choice.py`
     no bias, a sliding window    the same in query blocks, each with the keys that it can see: `attention_blocks.py`
     logits that are capped       query blocks, as the kernels know no cap (Gemma 2)
     parts of a text              the same, with keys that other processes have made: `parallel/sequence.py`
@@ -37,7 +37,7 @@ from hope_eval.model.kernels.attention_blocks import (
 from hope_eval.model.kernels.attention_masks import PartsMask, Window, mask, visible_keys
 from hope_eval.model.parallel import sequence
 
-# Of a decoder with an encoding of this package; and of any other, in place of transformers' `sdpa`.
+# Names for transformers: of a decoder with an encoding of this package; of any other, in place of `sdpa`.
 NAME, PLAIN = "hope_eval", "hope_eval_plain"
 
 
@@ -108,10 +108,10 @@ def plain(
     dropout: float = 0.0,
     **rest: Any,
 ) -> tuple[Tensor, None]:
-    """Attention as transformers' `sdpa` returns it; cases for which that would need a mask do without.
+    """Attention as transformers' `sdpa` returns it; cases that would need a mask there need none here.
 
-    Arguments and result are those of `attention`. What calls it may be compiled; this stays as it is, since kernels are
-    chosen when they are called.
+    Arguments and result are those of `attention`. Its caller may be compiled; this function is not, since kernels are
+    chosen at each call.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 

@@ -1,4 +1,4 @@
-"""Attention with the bias of an encoding: the form that a kernel takes, the blocks of any other, and the definition.
+"""Attention with the bias of an encoding: the forms that kernels take, blocks for any other bias, and the definition.
 
 `reference` is slow and obviously right; the tests compare everything else with it.
 
@@ -59,7 +59,7 @@ def in_query_blocks(
 
 
 def for_kernel(encoding: PositionEncoding, n_queries: int, n_keys: int, device: torch.device) -> Tensor | Curve | None:
-    """A bias in one of the forms that the kernel takes; None if it has no such form."""
+    """A bias in a form that the kernel takes; None if it has no such form."""
     slopes = encoding.slopes()
     if slopes is not None:
         return torch.tensor(slopes, device=device)
@@ -72,7 +72,7 @@ def for_kernel(encoding: PositionEncoding, n_queries: int, n_keys: int, device: 
 def kernel_for(
     bias: Tensor | Curve, dtype: torch.dtype, head_dim: int
 ) -> Callable[[Tensor, Tensor, Tensor, Tensor | Curve, float], Tensor] | None:
-    """The kernel of a GPU for that form of a bias; None if there is none that agrees with the definition."""
+    """The GPU kernel for that form of a bias; None if no kernel agrees with the definition."""
     return biased_kernel("cuda", _form(bias), dtype, head_dim)
 
 
@@ -131,22 +131,22 @@ def scaled(encoding: PositionEncoding, query: Tensor, key: Tensor) -> tuple[Tens
 def _kept_bias(
     encoding: PositionEncoding, table_HN: Tensor | None, first: int, n_queries: int, n_keys: int, device: torch.device
 ) -> Tensor:
-    """The numbers of `bias_block`; if `bias` makes them, they are kept for the next context, which is mostly as long.
+    """The numbers of `bias_block`. Those from `bias` are kept for the next context, which mostly has the same length.
 
-    The one of FIRE is a network over queries x keys, eight times the work of the rest of a small model. It is kept in
-    inference only, one a layer, and no longer than its parameters stay as they are.
+    FIRE's bias is a network over queries x keys, eight times the work of the rest of a small model. It is kept only in
+    inference, one a layer, until its parameters change.
     """
     if table_HN is not None or torch.compiler.is_compiling() or not torch.is_inference_mode_enabled():
         return bias_block(encoding, table_HN, first, n_queries, n_keys, device)
     parameters = list(encoding.parameters())
-    # What was made in inference mode does not count its changes.
+    # Tensors made in inference mode do not count their changes.
     if any(p.is_inference() for p in parameters):
         return bias_block(encoding, table_HN, first, n_queries, n_keys, device)
     key = (first, n_queries, n_keys, device, *((p.data_ptr(), p._version) for p in parameters))
     kept: tuple[Any, Tensor] | None = encoding.__dict__.get("_kept")
     if kept is None or kept[0] != key:
         kept = key, bias_block(encoding, None, first, n_queries, n_keys, device)
-        # A long input has many blocks, and the last of them is of no use to the next.
+        # A long input has many blocks, and the next input starts with another.
         if first == 0:
             encoding.__dict__["_kept"] = kept
     return kept[1]
@@ -190,5 +190,5 @@ def reference(encoding: PositionEncoding, query: Tensor, key: Tensor, value: Ten
 
 
 def wants_gradients(encoding: nn.Module, *tensors: Tensor) -> bool:
-    """Whether gradients are needed, which the kernel of a GPU does not have."""
+    """Whether gradients are needed: the GPU kernel has none."""
     return torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *encoding.parameters()))

@@ -18,7 +18,7 @@ from hope_eval.model.kernels.attention_masks import PartsMask, Window, visible_k
 BLOCK_NUMBERS = 16 << 20
 
 
-# Queries of a block that looks at a sliding window, at least.
+# Fewest queries of a block that looks at a sliding window.
 _WINDOW_ROWS = 1024
 
 
@@ -66,25 +66,25 @@ def windowed(query: Tensor, key: Tensor, value: Tensor, window: int, scale: floa
 def in_parts(
     query: Tensor, key: Tensor, value: Tensor, read: PartsMask, scale: float, softcap: float | None = None
 ) -> Tensor:
-    """Causal attention of the own parts of a sequence to all of it, also to the parts of other processes, [B, P, H, E].
+    """Causal attention of this process's parts of a sequence to all parts, also those of other processes, [B, P, H, E].
 
-    query: [B, H, P, E], of the own positions, as key and value are.
+    query, key, value: of this process's positions; query is [B, H, P, E].
     """
     key, value = read.cut.whole(key), read.cut.whole(value)
     read.cut.n_attended += 1
     out, done = [], 0
     for first, last in read.cut.own:
-        # All that is before a part is a window too.
+        # All tokens before a part are a window, too.
         window = last if read.window is None else read.window
         seen = slice(max(0, first - window + 1), last)
-        some = query[:, :, done : done + last - first], key[:, :, seen], value[:, :, seen]
+        inputs = query[:, :, done : done + last - first], key[:, :, seen], value[:, :, seen]
         if softcap is not None:
-            out.append(capped(*some, Window(window), scale, softcap))
+            out.append(capped(*inputs, Window(window), scale, softcap))
         elif read.window is None and query.device.type == "cuda":
             # A GPU's kernels need no mask.
-            out.append(causal(*some, scale))
+            out.append(causal(*inputs, scale))
         else:
-            out.append(windowed(*some, window, scale))
+            out.append(windowed(*inputs, window, scale))
         done += last - first
     return torch.cat(out, dim=1)
 
@@ -130,7 +130,7 @@ def unbiased(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sca
 
 
 def slopes_fit(dtype: torch.dtype, n_keys: int) -> bool:
-    """Whether numbers of that type can hold the slopes times the parts of all positions."""
+    """Whether that type can represent the slopes times the parts of all positions."""
     return n_keys <= (1 << 16 if dtype == torch.float16 else 1 << 24)
 
 

@@ -1,9 +1,9 @@
-"""The choice of the kernel that computes attention on a GPU: the fastest that is right, tried out once.
+"""The choice of the kernel for attention on a GPU: the fastest correct one, found by trying each once.
 
     with fastest(device, dtype, n_heads, n_kv_heads, head_dim).preferred(n_read): …
 
 Every kernel reads a short input of an odd length, and must give what the definition gives in float64; then it is timed
-on a long one. On an H100 or H200, cuDNN's is mostly 1.5 to 1.8 times as fast as the one that PyTorch prefers, and
+on a long one. On an H100 or H200, cuDNN's is mostly 1.5 to 1.8 times as fast as PyTorch's preferred one, and
 FlashAttention-4, a package of its own, 1.2 times as fast again where inputs are very long.
 
 Shape letters: B batch, H heads, G heads of keys, L length (Q queries, K keys), E head_dim.
@@ -23,10 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Of kernels that are about as fast, the first is taken.
+# In order of preference: of kernels that are about equally fast, the first is taken.
 KERNELS = ("flash4", "cudnn", "flash", "efficient")
 
-# How much faster a later one must be. What is measured varies; the choice should not.
+# How much faster a later one must be: measured times vary, and the choice should not.
 _MARGIN = 1.1
 
 # From here on cuDNN's attention pays: it makes a plan for every new shape, and short inputs have many shapes.
@@ -34,10 +34,10 @@ CUDNN_FROM = 2048
 
 _CHECKED_LENGTH, _CHECKED_LAST, _TIMED_LENGTH = 333, 100, 8192
 
-# Of flash_attn there are others, without that part.
+# Other packages are called flash_attn, too, and lack that part.
 _FLASH4 = ("flash_attn", "flash_attn.cute")
 
-# Largest error, as a share of the norm of what is right.
+# Largest error, as a share of the norm of the right result.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 
@@ -45,10 +45,10 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 class Kernels:
     """Kernels for one shape of heads.
 
-    order:   of preference; empty where PyTorch's own choice is left alone.
+    order:   of preference; empty: PyTorch chooses.
     tflops:  of each, on a causal input of 8k tokens.
-    refused: why the others are not used.
-    tried:   what heads they were tried on; None where nothing was tried.
+    refused: reasons why the others are not used.
+    tried:   heads that they were tried on; None: none was tried.
     """
 
     order: tuple[str, ...] = ()
@@ -60,15 +60,15 @@ class Kernels:
         return ">".join(self.order)
 
     def preferred(self, n_read: int) -> contextlib.AbstractContextManager[None]:
-        """Have inputs of so many tokens read by these kernels, in their order."""
+        """Read inputs of that many tokens with these kernels, in their order."""
         return preferring(self.order, n_read, tried=self.tried)
 
 
 @dataclass(frozen=True)
 class Heads:
-    """What FlashAttention-4, which has no other kernel to fall back to, is tried on and then used for.
+    """Heads that FlashAttention-4 was tried on, and is used for: it has no other kernel to fall back to.
 
-    capability: of the GPU; None: there is none.
+    capability: of the GPU; None: no GPU.
     """
 
     capability: tuple[int, int] | None
@@ -106,11 +106,11 @@ def _fastest(name: str, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_
         preferred = preferring((kernel,), _TIMED_LENGTH, alone=True, tried=tried)
         try:
             with preferred, torch.inference_mode(), warnings.catch_warnings():
-                # The error says as well why a kernel is not taken.
+                # The error is the reason why a kernel is not taken.
                 warnings.simplefilter("ignore")
                 attended = _attended(*short).double()
                 if kernel == "flash4":
-                    # It is used for the last queries, too.
+                    # It must be right for the last queries alone, too.
                     last = _attended(short[0][:, :, -_CHECKED_LAST:], *short[1:]).double()
                     attended = torch.cat([attended[:, :, :-_CHECKED_LAST], last], dim=2)
                 error = float((attended - wanted).norm() / wanted.norm())
@@ -132,11 +132,11 @@ def _fastest(name: str, dtype: torch.dtype, n_heads: int, n_kv_heads: int, head_
 def preferring(
     order: tuple[str, ...], n_read: int, *, alone: bool = False, tried: Heads | None = None
 ) -> Iterator[None]:
-    """Have scaled_dot_product_attention try kernels in that order, and `by_flash4` do its work if that comes first.
+    """Let scaled_dot_product_attention try kernels in that order, and `by_flash4` replace it if flash4 comes first.
 
-    n_read: tokens of the input; of short ones, the kernel that plans for every shape comes last.
-    alone:  take no other kernel in their stead.
-    tried:  what flash4 may be used for.
+    n_read: tokens of the input; for short inputs, the kernel that plans for every shape comes last.
+    alone:  use no other kernel.
+    tried:  heads that flash4 may be used for.
     """
     token = _flash4_for.set(tried if order[:1] == ("flash4",) else None)
     try:
@@ -173,7 +173,7 @@ def _flash4() -> Callable[..., Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         function: Callable[..., Any] = importlib.import_module("flash_attn.cute").flash_attn_func
-    # Warnings of it and its compiler are for its authors.
+    # Warnings from it and its compiler are for its authors.
     warnings.filterwarnings("ignore", module=r"(flash_attn|cutlass|quack|tvm_ffi)\b")
     return function
 

@@ -1,4 +1,4 @@
-"""Masks that are not made: a window, or the parts of a text, stands for the tensor that transformers would make.
+"""Descriptions in place of masks: a window, or the parts of a text, instead of the tensor that transformers would make.
 
 Shape letters: Q queries, K keys.
 """
@@ -25,7 +25,7 @@ class Window:
 class PartsMask:
     """Stands for a causal mask when a process reads parts of a longer sequence.
 
-    window: how many keys a query sees, itself among them; None: all before it.
+    window: number of keys that a query sees, itself included; None: all before it.
     """
 
     cut: sequence.Cut
@@ -88,9 +88,9 @@ def _slides(mask_function: Callable[..., Tensor], size: int, n: int) -> bool:
     """Whether a mask is that of a sliding window, and not of chunks, which transformers describes in the same way."""
     queries = torch.tensor(sorted({size, size + 1, size + size // 2, 2 * size - 1, n - 1} & set(range(n))))
     for distance, visible in ((size - 1, True), (size, False), (0, True), (-1, False)):
-        some = queries[(queries >= distance) & (queries - distance < n)]
-        zero = torch.zeros_like(some)
-        if bool((mask_function(zero, zero, some, some - distance) != visible).any()):
+        rows = queries[(queries >= distance) & (queries - distance < n)]
+        zero = torch.zeros_like(rows)
+        if bool((mask_function(zero, zero, rows, rows - distance) != visible).any()):
             return False
     return True
 

@@ -3,8 +3,8 @@
     with ChunkedLayers(decoder).reading(n_tokens): decoder(ids)
 
 An MLP makes tensors many times as wide as the model, and a norm copies its input in float32. Both are the same for
-every token, whatever stands before it; so they are run over some thousand tokens at a time, and only what they return
-is whole. On a GPU, chunks of long inputs are compiled: element-wise work is fused, and since all chunks but the last
+every token, whatever stands before it; so they are run over some thousand tokens at a time, and only their results
+are whole. On a GPU, chunks of long inputs are compiled: element-wise work is fused, and since all chunks but the last
 have one shape, no length compiles anew.
 
 Shape letters: B batch, L length, N tokens of a chunk, D model width.
@@ -33,17 +33,17 @@ LARGEST_CHUNK, SMALLEST_CHUNK = 4096, 256
 # On a GPU, where every chunk has to be launched, narrow models get more: as wide as a model of 8B, chunks take as much.
 _LARGEST_CHUNK_WIDTH = 14_336
 
-# `auto` compiles forwards of that many tokens: they take seconds, and what is fused is a tenth of them.
+# `auto` compiles for inputs of at least that many tokens: their forwards take seconds, and fusing saves a tenth.
 COMPILED_FROM = 65_536
 
 
 class ChunkedLayers:
-    """The token-wise parts of a decoder: of its layers, what is no attention, and its norms.
+    """The token-wise parts of a decoder: its norms, and all of its layers but attention.
 
-    chunk:           tokens that they are given at once; halved where memory does not suffice.
-    compile_seconds: what compiling took.
-    compile_refused: why nothing is compiled, where `auto` would, but there is no compiler for it.
-    n_run:           how many times a part went over chunks.
+    chunk:           tokens of a chunk; halved when memory runs out.
+    compile_seconds: seconds of compiling.
+    compile_refused: why `auto` does not compile: the machine has no compiler for it.
+    n_run:           number of times that a part ran over chunks.
     """
 
     def __init__(self, decoder: nn.Module, compiling: Compile = "auto", n_layers: int | None = None) -> None:
@@ -57,7 +57,7 @@ class ChunkedLayers:
         self._warm: set[tuple[Any, ...]] = set()
 
     def halve(self, n_tokens: int) -> bool:
-        """Make chunks smaller; return whether that helps with reading so many tokens."""
+        """Make chunks smaller; True if that helps with that many tokens."""
         if n_tokens <= min(self.chunk, LARGEST_CHUNK) or self.chunk <= SMALLEST_CHUNK:
             return False
         self.chunk //= 2
@@ -75,7 +75,7 @@ class ChunkedLayers:
     def reading(self, n_tokens: int, *, compiles: bool = True) -> Iterator[None]:
         """Let the parts run over chunks while the decoder reads that many tokens, all inputs together.
 
-        compiles: whether that may be compiled.
+        compiles: whether the parts may be compiled.
         """
         if n_tokens <= self.chunk or torch.is_grad_enabled():
             yield
@@ -87,8 +87,8 @@ class ChunkedLayers:
             for part in self.parts
         ]
         if compiled:
-            some = (part for part in self.attentions if _may_be_compiled(part))
-            changed += [(part, partial(self._whole, part, part.forward)) for part in some]
+            compilable = (part for part in self.attentions if _may_be_compiled(part))
+            changed += [(part, partial(self._whole, part, part.forward)) for part in compilable]
         forwards = [(part, part.__dict__.get("forward")) for part, _ in changed]
         for part, run in changed:
             part.forward = run
@@ -116,7 +116,7 @@ class ChunkedLayers:
         self.n_run += 1
         flat_LD = whole_BLD.reshape(-1, whole_BLD.shape[-1])
         n, size = len(flat_LD), self.chunk
-        # Of a model that is spread over devices, a part may be on another than what it is given.
+        # If a model is spread over devices, a part and its input may be on different ones.
         device = next((p.device for p in part.parameters()), flat_LD.device)
         out_LD = torch.empty_like(flat_LD, device=device)
         step = self._step(part, forward) if compiled else partial(_step, forward)
@@ -159,7 +159,7 @@ class ChunkedLayers:
         start = time.perf_counter()
         try:
             with warnings.catch_warnings():
-                # Advice of the compiler on settings of the user.
+                # The compiler's advice on settings of the user.
                 warnings.simplefilter("ignore")
                 out = run(*inputs, **options)
         except torch.OutOfMemoryError:
@@ -177,7 +177,7 @@ class ChunkedLayers:
 
 
 def _step(forward: Callable[[Tensor], Any], chunk_1ND: Tensor, out_1ND: Tensor) -> bool:
-    """Write the output of a part for a chunk; return whether it has the shape of the chunk, as token-wise work has."""
+    """Write the output of a part for a chunk; True if it has the shape of the chunk, as token-wise work must."""
     output = forward(chunk_1ND)
     if not isinstance(output, Tensor) or output.shape != out_1ND.shape or output.dtype != out_1ND.dtype:
         return False
@@ -191,15 +191,15 @@ def largest_chunk(device_type: str, width: int, compiling: Compile = "auto") -> 
     width: of the widest tensors within a part.
     """
     if device_type != "cuda" or compiling == "on":
-        # What is to be compiled has to be in chunks.
+        # Only chunks are compiled.
         return LARGEST_CHUNK
     return min(LARGEST_CHUNK * _power_of_two(_LARGEST_CHUNK_WIDTH / width), COMPILED_FROM // 2)
 
 
 def chunk_for(free: float, width: int, number_bytes: int, device_type: str, compiling: Compile = "auto") -> int:
-    """Tokens of a chunk if so many bytes are free: a power of two.
+    """Tokens of a chunk if `free` bytes are free: a power of two.
 
-    width: of the widest tensors within a part, of which there are three at once.
+    width: of the widest tensors within a part; three are in memory at once.
     """
     room = min(free / 8 / (3 * width * number_bytes), largest_chunk(device_type, width, compiling))
     return max(SMALLEST_CHUNK, _power_of_two(room))
@@ -213,7 +213,7 @@ def _power_of_two(number: float) -> int:
 def _parts(decoder: nn.Module, n_layers: int | None) -> tuple[list[nn.Module], list[nn.Module]]:
     """Modules of a decoder that work token by token, with the norms beside the layers, and its attention layers.
 
-    n_layers: how many layers it has, since a model may have towers for images and sounds besides; None: unknown.
+    n_layers: number of its layers, since a model may also have towers for images and sounds; None: unknown.
     """
     lists = [child for child in decoder.modules() if isinstance(child, nn.ModuleList) and len(child)]
     layers = next((modules for modules in lists if len(modules) == n_layers), next(iter(lists), ()))

@@ -193,7 +193,7 @@ def biased(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | Curve, scal
     n_keys = key.shape[2]
     query, key, value = (x if x.stride(-1) == 1 else x.contiguous() for x in (query, key, value))
     out = torch.empty(batch, n_queries, n_heads, head_dim, dtype=query.dtype, device=query.device)
-    # What a kind of bias does not have is never read, but must be of its type all the same.
+    # A kernel never reads the arguments of other kinds of bias, but they must have the right type.
     unused = torch.empty(1, dtype=torch.float32, device=query.device)
     given: dict[str, Any] = dict.fromkeys(("table", "constant_from", "by_query", "curve", "slopes"), unused)
     n_points, table_head = 2, 0

@@ -7,8 +7,8 @@ have all of them.
 Context parallel: each process holds the whole model, and reads a part of the tokens. Keys and values are gathered in
 every layer (`sequence.py`), and the scores in the end.
 
-Each group of processes is a world of its own to torch.distributed, and nothing passes between groups. What could set
-those of a group apart is agreed on, through the store by which they found each other, since others may be waiting in a
+Each group of processes is a world of torch.distributed; groups exchange nothing. The processes of a group agree
+on whatever could make them differ. They use the store by which they found each other, since others may be waiting in a
 sum already:
 
     out of memory    all of them at the same sum of the same forward, and the batch is halved; else the run ends
@@ -42,7 +42,7 @@ from hope_eval.model.parallel import sequence
 from hope_eval.runs.launch import RESUME
 from hope_eval.runs.processes import Ranks
 
-# How long a process waits for the others of its group: reading weights may take some of them that much longer.
+# How long a process waits for the others of its group: some may take longer to read the weights.
 PATIENCE = timedelta(minutes=30)
 
 # The same, where all have done the same just before.
@@ -55,16 +55,16 @@ _BACKENDS = {"cuda": "nccl", "cpu": "gloo"}
 
 _OPTIONS = {"model": "--tensor-parallel", "sequence": "--context-parallel"}
 
-# What to do where a model cannot be sharded.
+# Remedy if a model cannot be sharded.
 INSTEAD = "--device-map auto spreads the layers over the GPUs of one process, without torchrun"
 
 
 class Group:
     """The processes that hold one model, or read one sequence, seen by one of them.
 
-    size:   how many they are.
-    member: which of them this is.
-    shares: what they share.
+    size:   number of processes.
+    member: number of this process.
+    shares: `model` or `text`.
     """
 
     def __init__(self, ranks: Ranks) -> None:
@@ -76,11 +76,11 @@ class Group:
         self._store = PrefixStore(f"agreed-{ranks.session}-{ranks.group}", ranks.store)
         self._n_asked = 0
 
-    def gathered(self, own: str, patience: timedelta = PATIENCE) -> list[str]:
+    def gathered(self, text: str, patience: timedelta = PATIENCE) -> list[str]:
         """The text of each process of the group. Raises StoreError if a process gives none in that time."""
         self._n_asked += 1
         keys = [f"{self._n_asked}-{member}" for member in range(self.size)]
-        self._store.set(keys[self.member], own)
+        self._store.set(keys[self.member], text)
         try:
             self._store.wait(keys, patience)
         except RuntimeError as error:
@@ -95,7 +95,7 @@ class Group:
     def all_out_of_memory(self, error: Exception) -> bool:
         """True if all of the group ran out of memory at the same place, and may continue with less.
 
-        Raises StoreError if others are not: what they sum up does not fit together any more.
+        Raises StoreError if others did not: their sums no longer match.
         """
         try:
             places = self.gathered(_place(), _SOON)
@@ -111,7 +111,7 @@ class Group:
 
     @contextlib.contextmanager
     def explained(self, name: str) -> Iterator[None]:
-        """Turn what all of the group stumble over, as soon as they read anything, into an error with a remedy."""
+        """Turn an error that all of the group meet when they read into an error with a remedy."""
         try:
             yield
         except HopeEvalError:
@@ -123,17 +123,17 @@ class Group:
 
     @property
     def instead(self) -> str:
-        """What to do where a model cannot be shared in that way."""
+        """Remedy if a model cannot be shared in that way."""
         return INSTEAD if self.shares == "model" else sequence.INSTEAD
 
-    def check_same(self, what: str, own: Sequence[Any]) -> None:
-        """Raise CheckpointError if not all of the group have the same."""
-        texts = self.gathered(json.dumps([_place(), *own]), _SOON)
+    def check_same(self, what: str, values: Sequence[Any]) -> None:
+        """Raise CheckpointError unless all of the group have the same values."""
+        texts = self.gathered(json.dumps([_place(), *values]), _SOON)
         if len(set(texts)) > 1:
             self._refuse(what, "; ".join(text[:200] for text in dict.fromkeys(texts)))
 
     def check_close(self, what: str, own_N: np.ndarray, dtype: torch.dtype) -> None:
-        """Raise CheckpointError if not all of the group have the same numbers, but for what rounding explains."""
+        """Raise CheckpointError unless all of the group have the same numbers, up to rounding."""
         tolerance = 1e-3 if dtype in (torch.float32, torch.float64) else 0.1
         numbers = np.array([json.loads(text) for text in self.gathered(json.dumps(own_N.tolist()), _SOON)])
         gap = float(np.max(np.ptp(numbers, axis=0), initial=0.0))
@@ -151,13 +151,13 @@ class Group:
         """The parts into which a sequence is cut."""
         return sequence.Cut(n_tokens, self.size, self.member)
 
-    def summed(self, own: Tensor) -> Tensor:
+    def summed(self, share: Tensor) -> Tensor:
         """Sum over the group."""
-        dist.all_reduce(own)
-        return own
+        dist.all_reduce(share)
+        return share
 
     def least(self, number: float, device: torch.device) -> float:
-        """Least of these numbers of the group."""
+        """Least of the group's numbers."""
         shared = torch.tensor(number, dtype=torch.float64, device=device)
         dist.all_reduce(shared, dist.ReduceOp.MIN)
         return float(shared)
@@ -177,9 +177,9 @@ def _place() -> str:
 
 @contextlib.contextmanager
 def held_together(ranks: Ranks, device: str) -> Iterator[Group | None]:
-    """Connect the processes of a group until nothing is left to measure; None where each does all by itself.
+    """Connect the processes of a group until nothing is left to measure; None if each process works alone.
 
-    Raises OptionError for a device that cannot do it, StoreError if one of the group dies, or is lost.
+    Raises OptionError for a device that cannot do it, StoreError if a process of the group dies, or is lost.
     """
     if ranks.group_size == 1:
         yield None
@@ -205,7 +205,7 @@ def held_together(ranks: Ranks, device: str) -> Iterator[Group | None]:
         ranks.while_measuring.callback(dist.destroy_process_group)
         yield group
     except BaseException as error:
-        # Sums that others never came to must not keep this process from ending.
+        # Sums that others never reach must not keep this process from ending.
         atexit.register(_end)
         if isinstance(error, HopeEvalError) or not isinstance(error, RuntimeError):
             raise
@@ -214,7 +214,7 @@ def held_together(ranks: Ranks, device: str) -> Iterator[Group | None]:
             time.sleep(0.2)
         if not lost and not any(word in str(error).lower() for word in ("timed out", "timeout", "nccl", "gloo")):
             raise
-        reason = lost or f"the processes that share a {group.shares} have lost each other: {str(error).splitlines()[0]}"
+        reason = lost or f"the processes that share a {group.shares} have lost contact: {str(error).splitlines()[0]}"
         raise StoreError(reason, RESUME) from error
 
 
@@ -225,7 +225,7 @@ def _end() -> None:
 
 
 def check_shardable(name: str, module: nn.Module, n: int) -> None:
-    """Raise OptionError if transformers cannot shard a model over n processes: an outline of it will do."""
+    """Raise OptionError if transformers cannot shard a model over n processes; an outline of it is enough."""
     config: Any = text_config(module)
     kind = getattr(config, "model_type", type(module).__name__)
     if kind == "hope_eval":
@@ -237,10 +237,10 @@ def check_shardable(name: str, module: nn.Module, n: int) -> None:
     if not getattr(module, "supports_tp_plan", False):
         raise OptionError(f"transformers has no plan to shard `{kind}`, which `{name}` is", INSTEAD)
     sizes = {key: getattr(config, key, None) for key in ("num_attention_heads", "num_key_value_heads")}
-    known = {key: size for key, size in sizes.items() if isinstance(size, int)}
-    if any(size % n for size in known.values()):
-        fits = [str(d) for d in range(1, max(known.values()) + 1) if not any(size % d for size in known.values())]
-        heads = " and ".join(f"{size} {key.removeprefix('num_').replace('_', ' ')}" for key, size in known.items())
+    n_heads = {key: size for key, size in sizes.items() if isinstance(size, int)}
+    if any(size % n for size in n_heads.values()):
+        fits = [str(d) for d in range(1, max(n_heads.values()) + 1) if not any(size % d for size in n_heads.values())]
+        heads = " and ".join(f"{size} {key.removeprefix('num_').replace('_', ' ')}" for key, size in n_heads.items())
         raise OptionError(
             f"`{name}` has {heads}, which {n} processes cannot share evenly",
             f"--tensor-parallel {' or '.join(fits)}; or {INSTEAD}",

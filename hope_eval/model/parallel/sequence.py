@@ -2,9 +2,9 @@
 
     with cut.reading(): decoder(ids[:, cut.positions()], position_ids=cut.positions()[None], ...)
 
-T processes cut L tokens into 2 T parts, and process r reads parts r and 2 T - 1 - r: one with little before it, and one
-with much, so that all do equally much of the causal triangle. What works token by token needs nothing of the others;
-attention gathers the keys and values of all, and lets the own queries look at those up to themselves.
+T processes cut L tokens into 2 T parts, and process r reads parts r and 2 T - 1 - r: one early, one late,
+so that all compute equally much of the causal triangle. Token-wise work needs nothing from the others; attention
+gathers the keys and values of all processes, and each query looks at those up to itself.
 
 Shape letters: B batch, G heads of keys, L length, P own tokens, S tokens of a part at most, E head_dim.
 """
@@ -22,19 +22,19 @@ from hope_eval.errors import CheckpointError, OptionError
 from hope_eval.model.attach import is_nested_safe, position_table, rotary_modules
 from hope_eval.model.configs import text_config
 
-# Tokens of a part, at least: each process reads the whole of what is shorter.
+# Fewest tokens of a part: each process reads the whole of a shorter sequence.
 SHORTEST = 64
 
 # Its name before torch 2.13, and since.
 _all_gather: Callable[[Tensor, Tensor], object] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
 
-# What to do where a model cannot be read in parts.
+# Remedy if a model cannot be read in parts.
 INSTEAD = "leave --context-parallel out: torchrun shares samples out; --tensor-parallel divides what a GPU holds"
 
 
 @dataclass
 class Cut:
-    """How a sequence is cut, seen by one process.
+    """The cut of a sequence, seen by one process.
 
     length:     tokens.
     size:       processes.
@@ -81,7 +81,7 @@ class Cut:
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[None]:
-        """Let a decoder read the own parts, and its attention see those of the others."""
+        """Let a decoder read this process's parts, and its attention see those of the others."""
         token = _current.set(self)
         self.n_attended = 0
         try:
@@ -94,15 +94,15 @@ _current: ContextVar[Cut | None] = ContextVar("current", default=None)
 
 
 def current() -> Cut | None:
-    """How the sequence that is being read is cut; None if it is read whole, as in compiled code."""
+    """The cut of the sequence that is being read; None if it is read whole, as in compiled code."""
     # The compiler knows no context variables.
     return None if torch.compiler.is_compiling() else _current.get()
 
 
 def check_readable(name: str, module: nn.Module, attends_plainly: bool = True) -> None:
-    """Raise OptionError if a model cannot be read in parts: an outline of it will do.
+    """Raise OptionError if a model cannot be read in parts; an outline of it is enough.
 
-    attends_plainly: by `attention.plain`, which an outline does not tell.
+    attends_plainly: whether it attends by `attention.plain`, which an outline does not show.
     """
     config = text_config(module)
     kind = getattr(config, "model_type", type(module).__name__)

@@ -18,7 +18,7 @@ from hope_eval.runs.columns import Field, Record
 
 @dataclass(frozen=True)
 class Layout:
-    """What the order and the check of a record depend on, besides the record.
+    """Context for the order and the check of a record.
 
     header:    of the run: identity and provenance.
     documents: records of the documents before it, by id.
@@ -37,8 +37,8 @@ class RecordKind:
     """One kind of record.
 
     name:       its `kind` on disk.
-    fields:     what every record of the kind holds.
-    is_common:  all processes of a session have it; the first one writes it.
+    fields:     of every record of the kind.
+    is_common:  all processes of a session have the same record; the first one writes it.
     may_repeat: a run may hold several records with one key.
     """
 
@@ -48,7 +48,7 @@ class RecordKind:
     may_repeat: ClassVar[bool] = False
 
     def key(self, record: Record) -> tuple[Hashable, ...]:
-        """What tells a record from all others of its run."""
+        """Key of a record: unique in its run."""
         raise NotImplementedError
 
     def order(self, record: Record, layout: Layout) -> tuple[Any, ...]:
@@ -56,15 +56,15 @@ class RecordKind:
         raise NotImplementedError
 
     def piece(self, record: Record) -> Hashable | None:
-        """What is measured whole and has this record in it; None: nothing was measured."""
+        """The piece that a record belongs to; pieces are measured whole. None: nothing was measured."""
         return None
 
     def n_of_piece(self, record: Record) -> int:
-        """Records that the piece has when it is whole."""
+        """Number of records of a whole piece."""
         return 1
 
     def fault(self, record: Record, layout: Layout) -> str:
-        """What is wrong with a record; empty if nothing is."""
+        """Fault of a record; empty if it has none."""
         try:
             for field in self.fields:
                 field.of(record)
@@ -73,5 +73,5 @@ class RecordKind:
         return ""
 
     def repeated(self, record: Record) -> str:
-        """What is wrong where a run holds the key of a record twice."""
-        return f"its {self.name} is there twice"
+        """Fault of a run that holds the key of a record twice."""
+        return f"its {self.name} occurs twice"

@@ -9,26 +9,26 @@ from hope_eval.runs.records import Layout, RecordKind
 if TYPE_CHECKING:
     from pandas import DataFrame, Series
 
-# What names a context.
+# Fields that identify a context.
 CONTEXT = ("length", "control", "index")
 
-# What an answer has if its tokens were scored.
+# Fields of an answer whose tokens were scored.
 SCORED = (Field("n_target", "int32"), Field("hits", "int32"), Field("nll", "float64"))
 
-# And of these, one whose wrong tokens are told apart.
+# Further fields if the task names the kinds of errors.
 FIRST_ERROR = (Field("first_error", "int32"), Field("error", "string", category=True))
 
 
 def choice(required: bool) -> tuple[Field, ...]:
-    """What a scored answer has if there are others to choose from.
+    """Fields of a scored answer with other answers to choose from.
 
-    required: whether all answers of the run are of this kind.
+    required: whether all answers of the run have these fields.
     """
     return Field("best_other", "float64", required), Field("n_answers", "int32", required)
 
 
 def graded(metrics: Iterable[str]) -> tuple[Field, ...]:
-    """What an answer has if the model wrote it: a grade for each metric."""
+    """Fields of an answer that the model wrote: a grade for each metric."""
     return tuple(Field(f"grade.{metric}", "float64") for metric in metrics)
 
 
@@ -52,7 +52,7 @@ class Answer(RecordKind):
 
         context:     length, control and index.
         question:    its number on this context.
-        n_questions: how many the context has.
+        n_questions: number of questions on the context.
         facts:       the answer: `fill`, `meta`, and the fields of a scored or a graded one.
         """
         place = dict(zip(CONTEXT, context, strict=True))
@@ -81,7 +81,7 @@ class Answer(RecordKind):
         return n
 
     def faults(self, answers: "DataFrame", layout: Layout) -> Iterator[str]:
-        """What is wrong with the answers of a run, as columns: `fields`, and SCORED if they were scored.
+        """Fault of the answers of a run, given as columns: `fields`, and SCORED if they were scored.
 
         Every question must be answered once, and all answers on a context must agree on the number of its questions.
         """
@@ -107,13 +107,13 @@ class Answer(RecordKind):
         )
 
     def gaps(self, answers: "DataFrame") -> Iterator[str]:
-        """What is wrong where a context is missing and a later one of the same length is there."""
+        """Fault of a run that lacks a context and holds a later one of the same length."""
         asked = answers.drop_duplicates(list(CONTEXT)).groupby(["length", "control"], observed=True)["index"]
         for (length, control), indices in asked:
             if indices.max() + 1 != len(indices):
                 absent = sorted(set(range(indices.max())) - set(indices))[0]
                 of = f", control {control}" if control else ""
-                yield f"context {absent} at {length} tokens{of} is missing, and later ones are there"
+                yield f"context {absent} at {length} tokens{of} is missing, but the run holds later ones"
 
 
 def _where(answer: "Series[Any]") -> str:

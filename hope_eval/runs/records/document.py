@@ -26,7 +26,7 @@ class Document(RecordKind):
 
         document: its id.
         index:    its place in the sample.
-        whole:    the numbers are of all its tokens, and not only of the first.
+        whole:    whether the numbers are of all its tokens, and not only of the first.
         """
         record: Record = {
             "kind": self.name,
@@ -55,8 +55,8 @@ class Document(RecordKind):
         return "" if has_all else "the number of its bytes is not that of its tokens"
 
     def repeated(self, record: Record) -> str:
-        """What is wrong where the run holds a document twice."""
-        return f"document `{record['document']}` is there twice"
+        """Fault of a run that holds a document twice."""
+        return f"document `{record['document']}` occurs twice"
 
 
 DOCUMENT = Document()

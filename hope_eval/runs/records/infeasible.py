@@ -17,7 +17,7 @@ class Infeasible(RecordKind):
     def record(self, length: int, needed: int) -> Record:
         """A record of the kind.
 
-        needed: tokens that the task takes at least.
+        needed: fewest tokens that the task takes.
         """
         return {"kind": self.name, "length": length, "needed": needed}
 
@@ -30,8 +30,8 @@ class Infeasible(RecordKind):
         return 0, record["length"]
 
     def repeated(self, record: Record) -> str:
-        """What is wrong where the run holds a length twice."""
-        return f"the length {record['length']} is there twice"
+        """Fault of a run that holds a length twice."""
+        return f"the length {record['length']} occurs twice"
 
 
 INFEASIBLE = Infeasible()

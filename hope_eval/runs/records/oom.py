@@ -23,7 +23,7 @@ class OutOfMemory(RecordKind):
     def of_window(self, document: str, n_read: int, memory: Mapping[str, float], message: str) -> Record:
         """A record of a read of a document.
 
-        memory: what was free and what there is, in GiB, by name.
+        memory: free and total memory in GiB, by name.
         """
         return {
             "kind": self.name,

@@ -24,9 +24,9 @@ class Until(RecordKind):
     def record(self, half_width: float, n: int, of: int, narrow: bool, **column: Any) -> Record:
         """A record of the kind.
 
-        half_width: what was asked for.
-        n, of:      documents or contexts that were measured, and how many it could have been.
-        narrow:     the interval is as narrow as was asked.
+        half_width: the value of --until-ci.
+        n, of:      documents or contexts that were measured, and the most possible.
+        narrow:     whether the interval is as narrow as asked.
         column:     of a task: `length` and `control`.
         """
         return {"kind": self.name, **column, "half_width": half_width, "n": n, "of": of, "narrow": narrow}
@@ -36,7 +36,7 @@ class Until(RecordKind):
         return tuple(record.values())
 
     def order(self, record: Record, layout: Layout) -> tuple[Any, ...]:
-        """After the answers that it tells of; of a perplexity, last."""
+        """After the answers of its series; in a run of perplexity, last."""
         if "length" in record:
             return 1, record["length"], layout.controls.index(record["control"]), record["n"]
         return 2, 0

@@ -50,7 +50,7 @@ class Window(RecordKind):
             return fault
         document = layout.documents.get(record["document"])
         if document is None:
-            return f"its document `{record['document']}` does not stand before it"
+            return f"its document `{record['document']}` does not come before it"
         values = record["window"]
         is_window = len(values) == 5 and all(isinstance(value, int) for value in values)
         start, stop, scored_start, scored_stop, prefixed = values if is_window else [0] * 5
@@ -67,8 +67,8 @@ class Window(RecordKind):
         return "" if has_all else "the number of its nll is not that of the tokens that it scores"
 
     def repeated(self, record: Record) -> str:
-        """What is wrong where the run holds a window twice."""
-        return f"the window {record['window']} of `{record['document']}` is there twice"
+        """Fault of a run that holds a window twice."""
+        return f"the window {record['window']} of `{record['document']}` occurs twice"
 
 
 WINDOW = Window()
