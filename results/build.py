@@ -1,10 +1,10 @@
-"""Make results/README.md from README.in.md and the summaries that it names; and summaries, from runs.
+"""Make results/README.md from README.in.md and the summaries that it names; make summaries from runs.
 
-    python results/build.py                                          README.md again
-    python results/build.py --add zoo/tasks --by encoding RUN...     a summary of runs as zoo/tasks.json, then README.md
+    python results/build.py                                          make README.md
+    python results/build.py --add zoo/tasks --by encoding RUN...     make zoo/tasks.json from runs, then README.md
 
-A summary holds what tables show of a comparison, and where it comes from: commands, machines, versions, fingerprints
-of tasks, texts and models. In README.in.md, a line `{{zoo/tasks.json scores family=copy}}` stands for a table of it:
+A summary holds the tables of a comparison and its provenance: commands, machines, versions, fingerprints of tasks,
+texts and models. In README.in.md, the line `{{zoo/tasks.json scores family=copy}}` becomes a table of that summary:
 scores, differences, reach or provenance, with only the rows that have these values.
 """
 
@@ -27,9 +27,9 @@ from hope_eval.show.tables import draw
 
 HERE = Path(__file__).parent
 
-_NOTICE = "<!-- Made by `python results/build.py` from README.in.md: change that one. -->\n\n"
+_NOTICE = "<!-- Made by `python results/build.py` from README.in.md: edit that file. -->\n\n"
 
-# What of each frame a summary keeps.
+# Columns of each frame that a summary keeps.
 _KEPT = {
     "scores": "line model encoding section family task protocol metric slice column length label train_length n "
     "n_seeds value low high status headline chance best",
@@ -38,7 +38,7 @@ _KEPT = {
     "in_window in_window_low in_window_high in_window_verdict",
 }
 
-# What runs of one kind share.
+# Facts that runs of one group share.
 _SHARED = (
     "task", "protocol", "version", "task_fingerprint", "corpus", "corpus_fingerprint", "dtype", "device", "machine",
     "versions", "commit",
@@ -46,7 +46,7 @@ _SHARED = (
 
 
 class Summary:
-    """A comparison as it is kept: frames, the baseline, notes, and the provenance of its runs."""
+    """A comparison in a file: frames, the baseline, notes, and the provenance of its runs."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         self.baseline: str = content["baseline"]
@@ -58,7 +58,7 @@ class Summary:
 
     @classmethod
     def read(cls, name: str) -> "Summary":
-        """The summary in a file beside this one."""
+        """The summary in a file next to this one."""
         return cls(json.loads((HERE / name).read_text("utf-8")))
 
     def where(self, **wanted: str) -> "Summary":
@@ -81,7 +81,7 @@ class Summary:
 
 
 def main() -> None:
-    """Add a summary, if one is asked for, and write README.md."""
+    """Add a summary if --add is given, then write README.md."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--add", metavar="NAME", help="the summary to make, such as zoo/tasks")
     parser.add_argument("--by", default="model", choices=BY)
@@ -90,7 +90,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.add:
         path = HERE / f"{given.add}.json"
-        tables = compare.tables_of(compare.opened(given.runs, print), given.by == "encoding", warn=print)
+        tables = compare.tables_of(compare.readable_runs(given.runs, print), given.by == "encoding", warn=print)
         comparison = compare.compare(tables, by=given.by, baseline=given.baseline)
         comparison_tables.write(path, summarised(comparison))
         print(path)
@@ -114,21 +114,21 @@ def _facts(comparison: compare.Comparison) -> dict[str, Any]:
     groups: dict[str, dict[str, Any]] = {}
     for run in comparison.runs:
         shared = {key: run[key] for key in _SHARED}
-        one = groups.setdefault(
+        group = groups.setdefault(
             json.dumps(shared, sort_keys=True),
             {**shared, "runs": 0, "seconds": 0.0, "models": {}, "commands": [], "started": run["started"][:10]},
         )
-        one["runs"] += 1
-        one["seconds"] = round(one["seconds"] + run["seconds"], 1)
-        one["models"][f"{run['model']} {run['encoding']}"] = run["fingerprint"]
-        one["commands"] += [command for command in run["command"].split("\n") if command not in one["commands"]]
-    # A line about models, and their runs, is said once for each in `runs`.
+        group["runs"] += 1
+        group["seconds"] = round(group["seconds"] + run["seconds"], 1)
+        group["models"][f"{run['model']} {run['encoding']}"] = run["fingerprint"]
+        group["commands"] += [command for command in run["command"].split("\n") if command not in group["commands"]]
+    # Notes about models and runs are in `runs` already.
     notes = [note for note in comparison.notes if not re.match(r"runs? ", note) and "training length " not in note]
     return {"baseline": comparison.baseline, "notes": notes, "runs": list(groups.values())}
 
 
 def _rounded(value: Any) -> Any:
-    """A number with six significant digits; None for one that is none."""
+    """A number with six significant digits; None for NaN and infinity."""
     value = value.item() if hasattr(value, "item") else value
     if not isinstance(value, float):
         return value
@@ -136,7 +136,7 @@ def _rounded(value: Any) -> Any:
 
 
 def readme() -> str:
-    """Return README.md, from README.in.md and the summaries that it names."""
+    """README.md, from README.in.md and the summaries that it names."""
     text = (HERE / "README.in.md").read_text("utf-8")
     return _NOTICE + re.sub(
         r"^\{\{(\S+) (\w+)(.*)\}\}\n", lambda match: _part(*match.groups()), text, flags=re.MULTILINE

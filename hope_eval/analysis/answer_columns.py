@@ -1,9 +1,9 @@
-"""The answers of a run as columns: read at once, broken down by a fact, and of whole contexts only.
+"""The answers of a run as columns: of complete contexts only, and divided by a fact if one is asked for.
 
     RunAnswers     all answers of one run
     ColumnAnswers  the answers at one length, or on one slice of it, of all training seeds
 
-Answers are never a dict each: a run may hold millions. Questions on one context are one cluster.
+Answers are columns, never one dict each: a run may hold millions. Questions on one context are one cluster.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 # Raise it when the same command would give other numbers.
 VERSION = 1
 
-# Columns of grades begin with this.
+# Prefix of the columns of grades.
 GRADE = "grade."
 
-# Depths are shown in so many parts.
+# Number of parts that depths are shown in.
 _DEPTHS = 5
 
 _TYPES = {bool: "bool", int: "int64", float: "float64", str: "string"}
@@ -52,8 +52,8 @@ def check_version(store: RunStore) -> None:
 class RunAnswers:
     """The answers of a run, one a line, and its other records.
 
-    slices: (rank, label) of all that the column `slice` of the answers may hold, if a fact divides them.
-    broken: which contexts were left out, and how many of their answers there are.
+    slices: (rank, label) of each slice, if a fact divides the answers; their column `slice` holds the labels.
+    broken: contexts that were left out, each with the number of its answers.
     """
 
     store: RunStore
@@ -89,9 +89,9 @@ class RunAnswers:
         return {length for length in lengths if length}
 
     def column(self, length: int, n: int | None = None, control: str = "") -> "DataFrame":
-        """The answers of one column, or of a control of it; a ceiling has one length for all.
+        """Answers of one column, or of one of its controls; the control `ceiling` has one length for all columns.
 
-        A context with a missing or doubled answer is left out: the rest of its answers would not be a fair sample.
+        A context with a missing or duplicate answer is left out: its other answers would not be a fair sample.
         """
         frame = self.answers
         chosen = frame["control"] == control
@@ -101,12 +101,12 @@ class RunAnswers:
             chosen &= frame["index"] < n
         places = np.flatnonzero(chosen)
         if len(places) and places[-1] - places[0] + 1 == len(places):
-            # Side by side as they were asked: no copy.
+            # Adjacent rows: a view, no copy.
             return self._whole(frame.iloc[places[0] : places[-1] + 1])
         return self._whole(frame.iloc[places])
 
     def _whole(self, answers: "DataFrame") -> "DataFrame":
-        """Answers on contexts that are whole, by context."""
+        """Answers on complete contexts, ordered by context."""
         if not answers["index"].is_monotonic_increasing:
             answers = answers.sort_values("index", kind="stable")
         first = np.flatnonzero(begins(answers))
@@ -121,7 +121,7 @@ class RunAnswers:
 
 
 def are_shares(metric: str, values: np.ndarray) -> bool:
-    """Whether the values of a grade are shares: all from 0 to 1, and the metric is not known to be anything else."""
+    """Whether the values of a grade are shares: all from 0 to 1, of a metric that does not say otherwise."""
     return metric_of(metric).share is not False and bool(((values >= 0) & (values <= 1)).all())
 
 
@@ -142,7 +142,7 @@ def _columns(store: RunStore) -> list[Field]:
 
 
 def _fact(store: RunStore, by: str) -> tuple[str, str | None]:
-    """Field of a fact, and its type where it occurs first, if that is a simple one; without such a fact, "".
+    """Field of a fact, and the type of its first value if that is a simple one; "" if no record has the fact.
 
     A fact may come late (a control has none), so the whole run may be searched for it.
     """
@@ -154,7 +154,7 @@ def _fact(store: RunStore, by: str) -> tuple[str, str | None]:
 
 
 def _divide(frame: "DataFrame", by: str, facts: Sequence[Any], at: np.ndarray) -> tuple[tuple[float, str], ...]:
-    """Give answers their slice by a fact; return all slices in order.
+    """Add the column `slice` to the answers, by a fact; give all slices in order.
 
     at: the place of each answer's fact in `facts`; -1: it has none.
     """
@@ -188,9 +188,9 @@ def begins(answers: "DataFrame") -> np.ndarray:
 
 @dataclass(frozen=True)
 class ColumnAnswers:
-    """The answers of one column: of each training seed, those on the contexts that all seeds have, by context.
+    """Answers of one column, a frame for each training seed: on the contexts that all seeds have, ordered by context.
 
-    contexts: the indices of these, ascending [n].
+    contexts: indices of these contexts, ascending [n].
     """
 
     seeds: list["DataFrame"]
@@ -215,7 +215,7 @@ class ColumnAnswers:
         return np.concatenate([frame[name].to_numpy() for frame in self.seeds])
 
     def clusters(self, value: Callable[["DataFrame"], Any], share: bool) -> Clusters:
-        """Sum a value over the questions of each context, and count these."""
+        """Sums of a value over the questions of each context, and the number of these questions."""
         n = len(self.contexts)
         weights = [np.asarray(value(frame), float) for frame in self.seeds]
         sums = [np.bincount(place, of_seed, n) for place, of_seed in zip(self._places, weights, strict=True)]
@@ -223,7 +223,7 @@ class ColumnAnswers:
 
     @cached_property
     def _places(self) -> list[np.ndarray]:
-        """Of each answer, the number of its context."""
+        """Number of the context of each answer."""
         return [np.cumsum(begins(frame)) - 1 for frame in self.seeds]
 
     @cached_property
@@ -232,5 +232,5 @@ class ColumnAnswers:
 
     @cached_property
     def _names(self) -> tuple[str, ...]:
-        # One string for a context, wherever it occurs: contexts are compared by name.
+        # Interned: contexts are compared by name, often.
         return tuple(map(sys.intern, map(str, self.contexts.tolist())))

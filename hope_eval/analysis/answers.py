@@ -40,25 +40,25 @@ from hope_eval.runs.store import RunStore, check_merged
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-__all__ = ["LEAST_FILL", "VERSION", "check_slices", "clusters_of", "error_kind", "opened", "table"]
+__all__ = ["LEAST_FILL", "VERSION", "answers_run", "check_slices", "clusters_of", "error_kind", "table"]
 
 # Least share of its nominal length that a context must fill.
 LEAST_FILL = 0.98
 
-# With fewer contexts than this and several questions on each, how alike the questions are is known badly: with 3
+# With fewer contexts than this and several questions on each, the correlation of questions is badly estimated: with 3
 # contexts, 12 % of differences are called significant where there is none, instead of 5 %.
 _FEW = 10
 
-# Below this, a ceiling says that the model cannot do the task at any length.
+# A ceiling below this: the model cannot do the task at any length.
 _LOW_CEILING = 0.5
 
 # Least distance between floor and ceiling for a scale between them.
 _LEAST_SCALE = 0.05
 
-# How many tokens to either side an error's kind is looked for.
+# Tokens before and after the first error that are searched for its kind.
 _REACH = 8
 
-# How many answers are read to learn which facts questions have.
+# Number of answers that are read to learn which facts questions have.
 _FIRST = 1_000
 
 
@@ -85,9 +85,9 @@ def error_kind(target: Sequence[int], greedy: Sequence[int], stops: Sequence[int
 
 
 def clusters_of(records: Sequence[Record], length: int, control: str, metric: str) -> Clusters:
-    """The main metric of a column, or of a control of it, by context: of contexts that are whole.
+    """The main metric of a column, or of one of its controls, by context; incomplete contexts are left out.
 
-    The same numbers as in `table`, from records as they are.
+    The same numbers as in `table`, computed from plain records.
     """
     asked = [record for record in records if record["kind"] == ANSWER.name]
     values: dict[int, list[float]] = {}
@@ -113,8 +113,8 @@ def _value(record: Record, metric: str) -> float:
     return float(record["hits"] == record["n_target"])
 
 
-def opened(path: Path) -> RunStore:
-    """Open a run of a task on disk.
+def answers_run(path: Path) -> RunStore:
+    """The run of a task in a folder.
 
     Raises StoreError for a run of perplexity, a run of a newer version, or one that is not merged yet.
     """
@@ -133,12 +133,12 @@ def table(
     by: str = "",
     missing: bool = False,
 ) -> RunTable:
-    """Make the table of a run of a task, or of one run for each training seed.
+    """The table of a run of a task, or of one run for each training seed.
 
     lengths: columns; None: all that the run has.
     n:       contexts of each column at most; None: all.
-    by:      a fact of the questions (depth, distance, rule…) that divides each column; empty: columns are whole.
-    missing: what an interrupted run lacks is a hole, `missing`, rather than an error.
+    by:      a fact of the questions (depth, distance, rule…) that divides each column; empty: columns are not divided.
+    missing: columns that an interrupted run lacks get the status `missing`; otherwise they raise an error.
 
     Raises StoreError for a run that lacks a column, is damaged, or was written by a newer version.
     """
@@ -147,7 +147,7 @@ def table(
     if lengths is None:
         lengths = sorted({length for run in (runs if missing else runs[:1]) for length in run.lengths})
     if not lengths and not missing:
-        raise StoreError(f"the run {stores[0].id} is empty", f"`{stores[0].command}` goes on with it")
+        raise StoreError(f"the run {stores[0].id} is empty", f"rerun `{stores[0].command}` to resume")
     rows = [row for length in lengths for row in _rows_at(length, runs, n, missing)]
     shown = {provenance["metric"], "permuted", "loose"}
     shown |= {"token_accuracy"} if provenance["family"] == "copy" else set()
@@ -164,7 +164,7 @@ def table(
 
 
 def _facts(store: RunStore) -> tuple[str, ...]:
-    """Facts that columns can be divided by, as the first answers have them."""
+    """Facts that columns can be divided by, taken from the first answers."""
     first = islice(answer_records(store), _FIRST)
     return tuple(sorted({fact for record in first for fact in record.get("meta", ())}))
 
@@ -175,7 +175,7 @@ def _name(stores: Sequence[RunStore]) -> str:
 
 
 def _rows_at(length: int, runs: Sequence[RunAnswers], n: int | None, missing: bool) -> list[Row]:
-    """All rows of one length: its metrics, controls and slices, or the hole that it is."""
+    """All rows of one length: metrics, controls and slices; without numbers, rows with the reason as their status."""
     stores = [run.store for run in runs]
     identity, provenance = stores[0].header["identity"], stores[0].header["provenance"]
     base: Row = {
@@ -221,7 +221,7 @@ def check_slices(tables: Sequence[RunTable], by: str) -> None:
 
 
 def _shares(runs: Sequence[RunAnswers]) -> dict[str, bool]:
-    """Of each grade, whether it is a share: decided once a run, so that all lengths have one kind of interval."""
+    """Whether each grade is a share; decided once per run, so that all lengths have one kind of interval."""
     columns = [name for name in runs[0].answers if str(name).startswith(GRADE)]
     return {
         name: all(are_shares(name.removeprefix(GRADE), run.answers[name].to_numpy()) for run in runs)
@@ -230,7 +230,7 @@ def _shares(runs: Sequence[RunAnswers]) -> dict[str, bool]:
 
 
 def _hole(runs: Sequence[RunAnswers], length: int, asked: ColumnAnswers, missing: bool) -> str:
-    """Why a column has no numbers; empty if it has."""
+    """Reason why a column has no numbers; empty if it has numbers."""
     for record in runs[0].others:
         if record["kind"] == INFEASIBLE.name and record["length"] == length:
             return f"infeasible (needs {record['needed']})"
@@ -244,7 +244,7 @@ def _hole(runs: Sequence[RunAnswers], length: int, asked: ColumnAnswers, missing
         if missing:
             return "missing"
         lacking = next((run.store for run in runs if run.column(length).empty), store)
-        raise StoreError(f"the run {lacking.id} has nothing at {length} tokens", "leave --from out and give --model")
+        raise StoreError(f"the run {lacking.id} has no answers at {length} tokens", "leave --from out and give --model")
     names = ("nll", "best_other", f"{GRADE}{store.header['provenance']['metric']}")
     numbers = [asked.all(name) for name in names if name in asked.seeds[0]]
     return "" if all(np.isfinite(values).all() for values in numbers) else "nan"
@@ -255,7 +255,7 @@ def _measured(
 ) -> Iterator[Row]:
     """Yield one row for every metric of a column, the main one first.
 
-    shares: of each grade, whether it is a share.
+    shares: whether each grade is a share.
     """
     facts = {
         "n": len(asked.contexts),
@@ -278,7 +278,7 @@ def _measured(
         chance = float((1 / asked.all("n_answers")).mean())
         yield {**row("choice_accuracy", lambda a: a["nll"] < a["best_other"]), "chance": chance}
     yield row("accuracy", lambda a: a["hits"] == a["n_target"])
-    # Tokens are counted within answers, answers within contexts.
+    # The mean over tokens of an answer, then over answers of a context.
     yield row("token_accuracy", lambda a: a["hits"] / a["n_target"])
     yield row("surprisal", lambda a: a["nll"], share=False)
     if asked.all("n_answers").all():
@@ -313,7 +313,7 @@ def _controlled(
 
 
 def _slices(runs: Sequence[RunAnswers], asked: ColumnAnswers) -> Iterator[tuple[str, ColumnAnswers]]:
-    """Yield the answers of a column by their slices; a slice without a whole context is left out."""
+    """Yield the answers of a column by their slices; slices without a complete context are left out."""
     for _, label in sorted({part for run in runs for part in run.slices}):
         part = ColumnAnswers.of([frame[(frame["slice"] == label).to_numpy()] for frame in asked.seeds])
         if part:
@@ -321,7 +321,7 @@ def _slices(runs: Sequence[RunAnswers], asked: ColumnAnswers) -> Iterator[tuple[
 
 
 def _notes(runs: Sequence[RunAnswers], rows: Sequence[Row]) -> list[str]:
-    """How the numbers were obtained, one line a fact; lines that models share come out the same."""
+    """Notes on how the numbers were obtained, one fact a line; facts that models share give the same line."""
     provenance = runs[0].store.header["provenance"]
     measured = [row for row in rows if row["status"] == "ok"]
     main = [row for row in measured if row["metric"] == provenance["metric"] and not row["slice"]]
@@ -375,7 +375,7 @@ def _broken(runs: Sequence[RunAnswers]) -> Iterator[str]:
 
 
 def _ended(runs: Sequence[RunAnswers], main: Sequence[Row]) -> list[str]:
-    """Which columns ended early, since their intervals were narrow enough."""
+    """Notes on columns that ended early because their intervals were narrow enough."""
     metric = runs[0].store.header["provenance"]["metric"].replace("_", " ")
     n_contexts = {row["length"]: row["n"] for row in main}
     notes: list[str] = []
@@ -388,7 +388,7 @@ def _ended(runs: Sequence[RunAnswers], main: Sequence[Row]) -> list[str]:
 
 
 def _hole_notes(run: RunAnswers, rows: Sequence[Row]) -> Iterator[str]:
-    """Why columns are empty: past a position table, out of memory."""
+    """Notes on empty columns: past a position table, out of memory."""
     identity = run.store.header["identity"]
     who, statuses = f"{identity['model']} {identity['encoding']}", {row["status"] for row in rows}
     if identity["max_length"] is not None and "-" in statuses:

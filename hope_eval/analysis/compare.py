@@ -1,12 +1,12 @@
 """Runs side by side: any number of runs on disk -> the frames that tables, figures and the report are made of.
 
-    opened      folders -> runs, each once
-    compare     runs -> a table each -> `scores`, in which a column holds what was measured alike, or nothing
-    Comparison  scores, and from them: differences from a baseline, effective lengths, probabilities of being better
+    readable_runs  folders -> runs, each once
+    compare        tables of runs -> `scores`: a column holds only numbers that were measured alike
+    Comparison     scores, and from them: differences from a baseline, effective lengths, probabilities of being better
 
 Columns are lengths, or multiples of the training length; lines are models, or encodings over all training seeds.
-The lines of a column may differ in the model. They may not differ in protocol, version and parameters of a task, texts
-or samples, unless it is forced.
+The lines of a column may differ in the model. They must agree in protocol, version and parameters of the task, texts
+and samples, unless --force is given.
 """
 
 import hashlib
@@ -32,7 +32,7 @@ from hope_eval.runs.token_store import TokenStore
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# In which order tables come.
+# Order of the tables.
 _ORDER = list(PILLARS)
 
 
@@ -40,12 +40,12 @@ _ORDER = list(PILLARS)
 class Comparison:
     """Scores of several models or encodings, and what follows from them.
 
-    scores:   one line a number, with the columns of a table's rows, and
-              line        what the number is of, as short as tells the lines apart
-              section     which table it belongs to: the protocol of a perplexity, or the family of a task
+    scores:   one row a number, with the columns of a table's rows, and
+              line        name of the model or encoding, as short as is unambiguous
+              section     its table: the protocol of a perplexity, or the family of a task
               column      the heading of its column
               best        whether it is the best of its column, and distinguishable from all others
-              clusters    what it is made of, by context (hope_eval.analysis.intervals.Clusters), or None
+              clusters    numerators and denominators by context (hope_eval.analysis.intervals.Clusters), or None
     baseline: the line that others are compared with; empty if there is one line only.
     notes:    how the numbers were obtained, one fact a line.
     runs:     the provenance of each run.
@@ -72,13 +72,13 @@ class Comparison:
         return win_probabilities(self.scores)
 
     def frame(self, name: str) -> "DataFrame":
-        """One of FRAMES, without what is of use in memory only."""
+        """One of FRAMES, without the columns that are used in memory only."""
         frame: DataFrame = getattr(self, name)
         return frame.drop(columns=list(INTERNAL), errors="ignore")
 
 
-def opened(paths: Sequence[Path], warn: Callable[[str], None] = lambda text: None) -> list[RunStore]:
-    """The runs at these paths: folders of a run, or folders of runs. An empty run is told of and left out.
+def readable_runs(paths: Sequence[Path], warn: Callable[[str], None] = lambda text: None) -> list[RunStore]:
+    """The runs at these paths: folders of a run, or folders of runs. Empty runs are left out with a warning.
 
     Raises StoreError where there is no run, where two of the same id differ, or where one was written by a newer
     version.
@@ -91,7 +91,7 @@ def opened(paths: Sequence[Path], warn: Callable[[str], None] = lambda text: Non
             if _content(same.path) != _content(path):
                 raise StoreError(
                     f"{same.path} and {path} are runs of the same id with different records",
-                    "`hope-eval runs verify` tells which one is whole; give only that one",
+                    "`hope-eval runs verify` shows which one is complete; give only that one",
                 )
             continue
         if store.waiting:
@@ -110,11 +110,11 @@ def opened(paths: Sequence[Path], warn: Callable[[str], None] = lambda text: Non
 def _runs_in(path: Path) -> list[Path]:
     if is_run(path):
         return [path]
-    # As they were made: the order in which a user gave models and tasks.
-    found = [header.parent for header in sorted(path.glob("*/run.json"), key=lambda run: (run.stat().st_mtime, run))]
-    if not found:
+    # By time: the order in which a user gave models and tasks.
+    runs = [header.parent for header in sorted(path.glob("*/run.json"), key=lambda run: (run.stat().st_mtime, run))]
+    if not runs:
         raise StoreError(f"no run at `{path}`", "give folders of runs, such as results/runs or results/runs/ppl-…")
-    return found
+    return runs
 
 
 def _content(path: Path) -> str:
@@ -134,7 +134,7 @@ def tables_of(
 ) -> list[RunTable]:
     """A table of each run, or of each group of runs that differ in their training seed only.
 
-    by_fact: a fact of the questions that tasks are broken down by too, where they have it.
+    by_fact: a fact of the questions; tasks that have it are divided by it too.
     """
     groups = by_seed(stores) if pool_seeds else [[store] for store in stores]
     tables = [_table(group, by_fact) for group in groups]
@@ -146,7 +146,7 @@ def tables_of(
         identity = group[0].header["identity"]
         end = identity["max_length"]
         lengths = {row["length"] for row in table.rows}
-        # Nobody can ask a model past the end of its table; beside others, that is a hole to be seen.
+        # A model cannot be asked past the end of its position table; next to other models, such lengths show as `-`.
         past = set() if end is None else {length for length in asked[identity["task"]] - lengths if length > end}
         if past and kind_of(identity) is not PERPLEXITY:
             tables[number] = _table(group, by_fact, sorted(lengths | past))
@@ -155,13 +155,13 @@ def tables_of(
             if store.cut:
                 warn(f"{store.id}: its last record was cut off and is left out; rerun `{store.command}` to resume")
         if any(row["status"] == "missing" for row in table.rows):
-            again = table.stores[0].command
-            warn(f"{table.run} was interrupted: numbers that it lacks are `missing`; rerun `{again}` to resume")
+            command = table.stores[0].command
+            warn(f"{table.run} was interrupted: numbers that it lacks are `missing`; rerun `{command}` to resume")
     return tables
 
 
 def _table(group: Sequence[RunStore], by_fact: str, lengths: Sequence[int] | None = None) -> RunTable:
-    """The table of runs that differ in their training seed only; what they lack is a hole."""
+    """The table of runs that differ in their training seed only; numbers that they lack are `missing`."""
     if group[0].kind is PERPLEXITY:
         return perplexity.table([TokenStore(store) for store in group], missing=True)
     return answers.table(group, lengths, by=by_fact, missing=True)
@@ -181,22 +181,22 @@ def compare(
     by:       one of BY.
     baseline: a line, or its encoding or model; None: the one with RoPE, else the first.
     columns:  one of COLUMNS.
-    tasks:    which, by their names; none: all.
-    force:    put into one column what was measured under different conditions.
+    tasks:    names of tasks; none: all.
+    force:    compare numbers that were measured under different conditions.
 
-    Raises ComparisonError for tables that do not belong together, or lines that cannot be told apart; OptionError for a
-    baseline or task that is not there.
+    Raises ComparisonError for tables that cannot be compared, or two models with one name; OptionError for an unknown
+    baseline or task.
     """
     import pandas
 
     rows = [row for table in tables for row in _rows(table, columns)]
-    # One pillar after the other, however they were measured.
+    # One pillar after the other, in whatever order they were measured.
     rows.sort(key=lambda row: _ORDER.index(row["family"]) if row["family"] in _ORDER else len(_ORDER))
-    known = list(dict.fromkeys(row["task"] for row in rows))
+    all_tasks = list(dict.fromkeys(row["task"] for row in rows))
     for name in tasks:
-        if name not in [task.split(":")[0] for task in known] and name not in known:
-            measured = f"the runs measure {', '.join(known)}"
-            raise OptionError(f"no run measures `{name}`", did_you_mean(name, known, measured))
+        if name not in [task.split(":")[0] for task in all_tasks] and name not in all_tasks:
+            measured = f"the runs measure {', '.join(all_tasks)}"
+            raise OptionError(f"no run measures `{name}`", did_you_mean(name, all_tasks, measured))
     if tasks:
         rows = [row for row in rows if row["task"] in tasks or row["task"].split(":")[0] in tasks]
     differing = _check_conditions(rows, force)
@@ -224,7 +224,7 @@ def compare(
 
 
 def _rows(table: RunTable, columns: str) -> Iterable[Row]:
-    """Yield the rows of a table with what a comparison needs to know of them."""
+    """Yield the rows of a table with the facts that a comparison needs."""
     identity = table.stores[0].header["identity"]
     provenance = table.stores[0].header["provenance"]
     conditions = _conditions(table)
@@ -282,30 +282,32 @@ def _conditions(table: RunTable) -> dict[str, str]:
 
 
 def _check_conditions(rows: Sequence[Row], force: bool) -> list[str]:
-    """Conditions that differ within a task, one a line. Raises ComparisonError for one, unless it is forced."""
+    """Conditions that differ within a task, one a line. Raises ComparisonError if there are any, unless `force`."""
     notes = []
     for section, task in dict.fromkeys((row["section"], row["task"]) for row in rows):
-        mine = [row for row in rows if (row["section"], row["task"]) == (section, task)]
+        rows_of_task = [row for row in rows if (row["section"], row["task"]) == (section, task)]
         differing = []
-        for name in mine[0]["stated"]:
-            values = list(dict.fromkeys(row["stated"][name] for row in mine))
+        for name in rows_of_task[0]["stated"]:
+            values = list(dict.fromkeys(row["stated"][name] for row in rows_of_task))
             if len(values) > 1:
-                runs = {v: list(dict.fromkeys(r["run"] for r in mine if r["stated"][name] == v)) for v in values}
+                runs = {
+                    v: list(dict.fromkeys(r["run"] for r in rows_of_task if r["stated"][name] == v)) for v in values
+                }
                 differing.append(f"{name}: " + "; ".join(f"{value} in {', '.join(runs[value])}" for value in values))
         if differing and not force:
             raise ComparisonError(
                 f"these runs of `{task}` cannot be compared: they differ in\n  " + "\n  ".join(differing),
                 "name runs that were measured alike, or choose with --task; --force compares these anyway",
             )
-        notes += [f"forced: {task} differs in {one}" for one in differing]
+        notes += [f"forced: {task} differs in {difference}" for difference in differing]
     return notes
 
 
 def _on_tokenizers(scores: "DataFrame") -> list[str]:
-    known = [one for one in dict.fromkeys(scores.tokenizer) if one]
-    if len(known) < 2:
+    tokenizers = [tokenizer for tokenizer in dict.fromkeys(scores.tokenizer) if tokenizer]
+    if len(tokenizers) < 2:
         return []
-    return ["tokenizers differ: bits per byte are compared, and no number that depends on tokens"]
+    return ["tokenizers differ: only bits per byte are compared, since other numbers depend on tokens"]
 
 
 def _on_numbers(scores: "DataFrame") -> list[str]:
@@ -317,15 +319,15 @@ def _on_numbers(scores: "DataFrame") -> list[str]:
 
 
 def _identity(row: Row) -> tuple[str, str, str]:
-    """Identity of a line: model, encoding, and the settings that tell several runs of these apart."""
+    """Identity of a line: model, encoding, and the settings in which several runs of these differ."""
     return row["model"], row["encoding"], row.get("twin", "")
 
 
 def _once(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
-    """The rows with each number once, and what was done about those that were there twice.
+    """The rows without duplicates, and notes on the duplicates.
 
-    Of several runs of one model that differ in nothing but lengths and samples, the one with the most contexts gives a
-    column. Those that differ in more are lines of their own, `twin` by what differs: dtype, weights…
+    If several runs of one model differ only in lengths and samples, each column comes from the run with the most
+    contexts. Runs that differ in more are separate lines; `twin` names the difference: dtype, weights…
     """
     groups: dict[tuple[str, ...], dict[str, Row]] = {}
     for row in rows:
@@ -342,7 +344,9 @@ def _once(rows: Sequence[Row]) -> tuple[list[Row], list[str]]:
                 row["twin"] = ", ".join(f"{name} {settings[row['run']][name]}" for name in differing)
         if len(runs) > 1 and not differing:
             of = subject(next(iter(runs.values())))
-            notes.append(f"{model} {encoding}: {len(runs)} runs of {of}, of each column the one with most contexts")
+            notes.append(
+                f"{model} {encoding}: {len(runs)} runs of {of}; each column is from the run with the most contexts"
+            )
     kept: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         place = (*_identity(row), row["section"], row["task"], row["metric"], row["slice"], row["column"])
@@ -358,27 +362,27 @@ def _worth(row: Row) -> tuple[bool, int]:
 
 
 def _lines(rows: Sequence[Row], by: str) -> dict[tuple[str, str, str], str]:
-    """Name of each model and encoding, as short as tells them apart.
+    """Names of lines, as short as is unambiguous.
 
-    Raises ComparisonError for two models with one encoding, by encoding.
+    Raises ComparisonError by encoding, if two models have the same one.
     """
     identities = list(dict.fromkeys(map(_identity, rows)))
     pairs = list(dict.fromkeys((model, encoding) for model, encoding, _ in identities))
     n_models, n_encodings = (len({pair[part] for pair in pairs}) for part in (0, 1))
     if by == "encoding" and len(pairs) > n_encodings:
-        doubled = next(encoding for _, encoding in pairs if sum(one == encoding for _, one in pairs) > 1)
-        others = ", ".join(model for model, one in pairs if one == doubled)
+        doubled = next(encoding for _, encoding in pairs if sum(other == encoding for _, other in pairs) > 1)
+        others = ", ".join(model for model, encoding in pairs if encoding == doubled)
         raise ComparisonError(
             f"several models have the encoding `{doubled}`: {others}", "--by model, or name runs of one model each"
         )
 
     def name(model: str, encoding: str, twin: str) -> str:
-        called = f"{model} {encoding}"
+        short = f"{model} {encoding}"
         if by == "encoding" or (n_models == 1 and n_encodings > 1):
-            called = encoding
+            short = encoding
         elif len(pairs) == n_models:
-            called = model
-        return f"{called} ({twin})" if twin else called
+            short = model
+        return f"{short} ({twin})" if twin else short
 
     return {identity: name(*identity) for identity in identities}
 
@@ -389,12 +393,12 @@ def _baseline(scores: "DataFrame", names: list[str], wanted: str | None) -> str:
         rope = [row.line for row in lines.itertuples() if row.encoding == "rope"]
         return str(rope[0]) if len(rope) == 1 else names[0]
     for column in ("line", "encoding", "model"):
-        found = lines[lines[column].map(lambda value: value == wanted)]
-        if len(found) == 1:
-            return str(found.line.iloc[0])
-        if len(found) > 1:
+        matching = lines[lines[column].map(lambda value: value == wanted)]
+        if len(matching) == 1:
+            return str(matching.line.iloc[0])
+        if len(matching) > 1:
             raise OptionError(
-                f"`--baseline {wanted}` is several lines", f"--baseline with one of {', '.join(found.line)}"
+                f"several lines match `--baseline {wanted}`", f"--baseline with one of {', '.join(matching.line)}"
             )
     raise OptionError(
         f"no line is called `{wanted}`", did_you_mean(wanted, names, f"--baseline with one of {', '.join(names)}")
@@ -402,10 +406,10 @@ def _baseline(scores: "DataFrame", names: list[str], wanted: str | None) -> str:
 
 
 def _provenance(store: RunStore) -> dict[str, Any]:
-    """Provenance of a run, flat, for readers."""
+    """Provenance of a run as one flat mapping."""
     identity, provenance = store.header["identity"], store.header["provenance"]
     sessions = store.sessions()
-    commands = [str(one["command"]) for one in (provenance, *sessions) if one.get("command")]
+    commands = [str(source["command"]) for source in (provenance, *sessions) if source.get("command")]
     peaks = [session["peak_memory_gib"] for session in sessions if "peak_memory_gib" in session]
     is_ppl = store.kind is PERPLEXITY
     return {

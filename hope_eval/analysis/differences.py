@@ -1,14 +1,14 @@
-"""Lines of a table against each other: differences from a baseline, the best of each column, and who wins how surely.
+"""Lines of a table against each other: differences from a baseline, best of each column, win probabilities.
 
-Each takes the `scores` of a comparison, one line a number, with the columns
+Each function takes the `scores` of a comparison, one row a number, with the columns
 
     section, task, metric, slice    what is measured
-    line                            of which model; the lines of a table
-    column                          at which length; its columns
-    clusters                        what the number is made of, or None
-    conditions, tokenizer           lines are paired, and compared by token, only where these are the same
+    line                            the model: the lines of a table
+    column                          the length: its columns
+    clusters                        numerators and denominators by context, or None
+    conditions, tokenizer           lines are paired, and compared per token, only where these are the same
 
-and returns another frame. Differences of perplexities are differences of nll, in nats.
+and gives another frame. Differences of perplexities are differences of nll, in nats.
 """
 
 from collections.abc import Iterator, Sequence
@@ -31,7 +31,7 @@ _MEASURE = ["section", "family", "task", "metric"]
 
 
 def compared_rows(scores: "DataFrame") -> "DataFrame":
-    """The rows that lines are compared by, such as nll, and the metric of each task; no slices."""
+    """Rows of the metrics that lines are compared by: nll, and the main metric of each task; no slices."""
     chosen = scores.metric.map(lambda name: metric_of(name).compared)
     by_metric = chosen.where(chosen.notna(), scores.headline).astype(bool)
     rows: DataFrame = scores[by_metric & (scores.slice == "")]
@@ -41,20 +41,20 @@ def compared_rows(scores: "DataFrame") -> "DataFrame":
 def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
     """Every line against the baseline, in every column that both have.
 
-    p is of the interval, p_holm allows for all columns of one line, task and metric; the verdict is by p_holm. Of many
-    lines, some are told apart by chance; to allow for them as well would leave nothing to see with three seeds.
+    p belongs to the interval. p_holm is corrected for all columns of one line, task and metric, and gives the verdict.
+    Neither is corrected for the number of lines: with three seeds, no difference would remain distinguishable.
     """
     import pandas
 
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for measure, rows in _measures(scores):
         base = rows[rows.line == baseline].set_index("column")
-        mine: list[dict[str, Any]] = []
+        entries_of_measure: list[dict[str, Any]] = []
         for row in each(rows[rows.line != baseline]):
             if row.column not in base.index or not comparable(row, base.loc[row.column]):
                 continue
             gap, n, paired = _gap(row, base.loc[row.column])
-            mine.append(
+            entries_of_measure.append(
                 {
                     **dict(zip(_MEASURE, measure, strict=True)),
                     "protocol": row.protocol,
@@ -73,13 +73,13 @@ def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
                     "paired": paired,
                 }
             )
-        for line in dict.fromkeys(one["line"] for one in mine):
-            own = [one for one in mine if one["line"] == line]
-            for one, p in zip(own, holm([one["p"] for one in own]), strict=True):
-                one |= {"p_holm": p, "verdict": verdict(one["metric"], one["value"], p)}
-        found += mine
+        for line in dict.fromkeys(entry["line"] for entry in entries_of_measure):
+            entries_of_line = [entry for entry in entries_of_measure if entry["line"] == line]
+            for entry, p in zip(entries_of_line, holm([entry["p"] for entry in entries_of_line]), strict=True):
+                entry |= {"p_holm": p, "verdict": verdict(entry["metric"], entry["value"], p)}
+        entries += entries_of_measure
     names = [*_MEASURE, "protocol", "column", "length", "label", "axis", "line", "encoding", "baseline"]
-    return pandas.DataFrame(found, columns=[*names, "value", "low", "high", "p", "p_holm", "verdict", "n", "paired"])
+    return pandas.DataFrame(entries, columns=[*names, "value", "low", "high", "p", "p_holm", "verdict", "n", "paired"])
 
 
 def verdict(metric: str, value: float, p: float) -> str:
@@ -100,7 +100,7 @@ def best(scores: "DataFrame") -> "Series[bool]":
             continue
         sign = metric_of(str(metric)).sign
         first, *others = sorted(each(rows), key=lambda row: -sign * row.value)
-        # Of other texts or other samples, none is best.
+        # Numbers of different texts or samples have no best.
         if all(comparable(row, first) and row.conditions == first.conditions for row in others):
             p_values = holm([_gap(first, row)[0].p for row in others])
             marks[first.Index] = all(p < ALPHA for p in p_values)
@@ -108,14 +108,14 @@ def best(scores: "DataFrame") -> "Series[bool]":
 
 
 def win_probabilities(scores: "DataFrame") -> "DataFrame":
-    """Probability that each line is better than each other, in the mean over the columns that both have.
+    """Probability that each line is better than each other line, by the mean over the columns that both have.
 
-    The share of draws of the same contexts in which it is; ties count half. Where columns, or lines, have different
-    numbers of contexts, it is those that all of them have.
+    This is the share of draws of the same contexts in which the line is better; ties count half. If columns or lines
+    have different numbers of contexts, only contexts that all of them have are drawn.
     """
     import pandas
 
-    found = []
+    entries = []
     for measure, rows in _measures(scores):
         rows = rows[(rows.status == "ok") & rows.clusters.notna()]
         drawn = {(row.line, row.column): (row, row.clusters.draws) for row in each(rows) if len(row.clusters.names) > 1}
@@ -133,46 +133,46 @@ def win_probabilities(scores: "DataFrame") -> "DataFrame":
                     continue
                 gap = sign * np.mean([a - b for a, b in _drawn_together(pairs)], axis=0)
                 share = float(np.mean(gap > 0) + np.mean(gap == 0) / 2)
-                found.append(
+                entries.append(
                     {**dict(zip(_MEASURE, measure, strict=True)), "line": line, "other": other, "probability": share}
                 )
-    return pandas.DataFrame(found, columns=[*_MEASURE, "line", "other", "probability"])
+    return pandas.DataFrame(entries, columns=[*_MEASURE, "line", "other", "probability"])
 
 
 def _drawn_together(pairs: Sequence[tuple[_Drawn, _Drawn]]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The draws of pairs of numbers, such that a context is drawn for all of them or for none."""
-    everyone = [one.clusters for pair in pairs for one, _ in pair]
-    names = everyone[0].names
-    if any(one.names != names for one in everyone):
-        known = set.intersection(*(set(one.names) for one in everyone))
-        shared = [name for name in names if name in known]
+    """Draws of pairs of numbers; each draw takes the same contexts for all of them."""
+    all_clusters = [row.clusters for pair in pairs for row, _ in pair]
+    names = all_clusters[0].names
+    if any(clusters.names != names for clusters in all_clusters):
+        common = set.intersection(*(set(clusters.names) for clusters in all_clusters))
+        shared = [name for name in names if name in common]
         if len(shared) > 1:
             return [(a.clusters.on(shared).draws, b.clusters.on(shared).draws) for (a, _), (b, _) in pairs]
     return [(a, b) for (_, a), (_, b) in pairs]
 
 
 def _measures(scores: "DataFrame") -> Iterator[tuple[tuple[str, ...], "DataFrame"]]:
-    """Yield what lines are compared by, with its rows."""
+    """Yield section, family, task and metric of each comparison, with its rows."""
     for measure, rows in compared_rows(scores).groupby(_MEASURE, sort=False):
         assert isinstance(measure, tuple)
         yield tuple(map(str, measure)), rows
 
 
 def comparable(a: Any, b: Any) -> bool:
-    """Whether two rows of one column may be compared: both numbers, and of one tokenizer where that matters."""
-    known = all(row.status == "ok" and isinstance(row.clusters, Clusters) for row in (a, b))
+    """Whether two rows of one column may be compared: both are numbers, of one tokenizer if the metric is per token."""
+    have_numbers = all(row.status == "ok" and isinstance(row.clusters, Clusters) for row in (a, b))
     same_tokens = not a.tokenizer or not b.tokenizer or a.tokenizer == b.tokenizer
-    return known and (same_tokens or not metric_of(a.metric).per_token)
+    return have_numbers and (same_tokens or not metric_of(a.metric).per_token)
 
 
 def _gap(a: Any, b: Any) -> tuple[Difference, int, bool]:
     """Difference a - b on the contexts that both have, number of contexts, and whether it is paired."""
-    own, other = a.clusters, b.clusters
-    known = set(other.names)
-    shared = [name for name in own.names if name in known] if a.conditions == b.conditions else []
-    if len(shared) > 1 or len(shared) == len(own.names) == len(other.names):
-        return difference(own.on(shared), other.on(shared)), len(shared), True
-    return difference(own, other, paired=False), min(len(own.names), len(other.names)), False
+    clusters_a, clusters_b = a.clusters, b.clusters
+    names_b = set(clusters_b.names)
+    shared = [name for name in clusters_a.names if name in names_b] if a.conditions == b.conditions else []
+    if len(shared) > 1 or len(shared) == len(clusters_a.names) == len(clusters_b.names):
+        return difference(clusters_a.on(shared), clusters_b.on(shared)), len(shared), True
+    return difference(clusters_a, clusters_b, paired=False), min(len(clusters_a.names), len(clusters_b.names)), False
 
 
 def each(rows: "DataFrame") -> Iterator[Any]:

@@ -1,13 +1,13 @@
 """Statistics of results: values with intervals, and differences between two, from numbers by context.
 
-A context is a document, or a context with all questions on it: what is drawn, and what two models share. Numbers of
-one context are not independent of each other, so contexts are drawn whole; of several training seeds, seeds too.
+The unit is a context: a document, or a context with all questions on it. Two models share contexts. Numbers of one
+context are not independent of each other, so contexts are drawn whole; with several training seeds, seeds too.
 
-    mean or ratio of sums   percentile bootstrap, widened by what few contexts, or few seeds, leave unknown
-    proportion              Wilson's interval at the number of independent questions that the contexts are worth
+    mean or ratio of sums   percentile bootstrap, widened for few contexts and few seeds
+    proportion              Wilson's interval at the effective number of independent questions
     difference of either    the same, paired by context where both have read the same ones
 
-Few seeds leave much unknown: with three of them, an interval reaches 4.3 standard errors to either side.
+Few seeds give wide intervals: with three seeds, an interval reaches 4.3 standard errors to either side.
 
 Shape letters: S training seeds, N contexts, D draws.
 """
@@ -22,23 +22,23 @@ from scipy.special import ndtri, stdtrit
 
 N_DRAWS = 10_000
 
-# How sure an interval is to hold the truth: all but this.
+# Probability that an interval misses the truth.
 ALPHA = 0.05
 _Z = float(ndtri(1 - ALPHA / 2))
 
-# Draws outside of which a quantile of a bootstrap says little: beyond, a normal tail is put on.
+# Below this level a quantile of a bootstrap is unreliable; a normal tail replaces it.
 _TAIL = 5 / N_DRAWS
 
-# Contexts that are drawn one by one; of more, bags.
+# Up to this many contexts are drawn one by one; more are drawn in bags.
 _MOST_DRAWN = 2_000
 
-# No p value is told to be less.
+# The least p value that is reported.
 _LEAST_P = 1e-9
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A value with its 95 % interval; low and high are NaN where one document allows none."""
+    """A value with its 95 % interval; low and high are NaN for a single document."""
 
     value: float
     low: float
@@ -47,18 +47,18 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference(Interval):
-    """A difference with its interval, and the share of differences as large that chance alone would make."""
+    """A difference with its interval and its p value."""
 
     p: float
 
 
 @dataclass(frozen=True, eq=False)
 class Clusters:
-    """What a value is made of, by context.
+    """Numerators and denominators of a value, by context.
 
     numerators, denominators: [S, N]; the value is the ratio of their sums. One training seed: [1, N].
     names:      of the contexts [N]; the same name is the same context, at every length and for every model.
-    proportion: whether the numerators count what is right of so many (denominators).
+    proportion: whether the numerators count right answers, out of the denominators.
     """
 
     numerators: np.ndarray
@@ -82,8 +82,8 @@ class Clusters:
     def draws(self) -> np.ndarray:
         """The value of resampled contexts and seeds [D]; clusters of as many contexts are drawn alike.
 
-        As far apart as the interval is wide: those of a mean are moved away from it, as its interval is; to those of a
-        proportion noise is added, since contexts that are all right, or all wrong, say nothing of what others would be.
+        They spread as far as the interval: draws of a mean are moved away from it, as its interval is; draws of a
+        proportion get noise, since contexts that are all right, or all wrong, do not vary.
         """
         if self.proportion:
             return self._spread(self.resampled)
@@ -94,30 +94,30 @@ class Clusters:
 
     @functools.cached_property
     def resampled(self) -> np.ndarray:
-        """The value of resampled contexts and seeds as they come [D]."""
+        """The value of resampled contexts and seeds, not widened [D]."""
         return _bootstrap(self.numerators, self.denominators, 0)
 
     def resampled_alone(self) -> np.ndarray:
-        """Draws that have nothing to do with those of other clusters [D]."""
-        return _bootstrap(self.numerators, self.denominators, self._own)
+        """Draws that are independent of those of other clusters [D]."""
+        return _bootstrap(self.numerators, self.denominators, self._seed)
 
     @property
-    def _own(self) -> int:
-        """A number that no other clusters have."""
+    def _seed(self) -> int:
+        """A seed from the numbers themselves: other clusters have another."""
         return zlib.crc32(self.numerators.tobytes() + self.denominators.tobytes())
 
     def _spread(self, draws: np.ndarray) -> np.ndarray:
-        found = self.interval()
-        lacking = ((found.high - found.low) / 2 / _Z) ** 2 - draws.var()
+        interval = self.interval()
+        lacking = ((interval.high - interval.low) / 2 / _Z) ** 2 - draws.var()
         if lacking <= 0:
             return draws
-        noise = np.random.default_rng(self._own).standard_normal(len(draws))
+        noise = np.random.default_rng(self._seed).standard_normal(len(draws))
         spread: np.ndarray = np.clip(draws + np.sqrt(lacking) * noise, 0, 1)
         return spread
 
 
 def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int = 0) -> Interval:
-    """Return sum(numerators) / sum(denominators) with a bootstrap over the documents.
+    """Ratio of the sums of numerators and denominators, with a bootstrap interval over the documents.
 
     numerators, denominators: one pair a document [N], or a document and training seed [S, N]. With denominators of 1
     this is the mean over documents; with token counts the mean over tokens, where still whole documents are drawn.
@@ -137,13 +137,13 @@ def ratio(numerators: np.ndarray, denominators: np.ndarray, seed: int = 0) -> In
 
 
 def proportion(hits: np.ndarray, counts: np.ndarray) -> Interval:
-    """Return sum(hits) / sum(counts) with Wilson's interval at the number of independent questions they are worth.
+    """Share of right answers, with Wilson's interval at the effective number of independent questions.
 
-    hits, counts: how many questions on each context were answered, and how many there are [N], or for several training
-    seeds [S, N]. Questions on one context are not independent, nor are those asked of all seeds: they are worth
-    p (1 - p) / v questions, v being the variance of the proportion between contexts, and between seeds; fewer where v
-    itself is known from few. Where all are right, or all wrong, v is 0 and says nothing: then as many as there are
-    contexts.
+    hits, counts: right answers and questions of each context [N], or of each seed and context [S, N].
+
+    Questions on one context are not independent, nor are those asked of all seeds. Their effective number is
+    p (1 - p) / v, where v is the variance of the proportion between contexts and between seeds; it is less where v is
+    estimated from few. Where all are right, or all wrong, v is 0; then it is the number of contexts.
 
     Source: Wilson, 1927; with an effective number, Korn & Graubard, 1998, as in surveys of clusters.
     """
@@ -162,36 +162,36 @@ def difference(a: Clusters, b: Clusters, paired: bool = True) -> Difference:
     """
     assert not paired or a.names == b.names
     at = _difference_of_shares(a, b, paired) if a.proportion and b.proportion else _difference_of_ratios(a, b, paired)
-    found = at(ALPHA)
-    return Difference(found.value, found.low, found.high, _p_value(at))
+    interval = at(ALPHA)
+    return Difference(interval.value, interval.low, interval.high, _p_value(at))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """P values corrected for their number (Holm, 1979); NaN stays NaN, and is not counted."""
     p = np.array(p_values, float)
-    known = np.flatnonzero(~np.isnan(p))
-    order = known[np.argsort(p[known], kind="stable")]
+    places = np.flatnonzero(~np.isnan(p))
+    order = places[np.argsort(p[places], kind="stable")]
     steps = np.maximum.accumulate(p[order] * np.arange(len(order), 0, -1)) if len(order) else p[order]
     p[order] = np.minimum(1.0, steps)
-    return [float(one) for one in p]
+    return [float(value) for value in p]
 
 
 def wilson(value: float, n: float, z: float = _Z) -> Interval:
     """A proportion of n independent trials with Wilson's interval, 95 % unless z says otherwise."""
     centre = (value + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * np.sqrt(value * (1 - value) / n + z * z / (4 * n * n))
-    # Rounding may carry a limit past the value it lies at.
+    # Rounding may move a limit past the value.
     return Interval(value, max(0.0, min(value, float(centre - half))), min(1.0, max(value, float(centre + half))))
 
 
 @dataclass(frozen=True)
 class _Spread:
-    """The variance of a value, from contexts and from seeds, and how well it is known.
+    """The variance of a value, from contexts and seeds, with its degrees of freedom.
 
-    variance: without bias.
-    drawn:    what a bootstrap makes of it: less, where there are few.
+    variance: unbiased.
+    drawn:    variance of a bootstrap: too small for few contexts or seeds.
     freedom:  degrees of freedom: the harmonic mean of those of contexts and seeds, by their shares of the variance.
-              Satterthwaite's are too many with three seeds, since the shares are known badly too: 92.6 % coverage
+              Satterthwaite's are too many with three seeds, since the shares are badly estimated too: 92.6 % coverage
               where this has 94.5 %, simulated with seeds and contexts of like effects.
     """
 
@@ -222,7 +222,7 @@ class _Spread:
 
 @dataclass(frozen=True)
 class _Share:
-    """A proportion, the number of independent questions it is worth, and how well that is known."""
+    """A proportion, its effective number of independent questions, and the degrees of freedom of its variance."""
 
     value: float
     n: float
@@ -258,7 +258,7 @@ def _residuals(numerators_SN: np.ndarray, denominators_SN: np.ndarray) -> np.nda
 def _widened(value: float, draws: np.ndarray, spread: _Spread, alpha: float) -> Interval:
     """The interval of sorted draws that misses the truth with that probability."""
     level = max(alpha / 2, _TAIL)
-    # What numpy.quantile does, a hundred times as fast where the draws are sorted.
+    # Same as numpy.quantile, a hundred times as fast on sorted draws.
     at, share = divmod(level * (len(draws) - 1), 1)
     low = (1 - share) * draws[int(at)] + share * draws[int(at) + 1]
     high = (1 - share) * draws[-1 - int(at)] + share * draws[-2 - int(at)]
@@ -270,28 +270,28 @@ def _difference_of_ratios(a: Clusters, b: Clusters, paired: bool) -> Callable[[f
     value = float(a.numerators.sum() / a.denominators.sum() - b.numerators.sum() / b.denominators.sum())
     if min(len(a.names), len(b.names)) < 2:
         return lambda alpha: Interval(value, float("nan"), float("nan"))
-    residuals = [_residuals(one.numerators, one.denominators) for one in (a, b)]
+    residuals = [_residuals(clusters.numerators, clusters.denominators) for clusters in (a, b)]
     if not paired:
         spread = _Spread.of(*residuals)
     elif len(residuals[0]) == len(residuals[1]):
         spread = _Spread.of(residuals[0] - residuals[1])
     else:
-        # Contexts are shared, seeds are not.
+        # Both have the same contexts, but not the same seeds.
         by_context = residuals[0].sum(0) - residuals[1].sum(0)
-        spread = _Spread.of(by_context[None], *(one.sum(1)[:, None] for one in residuals))
+        spread = _Spread.of(by_context[None], *(of_side.sum(1)[:, None] for of_side in residuals))
     draws = np.sort(a.resampled - (b.resampled if paired else b.resampled_alone()))
     return lambda alpha: _widened(value, draws, spread, alpha)
 
 
 def _difference_of_shares(a: Clusters, b: Clusters, paired: bool) -> Callable[[float], Interval]:
-    one, other = _Share.of(a.numerators, a.denominators), _Share.of(b.numerators, b.denominators)
+    share_a, share_b = _Share.of(a.numerators, a.denominators), _Share.of(b.numerators, b.denominators)
     alike = _correlation(a, b) if paired else 0.0
 
     def distance(up: float, down: float) -> float:
         return float(np.sqrt(max(0.0, up * up + down * down - 2 * alike * up * down)))
 
     def at(alpha: float) -> Interval:
-        p, q = one.at(alpha), other.at(alpha)
+        p, q = share_a.at(alpha), share_b.at(alpha)
         value = p.value - q.value
         low = value - distance(p.value - p.low, q.high - q.value)
         return Interval(value, low, value + distance(p.high - p.value, q.value - q.low))
@@ -301,7 +301,7 @@ def _difference_of_shares(a: Clusters, b: Clusters, paired: bool) -> Callable[[f
 
 def _correlation(a: Clusters, b: Clusters) -> float:
     """Correlation of two proportions over contexts (and seeds, if both have as many); 0 if one does not vary."""
-    first, second = (_residuals(one.numerators, one.denominators) for one in (a, b))
+    first, second = (_residuals(clusters.numerators, clusters.denominators) for clusters in (a, b))
     same_seeds = len(first) == len(second)
     axes = (0, 1) if same_seeds else (0,)
     spreads = [_Spread.of(residuals).variance for residuals in (first, second)]
@@ -320,8 +320,8 @@ def _p_value(at: Callable[[float], Interval]) -> float:
         return float("nan")
 
     def excludes(alpha: float) -> bool:
-        found = at(alpha)
-        return found.low > 0 or found.high < 0
+        interval = at(alpha)
+        return interval.low > 0 or interval.high < 0
 
     low, high = np.log(_LEAST_P), 0.0
     if excludes(_LEAST_P):
@@ -345,13 +345,13 @@ def _bootstrap(numerators: np.ndarray, denominators: np.ndarray, seed: int) -> n
 
     alike = denominators.min() == denominators.max()
     below = denominators.sum() if alike else drawn_sums(denominators)
-    # Half the memory, and no digit lost: what is summed in float32 are deviations from the value.
+    # Float32 halves the memory and loses no digit: only deviations from the value are summed.
     draws: np.ndarray = value + drawn_sums(numerators - value * denominators) / below
     return draws
 
 
 def _bagged(numbers_SN: np.ndarray) -> np.ndarray:
-    """Sums over bags of contexts where there are very many: drawing bags gives the same interval, in memory."""
+    """Sums over bags, if there are very many contexts: drawing bags gives the same interval and fits in memory."""
     n_seeds, n = numbers_SN.shape
     if n <= _MOST_DRAWN:
         return numbers_SN

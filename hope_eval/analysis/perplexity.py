@@ -25,7 +25,7 @@ from hope_eval.runs.token_store import TokenStore
 # Raise it when the same command would give other numbers.
 VERSION = 1
 
-# What every protocol gives for each cell.
+# Metrics that every protocol gives for each cell.
 METRICS = ("perplexity", "nll", "bits_per_byte")
 
 
@@ -53,7 +53,7 @@ def table(
     builder = _Rows(stores, name, protocol, documents, missing)
     rows = [row for cell in protocol.cells(lengths or identity["lengths"]) for row in builder.of(cell)]
     notes = _notes(tokens, protocol, len(documents), len(stores))
-    notes += [f"{metric} needs documents that are read whole, and is left out" for metric in builder.left_out]
+    notes += [f"{metric} needs whole documents, and is left out" for metric in builder.left_out]
     if len({len(sample) for sample in samples}) > 1:
         notes.append(f"{name} {identity['encoding']}: documents that all of its training seeds have read")
     for store in stores:
@@ -84,8 +84,10 @@ def _check_same_documents(stores: Sequence[TokenStore], samples: Sequence[list[s
 def is_narrow(tokens: TokenStore, cells: Sequence[Cell], documents: Sequence[str], until: Until) -> bool:
     """Whether the interval of the nll is narrow enough in every cell that has a number."""
     numbers = [_numbers(tokens, cell, cell.windows, documents) for cell in cells]
-    measured = [one for one in numbers if isinstance(one, CellNumbers)]
-    return bool(measured) and all(until.is_met(_clusters(one.nll, one.weight, list(documents))) for one in measured)
+    measured = [cell_numbers for cell_numbers in numbers if isinstance(cell_numbers, CellNumbers)]
+    return bool(measured) and all(
+        until.is_met(_clusters(cell_numbers.nll, cell_numbers.weight, list(documents))) for cell_numbers in measured
+    )
 
 
 def tokens_of(path: Path) -> TokenStore:
@@ -130,7 +132,7 @@ def other_table(
 
 @dataclass(frozen=True)
 class CellNumbers:
-    """What the windows of one cell add up to, a number for each document [n], or each seed and document [seeds, n].
+    """Sums over the windows of one cell: a number for each document [n], or each seed and document [seeds, n].
 
     nll, weight:        numerator and denominator of the mean nll, in nats.
     bits, byte_weight:  those of bits per byte; None if the tokenizer does not say how many bytes a token has.
@@ -163,7 +165,7 @@ class _Rows:
     documents: list[str]
     missing: bool
     left_out: list[str] = field(default_factory=list)
-    _known: dict[WindowsOf, CellNumbers | str] = field(default_factory=dict)
+    _by_windows: dict[WindowsOf, CellNumbers | str] = field(default_factory=dict)
 
     def of(self, cell: Cell) -> Iterator[Row]:
         """The rows of a cell."""
@@ -182,7 +184,7 @@ class _Rows:
             yield from self._column(base, cell, column)
 
     def _base(self, cell: Cell) -> Row:
-        """What all rows of a cell share."""
+        """Columns that all rows of a cell share."""
         identity, provenance = self.stores[0].header["identity"], self.stores[0].header["provenance"]
         return {
             "model": self.name,
@@ -203,10 +205,10 @@ class _Rows:
         }
 
     def _column(self, base: Row, cell: Cell, column: Column) -> Iterator[Row]:
-        """The row of a column that this protocol alone has."""
+        """The row of a column that only this protocol has."""
         numbers = self._numbers(cell, column.of or cell.windows)
         subtracted = self._numbers(cell, column.minus) if column.minus else None
-        status = next((one for one in (numbers, subtracted) if isinstance(one, str)), None)
+        status = next((side for side in (numbers, subtracted) if isinstance(side, str)), None)
         if isinstance(numbers, str) or isinstance(subtracted, str):
             yield {**base, "metric": column.metric, **_no_value(str(status))}
             return
@@ -224,10 +226,10 @@ class _Rows:
         yield _row(base, column.metric, clusters, _exp if column.exponentiated else asdict)
 
     def _numbers(self, cell: Cell, windows: WindowsOf) -> CellNumbers | str:
-        """The numbers of all seeds, or the status of a cell that has none. Several cells may ask for the same."""
-        if windows not in self._known:
-            self._known[windows] = self._read(cell, windows)
-        return self._known[windows]
+        """The numbers of all seeds, or the status of a cell without numbers; cached, since cells share windows."""
+        if windows not in self._by_windows:
+            self._by_windows[windows] = self._read(cell, windows)
+        return self._by_windows[windows]
 
     def _read(self, cell: Cell, windows: WindowsOf) -> CellNumbers | str:
         end = self.stores[0].header["identity"].get("max_length")
@@ -239,8 +241,8 @@ class _Rows:
             if not self.missing:
                 raise
             return "missing"
-        status = next((one for one in numbers if isinstance(one, str)), None)
-        return status or _joined([one for one in numbers if isinstance(one, CellNumbers)])
+        status = next((of_seed for of_seed in numbers if isinstance(of_seed, str)), None)
+        return status or _joined([of_seed for of_seed in numbers if isinstance(of_seed, CellNumbers)])
 
 
 def _joined(seeds: Sequence[CellNumbers]) -> CellNumbers:
@@ -260,7 +262,7 @@ def _joined(seeds: Sequence[CellNumbers]) -> CellNumbers:
 
 
 def _numbers(tokens: TokenStore, cell: Cell, windows: WindowsOf, documents: Sequence[str]) -> CellNumbers | str:
-    """The numbers of a cell for some windows, or the status of one that has none."""
+    """The numbers of a cell for some windows, or its status if it has none."""
     rows, whole = [], True
     for document in documents:
         scores = _scores(tokens, cell, windows, document)
@@ -324,7 +326,7 @@ def _weighted(cell: Cell, nlls: list[np.ndarray], n_bytes: list[int] | None) -> 
 
 
 def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: int) -> list[str]:
-    """How the numbers were obtained, one fact a line; facts that models share give the same line."""
+    """Notes on how the numbers were obtained, one fact a line; facts that models share give the same line."""
     identity, provenance = tokens.header["identity"], tokens.header["provenance"]
     n_short = provenance["documents_too_short"]
     parameters = [f"{key}={value}" for key, value in protocol.parameters().items() if key != "prefixed"]
@@ -350,7 +352,7 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: in
 
 
 def _about(tokens: TokenStore) -> str:
-    """How the model of a run was read."""
+    """How the model of a run was loaded: training length, dtype, machine, attention, head, prefix."""
     identity, provenance = tokens.header["identity"], tokens.header["provenance"]
     trained = f"{identity['train_length']:,} ({provenance['train_length_source']})" if identity["train_length"] else "?"
     head = identity["head"] + (f" ({provenance['head_reason']})" if provenance["head_reason"] else "")

@@ -2,20 +2,20 @@
 
     ppl       the last position bucket whose nll is within 0.05 nats of the best bucket in the training window
     relative  the greatest length up to which the score stays at 85 % of that at the shortest length (above chance)
-    ci        the same by the lower limit of each score; its interval ends where the upper limit fails
+    ci        the same for the lower limit of each score; its interval ends where the upper limit fails
     half      where the score has fallen half way from ceiling to floor: isotonic fit, between lengths by log2; the
               interval holds both of these lengths
     area      mean score over log2(length / training length), over the lengths that all lines share
     useful    the last context at which the same tokens are distinguishably likelier than with every shorter one
-    breaking  the first context at which they are distinguishably less likely than with a shorter one
+    breaking  the first context at which the same tokens are distinguishably less likely than with a shorter one
 
 Intervals are over draws of the contexts, which are the same ones at all lengths. A length that passes counts only if
-all shorter ones do; but for `ppl`, whose buckets are different tokens, some of them harder. Where even the greatest
-length passes, the answer is at least that one (`censored` is `>=`); where the least one fails, it is less (`<`). A
-score that is not distinguishable from chance at the shortest length gives no scale: no value.
+all shorter ones pass, except for `ppl`: its buckets are different tokens, some of them harder. If the greatest length
+passes too, the effective length is at least that (`censored` is `>=`); if the shortest fails, it is less (`<`). If the
+score at the shortest length is not distinguishable from chance, there is no value.
 
 `useful` and `breaking` compare with every shorter context rather than with the shortest one alone: against the
-shortest, a context that has long stopped helping still counts as useful, and one that harms as harmless.
+shortest, a context that no longer helps would still count as useful, and a harmful one as harmless.
 
 Source: RULER (2404.06654) for the largest length that passes with all shorter ones; the 85 % are its usual
 threshold of 85.6 made relative.
@@ -36,34 +36,34 @@ from hope_eval.metrics import distinct, metric_of
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# Nats that a bucket may be worse than the best one of the training window.
+# Nats by which a bucket may be worse than the best bucket of the training window.
 _SLACK = 0.05
 _SHARE = 0.85
 
-# Holes that are no lack of memory or time: the model cannot read that far.
+# Statuses of lengths that the model itself cannot read.
 _CANNOT = ("-", "nan")
 
 _SIGNS = {">=": "≥", "<=": "≤"}
 
-# The one definition that is no length: it is in the unit of its metric.
+# The only definition that is not a length: it has the unit of its metric.
 AREA = "area"
 
 DEFINITIONS = {
     "ppl": "last position bucket within 0.05 nats of the best bucket of the training window",
-    "relative": "greatest length with at least 85 % of the score at the shortest (above chance), all shorter ones too",
-    "ci": "the same by the lower limit of the intervals; high: by the upper limit",
+    "relative": "greatest length up to which the score stays at 85 % of that at the shortest length (above chance)",
+    "ci": "as `relative`, for the lower limits of the scores; high: for the upper limits",
     "half": "where the score has fallen half way from ceiling to floor (isotonic fit)",
-    AREA: "mean over log2(length / training length), in the metric's unit, over the lengths that all lines share",
+    AREA: "mean score over log2(length / training length), in the metric's unit, over the lengths that all lines share",
     "useful": "last context at which the same tokens are distinguishably likelier than with every shorter one",
-    "breaking": "first context at which they are distinguishably less likely than with a shorter one",
+    "breaking": "first context at which the same tokens are distinguishably less likely than with a shorter one",
 }
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """The scores of one line against length, less is worse: perplexities come with their sign changed.
+    """The scores of one line against length; greater is better: the sign of perplexities is changed.
 
-    lengths: ascending [L]; those that the model cannot read have -inf.
+    lengths: ascending [L]; values at lengths that the model cannot read are -inf.
     draws:   [D, L] resampled.
     shared:  whether all lines were measured there [L].
     """
@@ -80,7 +80,7 @@ class _Curve:
 
     @property
     def unclear(self) -> str:
-        """Why there is no scale to read a length from; empty if there is: the shortest length is above chance."""
+        """Reason why the scores give no length; empty if the score at the shortest length is above chance."""
         above = self.low > self.floor
         if above[0]:
             return ""
@@ -91,7 +91,7 @@ def effective_lengths(scores: "DataFrame", differences: "DataFrame") -> "DataFra
     """Effective length of each line by task and definition, next to its difference from the baseline in the window."""
     import pandas
 
-    found: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     whole = scores[(scores.slice == "")]
     shared = _shared_lengths(whole)
     for names, rows in whole.groupby(["section", "family", "task", "line"], sort=False):
@@ -103,7 +103,7 @@ def effective_lengths(scores: "DataFrame", differences: "DataFrame") -> "DataFra
             parity = _parity(differences, section, task, metric, line, curve.train_length)
             for definition, extent in _extents(metric, curve, rows):
                 ratio = extent["value"] / curve.train_length
-                found.append(
+                entries.append(
                     {
                         "line": line,
                         "model": rows.model.iloc[0],
@@ -132,7 +132,7 @@ def effective_lengths(scores: "DataFrame", differences: "DataFrame") -> "DataFra
         "value",
     ]
     columns += ["low", "high", "censored", "ratio", "in_window", "in_window_low", "in_window_high", "in_window_verdict"]
-    return pandas.DataFrame(found, columns=columns)
+    return pandas.DataFrame(entries, columns=columns)
 
 
 def _shared_lengths(scores: "DataFrame") -> dict[tuple[str, str], set[int]]:
@@ -140,34 +140,34 @@ def _shared_lengths(scores: "DataFrame") -> dict[tuple[str, str], set[int]]:
     shared: dict[tuple[str, str], set[int]] = {}
     for names, rows in scores.groupby(["section", "task"], sort=False):
         section, task = map(str, names)
-        known: dict[str, set[int]] = {}
+        by_line: dict[str, set[int]] = {}
         for row in each(rows[rows.status.isin(["ok", *_CANNOT])]):
-            known.setdefault(row.line, set()).add(int(row.length))
-        shared[section, task] = set.intersection(*known.values()) if known else set()
+            by_line.setdefault(row.line, set()).add(int(row.length))
+        shared[section, task] = set.intersection(*by_line.values()) if by_line else set()
     return shared
 
 
 def _curve(rows: "DataFrame", metric: str, shared: set[int]) -> _Curve | None:
-    """The curve of a metric as far as it is known; None for less than two lengths.
+    """The curve of a metric up to the first missing number; None for fewer than two lengths.
 
     shared: lengths at which other lines were measured too.
     """
-    mine = rows[rows.metric == metric].sort_values("length", kind="stable")
-    known = []
-    for row in each(mine):
+    rows_of_metric = rows[rows.metric == metric].sort_values("length", kind="stable")
+    curve_rows = []
+    for row in each(rows_of_metric):
         if not (row.status in _CANNOT or (row.status == "ok" and isinstance(row.clusters, Clusters))):
             break
-        known.append(row)
-    while known and known[0].status != "ok":
-        known.pop(0)
-    if len(known) < 2:
+        curve_rows.append(row)
+    while curve_rows and curve_rows[0].status != "ok":
+        curve_rows.pop(0)
+    if len(curve_rows) < 2:
         return None
     sign = float(metric_of(metric).sign)
-    fine = [row for row in known if row.status == "ok"]
+    fine = [row for row in curve_rows if row.status == "ok"]
     common = reduce(lambda a, b: a & b, (set(row.clusters.names) for row in fine))
     names = [name for name in fine[0].clusters.names if name in common]
     columns, ends = [], []
-    for row in known:
+    for row in curve_rows:
         value = sign * row.value if row.status == "ok" else -np.inf
         if row.status != "ok" or len(names) < 2:
             columns.append(np.array([value]))
@@ -176,19 +176,19 @@ def _curve(rows: "DataFrame", metric: str, shared: set[int]) -> _Curve | None:
         ends.append(sorted((sign * row.low, sign * row.high)) if row.status == "ok" else (-np.inf, -np.inf))
     draws = np.stack(np.broadcast_arrays(*columns), axis=1)
     controls = {name: rows[rows.metric == name].value.dropna() for name in ("floor", "ceiling")}
-    chances = mine.chance.dropna().astype(float)
-    # A floor that was measured varies; chance is known. Of the two, what is harder to beat.
-    floor = max([*(float(one) for one in controls["floor"].head(1)), *chances.head(1), 0.0])
+    chances = rows_of_metric.chance.dropna().astype(float)
+    # The measured floor varies, chance does not: take the higher one.
+    floor = max([*(float(value) for value in controls["floor"].head(1)), *chances.head(1), 0.0])
     return _Curve(
-        [int(row.length) for row in known],
-        np.array([sign * row.value if row.status == "ok" else -np.inf for row in known]),
+        [int(row.length) for row in curve_rows],
+        np.array([sign * row.value if row.status == "ok" else -np.inf for row in curve_rows]),
         np.array([low for low, _ in ends]),
         np.array([high for _, high in ends]),
         draws,
-        float(mine.train_length.iloc[0] or math.nan),
+        float(rows_of_metric.train_length.iloc[0] or math.nan),
         floor if sign > 0 else -np.inf,
-        max([float(one) for one in controls["ceiling"].head(1)], default=-np.inf),
-        np.array([int(row.length) in shared for row in known]),
+        max([float(value) for value in controls["ceiling"].head(1)], default=-np.inf),
+        np.array([int(row.length) in shared for row in curve_rows]),
     )
 
 
@@ -201,7 +201,7 @@ def _extents(metric: str, curve: _Curve, rows: "DataFrame") -> list[tuple[str, d
     if axis == "position" and is_loss:
         return [("ppl", _by_bucket(curve)), area]
     if is_loss or axis != "length":
-        # No value of a loss is that of chance, and positions are different tokens: neither gives a scale.
+        # A loss has no value of chance, and buckets are different tokens: neither gives a scale.
         return [area]
     if curve.unclear:
         nothing = {"value": math.nan, "low": math.nan, "high": math.nan, "censored": curve.unclear}
@@ -220,7 +220,7 @@ def _extent(curve: _Curve, value: int, draws: np.ndarray) -> dict[str, Any]:
     low, high = (int(np.quantile(draws, level, method="inverted_cdf")) for level in (ALPHA / 2, 1 - ALPHA / 2))
     return {
         "value": float(_length(curve, value)),
-        # Below the least length is any.
+        # The shortest length may fail: then the interval begins at 0.
         "low": float(_length(curve, min(low, value))) if min(low, value) else 0.0,
         "high": float(_length(curve, max(high, value))),
         "censored": ">=" if value == len(curve.lengths) else "" if value else "<",
@@ -277,13 +277,13 @@ def _half(curve: _Curve) -> dict[str, Any]:
         above, below = fit[rows, after - 1], fit[rows, after]
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.clip((above - middle[:, 0]) / (above - below), 0, 1)
-        found = logs[after - 1] + share * (logs[after] - logs[after - 1])
-        whole: np.ndarray = np.where(n == 0, logs[0], np.where(n == len(logs), logs[-1], found))
+        between = logs[after - 1] + share * (logs[after] - logs[after - 1])
+        whole: np.ndarray = np.where(n == 0, logs[0], np.where(n == len(logs), logs[-1], between))
         return whole
 
     value = float(crossing(curve.values[None])[0])
     low, high = np.quantile(crossing(curve.draws), [ALPHA / 2, 1 - ALPHA / 2])
-    # Where between two lengths it crosses was not measured.
+    # Nothing was measured between two lengths: the interval holds both.
     low, high = min(low, logs[logs <= value].max()), max(high, logs[logs >= value].min())
     censored = ">=" if value == logs[-1] else "<" if value == logs[0] else ""
     return {"value": 2**value, "low": float(2**low), "high": float(2**high), "censored": censored}
@@ -307,8 +307,10 @@ def _area(curve: _Curve, sign: float) -> dict[str, Any]:
         return {"value": math.nan, "low": math.nan, "high": math.nan, "censored": "reads no further"}
     if curve.shared.sum() < 2:
         return {"value": math.nan, "low": math.nan, "high": math.nan, "censored": "no shared lengths"}
-    # What cannot be read is answered wrong; areas over other lengths could not be compared.
-    values, draws = (np.where(np.isfinite(one), one, 0.0)[..., curve.shared] for one in (curve.values, curve.draws))
+    # A length that cannot be read scores 0: areas over other lengths could not be compared.
+    values, draws = (
+        np.where(np.isfinite(scores), scores, 0.0)[..., curve.shared] for scores in (curve.values, curve.draws)
+    )
     logs = np.log2(np.array(curve.lengths)[curve.shared])
 
     def mean(scores: np.ndarray) -> np.ndarray:
@@ -331,7 +333,7 @@ def _useful_and_breaking(rows: "DataFrame", metric: str) -> list[tuple[str, dict
         0 if not p < ALPHA else (1 if gap.value < 0 else -1)
         for gap, p in zip(gaps, holm([gap.p for gap in gaps]), strict=True)
     ]
-    harm = next((number for number, found in enumerate(verdicts) if found < 0), len(verdicts))
+    harm = next((number for number, verdict in enumerate(verdicts) if verdict < 0), len(verdicts))
     helped = [number for number in range(harm) if verdicts[number] > 0]
     nan = math.nan
     useful = float(contexts[helped[-1] + 1]) if helped else nan
@@ -367,7 +369,7 @@ def _parity(
 
 
 def worded(extent: Any) -> tuple[str, str]:
-    """An effective length and its interval in words: `>= 2k`, `[1k, 2k]`; `at chance`."""
+    """An effective length and its interval as text: `>= 2k`, `[1k, 2k]`; `at chance`."""
     if math.isnan(extent.value):
         return str(extent.censored), ""
     if extent.definition == AREA:

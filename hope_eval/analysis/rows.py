@@ -1,4 +1,4 @@
-"""Rows: one number each, with what it is of; and the table of a run, which is rows and notes."""
+"""Rows, one number each; and the table of a run, which holds rows and notes."""
 
 import json
 import re
@@ -16,13 +16,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class RunTable:
-    """Rows of one run, and what a reader must know of them.
+    """Rows of one run, with notes for the reader.
 
-    notes: one fact a line; lines of several tables that say the same come out the same.
-    model: how the run calls its model, with its encoding.
-    about: how that model was read.
-    run:   the id of the run.
-    facts: what columns can be broken down by.
+    notes: one fact a line; the same fact gives the same line in every table.
+    model: name of the model, with its encoding.
+    about: how the model was loaded.
+    run:   id of the run.
+    facts: facts of the questions that can divide columns.
     stores: the run, or one for each training seed.
     """
 
@@ -36,7 +36,7 @@ class RunTable:
 
 
 def joint_notes(tables: Sequence[RunTable]) -> list[str]:
-    """The notes of several tables, each fact once, with the models that it holds for."""
+    """The notes of several tables, each fact once; facts about models with the models' names."""
     notes = list(dict.fromkeys(note for table in tables for note in table.notes))
     for about in dict.fromkeys(table.about for table in tables):
         models = ", ".join(dict.fromkeys(table.model for table in tables if table.about == about))
@@ -62,7 +62,7 @@ def hole_name(status: str) -> str:
 
 
 def subject(row: Mapping[str, Any]) -> str:
-    """Name of what a number is of: the protocol of a perplexity, `ppl@bucket`, or the task."""
+    """Name of what was measured: the protocol of a perplexity, `ppl@bucket`, or the task."""
     return str(row["section"] if kind_of(row) is PERPLEXITY else row["task"])
 
 
@@ -89,13 +89,13 @@ def by_seed(runs: Iterable[R]) -> list[list[R]]:
     return list(groups.values())
 
 
-# What tables are made of, in this order.
+# Titles of the families of tables, in order.
 PILLARS = {PPL: "Perplexity", "copy": "Copying", "retrieve": "Retrieval", "fewshot": "Few-shot following"}
 
-# What the lines and the columns of a comparison may be, and which frames it has.
+# Choices for the lines and columns of a comparison, and its frames.
 BY = ("model", "encoding", "task")
 COLUMNS = ("tokens", "multiples")
 FRAMES = ("scores", "differences", "reach", "wins")
 
-# Of use in memory only.
+# Columns that are used in memory only.
 INTERNAL = ("clusters", "conditions", "stated", "settings", "twin")

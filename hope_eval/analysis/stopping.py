@@ -1,19 +1,19 @@
-"""When a number is known well enough for its measurement to end: `--until-ci`.
+"""`--until-ci`: measuring ends once the interval is narrow enough.
 
-Contexts and documents come in a random order, so that the first n are a sample like any other. After 20, 30, 45, 67…
-of them, each time half as many again, there is a look at the interval. Measuring ends at the first look at which it
-reaches at most `half_width` to either side, on average of the two: of an accuracy in its own unit, of a perplexity
-in nats of its nll, which is relative to it (0.05 nats are 5 %), whatever a text or tokenizer makes of its size.
+Contexts and documents come in a random order, so the first n are a fair sample. The interval is checked after 20, 30,
+45, 67… of them, each time half as many again. Measuring ends at the first check at which the interval reaches at most
+`half_width` to either side, on average: for an accuracy in its own unit, for a perplexity in nats of its nll (0.05 nats
+are 5 % of the perplexity, whatever the text or tokenizer).
 
-An accuracy whose contexts happened to be alike has too narrow an interval, and would end there. So its interval must be
-narrow even if the next context were all wrong; all right, of an accuracy below one half.
+If the first contexts of an accuracy happen to be alike, its interval is too narrow. So the interval must be narrow even
+if the next context were all wrong; for an accuracy below one half, all right.
 
-What ends is a function of the numbers in their order: looks are at the same places whatever is there already, and
-`samples` says only where looking ends.
+The stop depends only on the numbers and their order: a resumed run checks at the same places, and `samples` only limits
+them.
 
-What looking costs, by simulation, in % of intervals that hold the truth, at a stop and with as many samples fixed
-beforehand: the mean over half widths of 0.02 to 0.15 (of nll: over how far documents differ), and the worst of them.
-`pytest -m slow -s tests/analysis/test_stopping.py` does the first column again, to within a point, but for the
+Coverage by simulation, in % of intervals that hold the truth: at a stop, and with as many samples fixed beforehand. The
+mean over half widths of 0.02 to 0.15 (for nll: over the spread of documents), and the worst in brackets.
+`pytest -m slow -s tests/analysis/test_stopping.py` measures the first column again, to within a point, except for the
 bundled models.
 
                                                                                   at a stop        fixed
@@ -40,7 +40,7 @@ from hope_eval.lengths import short_length
 from hope_eval.runs.columns import Record
 from hope_eval.runs.records.until import UNTIL
 
-# What a reader of a table must know.
+# The note below a table whose measurement ended early.
 RELIABILITY = (
     "--until-ci: looks after 20, 30, 45, 67… contexts or documents; at a stop, a 95 % interval holds the truth in 94 % "
     "of simulations (91 % where a few contexts or documents are far off)"
@@ -76,9 +76,9 @@ def stages(n_most: int, until: Until | None) -> Iterator[tuple[int, int]]:
 
 
 def check(until: Until | None, samples: Sequence[int | None], n_processes: int = 1) -> None:
-    """Raise OptionError where nothing could end early, or where no process has all that a look needs.
+    """Raise OptionError if nothing could end early, or if no process has all answers.
 
-    samples: how many there are at most, of all that is measured; None: enough.
+    samples: the most samples of each measurement; None: enough.
     """
     if until is None:
         return
@@ -107,12 +107,12 @@ def is_news(ended: Record, stop: int, earlier: Sequence[Record]) -> bool:
 
 
 def notes(who: str, metric: str, what: str, shown: Mapping[int, int], ends: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What a reader must know of numbers whose measurement ended early.
+    """Notes on numbers whose measurement ended early.
 
-    who:    the model, and what it was asked.
-    metric: whose interval it was.
+    who:    the model, and the task or protocol.
+    metric: the metric of the interval.
     what:   `contexts`, or `documents`.
-    shown:  how many there are in a table, by length; of documents, those at length 0 stand for all lengths.
+    shown:  number of samples in a table, by length; documents stand at length 0, for all lengths.
     ends:   records of where measuring ended.
     """
     last = {record.get("length", 0): record for record in ends if record["n"] == shown.get(record.get("length", 0))}

@@ -19,12 +19,17 @@ FORMATS = ("table", "csv", "json", "markdown", "latex", "parquet")
 @click.command()
 @options.runs
 @click.option("--show", multiple=True, type=click.Choice(FRAMES), metavar="WHAT",
-              help="scores, differences (from the baseline), reach (how far), wins (who beats whom). Repeatable.  "
-              "[default: the first three; of csv and parquet, scores]")  # fmt: skip
-@click.option("--format", "form", type=click.Choice(FORMATS), help="[default: by the ending of --out, else table]")
-@click.option("--wide", is_flag=True, help="csv, parquet: lengths side by side, rather than one number a line.")
+              help="scores; differences from the baseline; reach: effective context lengths; wins: probability that a "
+              "line beats another. Repeatable.  [default: the first three; csv, parquet: scores]")  # fmt: skip
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(FORMATS),
+    help="Output format.  [default: from the ending of --out, else table]",
+)
+@click.option("--wide", is_flag=True, help="For csv and parquet: one column a length instead of one number a row.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="Write a .csv, .json, .parquet, .md, .tex or .txt file rather than the screen.")  # fmt: skip
+              help="Write to a .csv, .json, .parquet, .md, .tex or .txt file instead of the screen.")  # fmt: skip
 def compare(
     show: tuple[str, ...],
     form: str | None,
@@ -33,7 +38,7 @@ def compare(
     by: str,
     **rest: Any,
 ) -> None:
-    """Compare any number of runs: scores, differences, how far each model reads.
+    """Compare runs: scores, differences from a baseline, effective context lengths.
 
     \b
     hope-eval compare
@@ -42,13 +47,13 @@ def compare(
     hope-eval compare results/runs --show scores --wide --out scores.csv
     hope-eval compare results/runs --out comparison.json
 
-    A column holds what was measured alike: runs that differ in protocol, task version, texts or samples are refused.
+    Runs that differ in protocol, task version, texts or samples cannot be compared, unless --force is given.
     """
     from hope_eval.show import comparison_tables
 
     if out is not None and form is None and out.suffix not in comparison_tables.SUFFIXES:
         raise OptionError(
-            f"`{out}` has no ending that tells its format", f"one of {', '.join(comparison_tables.SUFFIXES)}"
+            f"the ending of `{out}` is not a known format", f"one of {', '.join(comparison_tables.SUFFIXES)}"
         )
     form = form or (comparison_tables.SUFFIXES[out.suffix] if out else "table")
     if form == "parquet" and out is None:
@@ -70,10 +75,12 @@ def _content(comparison: "Comparison", form: str, show: tuple[str, ...], wide: b
     from hope_eval.show.tables import plain_console
 
     if wide and form not in ("csv", "parquet"):
-        raise OptionError(f"--wide is for csv and parquet; {form} has lengths side by side anyway", "leave it out")
+        raise OptionError(
+            f"--wide is for csv and parquet; {form} shows lengths side by side already", "leave --wide out"
+        )
     if form in ("csv", "parquet"):
         if len(show) > 1:
-            raise OptionError(f"{form} holds one table", "give --show once, or --format json, which holds all")
+            raise OptionError(f"{form} holds one table", "give --show once, or --format json, which holds all tables")
         frame = comparison.frame(show[0] if show else "scores")
         frame = comparison_tables.wide(frame) if wide else frame
         if form == "csv":

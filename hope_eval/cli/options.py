@@ -399,7 +399,7 @@ def comparison_of(
     def warn(text: str) -> None:
         click.echo(text, err=True)
 
-    stores = compare.opened(runs or (RUNS,), warn)
+    stores = compare.readable_runs(runs or (RUNS,), warn)
     tables = compare.tables_of(stores, by == "encoding", by_fact, warn)
     comparison = compare.compare(tables, by=by, baseline=baseline, columns=columns, tasks=tasks, force=force)
     for note in comparison.notes:

@@ -19,20 +19,24 @@ KINDS = ("curve", "accuracy", "heatmap", "gain", "errors", "difference")
 @click.option(
     "--kind",
     type=click.Choice(KINDS),
-    help="What is drawn.  [default: curve, or accuracy where there is no perplexity]",
+    help="Kind of figure.  [default: curve; accuracy if there is no perplexity]",
 )
-@click.option("--section", metavar="NAME", help="Which table: ppl@prefix, ppl@bucket, copy, retrieve, fewshot…")
 @click.option(
-    "--metric", metavar="NAME", help="perplexity, nll, bits_per_byte, accuracy…  [default: that of the table]"
+    "--section", metavar="NAME", help="Draw only this table: ppl@prefix, ppl@bucket, copy, retrieve, fewshot…"
+)
+@click.option(
+    "--metric",
+    metavar="NAME",
+    help="Metric to draw: perplexity, nll, bits_per_byte, accuracy…  [default: main metric of the table]",
 )
 @click.option("--column-width", type=click.Choice(["single", "double"]), default="double", show_default=True,
-              help="Of the page it is for.")  # fmt: skip
+              help="Width of the figure, in columns of a page.")  # fmt: skip
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), metavar="FILE",
-              help="A .png, .svg or .pdf file.  [default: a sketch on the terminal]")  # fmt: skip
+              help="Write the figure to a .png, .svg or .pdf file.  [default: a sketch on the terminal]")  # fmt: skip
 def plot(
     kind: str | None, section: str | None, metric: str | None, column_width: str, out: Path | None, **rest: Any
 ) -> None:
-    """Draw runs: curves against length, depth by length, context gain, errors of copying.
+    """Draw runs: curves against length, heat maps of depth, context gain, errors of copying, differences.
 
     \b
     hope-eval plot
@@ -41,19 +45,18 @@ def plot(
     hope-eval plot results/runs --kind heatmap --task needle --out depths.svg
     hope-eval plot runs-of-mine --by encoding --columns multiples --section ppl@bucket --out buckets.png
 
-    errors is of copying, gain of `ppl --protocol paired`, difference is minus the --baseline.
+    `--kind errors` needs runs of copying, `gain` runs of `ppl --protocol paired`. `difference` subtracts the
+    --baseline.
     """
     if out is None and (kind or metric):
-        raise OptionError(
-            "a sketch on the terminal has no --kind or --metric", "--out figure.png draws what is asked for"
-        )
+        raise OptionError("a sketch on the terminal has no --kind or --metric", "add --out figure.png")
     comparison = options.comparison_of(**rest, by_fact="depth" if kind == "heatmap" else "")
     frame = _of_section(comparison.scores, section)
     if out is None:
         from hope_eval.show.sparklines import sparklines
 
         sparklines(frame)
-        click.echo("--out figure.png draws it, or .svg or .pdf", err=True)
+        click.echo("for a figure: --out figure.png, .svg or .pdf", err=True)
         return
     from hope_eval.runs.kinds import PERPLEXITY, kind_of
     from hope_eval.show import plots
@@ -68,7 +71,7 @@ def plot(
         how["relative"] = rest["columns"] == "multiples"
     if metric is not None:
         if kind not in ("curve", "accuracy", "heatmap"):
-            raise OptionError(f"`{kind}` has a metric of its own", "leave --metric out")
+            raise OptionError(f"`--kind {kind}` always draws the same metric", "leave --metric out")
         how["metric"] = metric
     if kind == "difference":
         frame = _of_section(comparison.differences, section)
@@ -80,11 +83,13 @@ def plot(
 
 
 def _of_section(frame: "DataFrame", section: str | None) -> "DataFrame":
-    """Return the rows of one table; without a name, all."""
+    """The rows of one table; without a name, all rows."""
     if section is None:
         return frame
-    known = list(dict.fromkeys(frame.section))
-    if section not in known:
-        raise OptionError(f"no run is of `{section}`", did_you_mean(section, known, f"one of {', '.join(known)}"))
+    sections = list(dict.fromkeys(frame.section))
+    if section not in sections:
+        raise OptionError(
+            f"no run has a table `{section}`", did_you_mean(section, sections, f"one of {', '.join(sections)}")
+        )
     rows: DataFrame = frame[frame.section == section]
     return rows

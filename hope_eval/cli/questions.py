@@ -107,7 +107,7 @@ def _tables(runs: Sequence[Path], grid: options.GridOptions, by: str, pool_seeds
     from hope_eval.analysis import answers
     from hope_eval.analysis.rows import by_seed
 
-    stores = [answers.opened(run) for run in runs]
+    stores = [answers.answers_run(run) for run in runs]
     groups = by_seed(stores) if pool_seeds else [[store] for store in stores]
     tables = [
         answers.table(group, options.in_tokens(grid.lengths, group[0].header), grid.samples, by) for group in groups

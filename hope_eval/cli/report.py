@@ -12,23 +12,23 @@ from hope_eval.errors import OptionError
 
 @click.command()
 @options.runs
-@click.option("--title", metavar="TEXT", help="[default: what is compared]")
+@click.option("--title", metavar="TEXT", help="Heading of the page.  [default: names of the lines]")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), default=Path("report.html"), show_default=True,
-              metavar="FILE", help="The page.")  # fmt: skip
+              metavar="FILE", help="File to write.")  # fmt: skip
 def report(title: str | None, out: Path, **rest: Any) -> None:
-    """Write one self-contained page: findings, charts, tables, and where each number comes from.
+    """Write one HTML page: findings, charts, tables, and the runs and commands behind them.
 
     \b
     hope-eval report
     hope-eval report results/runs --baseline rope --out report.html
     hope-eval report runs-of-mine --by encoding --title "Eleven encodings, three seeds"
 
-    It needs no network to be read, and can be sent as it is.
+    The page is one file and needs no network.
     """
     from hope_eval.show import report as page
 
     if out.suffix not in (".html", ".htm"):
-        raise OptionError(f"a report is a page, got `{out}`", f"--out {out.with_suffix('.html')}")
+        raise OptionError(f"a report is an .html file, got `{out}`", f"--out {out.with_suffix('.html')}")
     comparison = options.comparison_of(**rest, by_fact="depth")
     lines = list(dict.fromkeys(comparison.scores.line))
     names = " and ".join(lines) if len(lines) < 3 else f"{lines[0]} and {len(lines) - 1} others"

@@ -30,7 +30,7 @@ _UNADJUSTED = "each interval is for one difference alone; verdicts are corrected
 
 _VERDICTS = {BETTER: "▲", WORSE: "▼", SAME: "≈"}
 
-# Suffixes of files, and what is written into them.
+# Suffixes of files, and the format of each.
 SUFFIXES = {".csv": "csv", ".json": "json", ".parquet": "parquet", ".md": "markdown", ".tex": "latex", ".txt": "table"}
 
 
@@ -44,7 +44,7 @@ class Block:
 
 
 class Compared(Protocol):
-    """A comparison with its frames, as it is drawn."""
+    """A comparison with its frames, as tables need it."""
 
     @property
     def baseline(self) -> str:
@@ -57,8 +57,8 @@ class Compared(Protocol):
 def blocks(comparison: Compared, show: Sequence[str], by_task: bool = False) -> Iterator[Block]:
     """Yield the tables of a comparison.
 
-    show:    which of scores, differences, reach and wins.
-    by_task: a table a line, with all tasks, rather than a table a pillar, with all lines.
+    show:    any of scores, differences, reach and wins.
+    by_task: one table a line, with all tasks; otherwise one table a pillar, with all lines.
     """
     baseline = comparison.baseline
     if "scores" in show:
@@ -69,7 +69,7 @@ def blocks(comparison: Compared, show: Sequence[str], by_task: bool = False) -> 
         yield from _effective_lengths(reach, baseline)
     if "wins" in show and not (wins := comparison.frame("wins")).empty:
         title = "Probability that the line is better than the column"
-        yield Block(title, _wins(_distinct(wins)), ["of the mean over the lengths that both have"])
+        yield Block(title, _wins(_distinct(wins)), ["averaged over the lengths that both have"])
 
 
 def draw_all(tables: Iterable[Block], notes: Sequence[str], form: str, console: Console) -> None:
@@ -126,7 +126,7 @@ def _is_perplexity(task: str) -> bool:
 
 
 def _distinct(frame: "DataFrame") -> "DataFrame":
-    """The rows of each task without metrics that another one stands for: of perplexities, nll says all."""
+    """The rows of each task without redundant metrics: nll stands for all metrics of a perplexity."""
     kept = frame.groupby(["section", "task"], sort=False).metric.transform(
         lambda metrics: metrics.isin(distinct(metrics))
     )
@@ -151,7 +151,7 @@ def _differences(frame: "DataFrame", baseline: str) -> Iterator[Block]:
             columns,
             [(names, [cells.get(column, PrintedNumber("")) for column in columns]) for names, cells in together],
         )
-        how = "by the same contexts" if rows.paired.all() else "NOT by the same contexts: texts or samples differ"
+        how = "on the same contexts" if rows.paired.all() else "NOT on the same contexts: texts or samples differ"
         yield Block(f"{section_title(str(section))}: minus {baseline}, {how}", content, [marks, _UNADJUSTED])
 
 
@@ -243,19 +243,22 @@ def as_json(frames: dict[str, "DataFrame"], notes: Sequence[str], runs: Sequence
     content: dict[str, Any] = {"baseline": baseline, "notes": list(notes), "runs": list(runs)}
     for name, frame in frames.items():
         content[name] = [
-            {key: None if isinstance(one, float) and not math.isfinite(one) else one for key, one in row.items()}
+            {
+                key: None if isinstance(value, float) and not math.isfinite(value) else value
+                for key, value in row.items()
+            }
             for row in clean(rows_of(frame))
         ]
     return json.dumps(content, indent=1, ensure_ascii=False, default=_plain) + "\n"
 
 
 def _plain(value: Any) -> Any:
-    """A number of numpy as one of Python."""
+    """A numpy number as a Python number."""
     return value.item()
 
 
 def write(path: Path, content: str | bytes, what: str = "") -> None:
-    """Write a file whole or not at all: what was there stays until the new one is complete.
+    """Write a file whole or not at all: the old file stays until the new one is complete.
 
     what: the name of its content in an error: `the report`.
 

@@ -2,12 +2,12 @@
 
     rope    blue, solid, circle        hope   vermilion, solid, square        alibi   green, dashed, triangle
 
-All differ in three ways, so that any one may be missing: colour (told apart with each kind of colour blindness),
-lightness (in steps of about 3.5 of 100, so that a grey copy can be read), dash and marker. They stand out from white
-and from black.
+All differ in three ways, so that any one may be missing: colour (distinct with each kind of colour blindness),
+lightness (in steps of about 3.5 of 100, so that a grey copy can be read), dash and marker. They have contrast with
+white and with black.
 
-Extensions of RoPE (pi, ntk, yarn…) share one dash. Parameters and `(swap)` change nothing; what several lines of one
-figure have in common is told apart by `styles`. Nothing in here knows what draws.
+Extensions of RoPE (pi, ntk, yarn…) share one dash. Parameters and `(swap)` change nothing; `styles` gives lines of one
+encoding in one figure different looks. This module does not depend on what draws.
 """
 
 import functools
@@ -20,7 +20,7 @@ from typing import Any
 
 from hope_eval.plugins import literals_of
 
-# Lengths of strokes and gaps in line widths, by the word that the style of an encoding says.
+# Lengths of strokes and gaps in line widths, by the word in the style of an encoding.
 _DASHES: dict[str, tuple[float, ...]] = {
     "solid": (),
     "long": (8.0, 2.0),
@@ -38,7 +38,7 @@ class Style:
 
     colour: `#rrggbb`.
     dash:   lengths of strokes and gaps in line widths; () is a solid line.
-    marker: a letter as matplotlib has them; SHAPES has each as a path.
+    marker: a letter of matplotlib; SHAPES has the path of each.
     filled: whether the marker is filled; the second line of an encoding is drawn with hollow ones.
     """
 
@@ -73,10 +73,10 @@ SHAPES = {
 
 @functools.cache
 def house_styles() -> dict[str, Style]:
-    """The style of each encoding of this package, as its file says it: the file is read and not run, without torch."""
+    """The style of each encoding of this package, from its file, which is read and not run, without torch."""
     files = sorted((Path(__file__).parent.parent / "encodings").glob("[a-z]*.py"))
-    said = {path.stem: literals_of(path)["style"] for path in files}
-    return {name: Style(colour, _DASHES[dash], marker) for name, (colour, dash, marker) in said.items()}
+    style_words = {path.stem: literals_of(path)["style"] for path in files}
+    return {name: Style(colour, _DASHES[dash], marker) for name, (colour, dash, marker) in style_words.items()}
 
 
 def base_name(encoding: str) -> str:
@@ -146,9 +146,9 @@ def lightness(colour: str) -> float:
     return 116 * y ** (1 / 3) - 16 if y > (6 / 29) ** 3 else y * (29 / 3) ** 3
 
 
-def contrast(one: str, other: str) -> float:
+def contrast(colour: str, other: str) -> float:
     """The contrast of two colours, 1 of equal ones to 21 of black on white, as WCAG 2 defines it."""
-    dark, light = sorted((luminance(one), luminance(other)))
+    dark, light = sorted((luminance(colour), luminance(other)))
     return (light + 0.05) / (dark + 0.05)
 
 

@@ -1,14 +1,14 @@
 """Scores as figures for a paper: curves over length, depth by length, context gain, errors of copying, differences.
 
     curve       perplexity, nll, bits per byte (or any other number) against length
-    accuracy    what is right of so many, against length, with chance
+    accuracy    share of right answers against length, with chance
     heatmap     depth by length, a panel a line
-    gain        how much a longer context helps the same tokens
-    errors      what goes wrong in copying, and where first
-    difference  every line minus the baseline, with what is distinguishable filled
+    gain        gain of the same tokens from a longer context
+    errors      kinds of errors in copying, and the place of the first
+    difference  every line minus the baseline; distinguishable differences are filled
 
-Each is a function from a frame of a comparison to a matplotlib figure; `draw` writes one to a file. A length that could
-not be measured is a hole: it is told above the panel with its reason, and no line is drawn across it.
+Each is a function from a frame of a comparison to a matplotlib figure; `draw` writes one to a file. A length
+without a number is a hole: the reason stands above the panel, and no line crosses the hole.
 """
 
 import io
@@ -44,9 +44,9 @@ def draw(kind: str, frame: "DataFrame", path: Path, **options: Any) -> None:
     """Write a figure of one of KINDS to a file, whole or not at all: .pdf, .png or .svg.
 
     frame:   `scores` of a comparison; `differences` for that kind.
-    options: of the function of that kind.
+    options: options of the function of that kind.
 
-    Raises OptionError for another kind or suffix, or if the frame has nothing of that kind; StoreError if the file
+    Raises OptionError for an unknown kind or suffix, or if the frame has no numbers for it; StoreError if the file
     cannot be written.
     """
     if kind not in KINDS:
@@ -60,7 +60,7 @@ def draw(kind: str, frame: "DataFrame", path: Path, **options: Any) -> None:
 
 @in_print
 def _as_bytes(figure: "Figure", suffix: str) -> bytes:
-    """A figure as the content of a file; without a date, so that the same figure is the same bytes."""
+    """A figure as the content of a file; without a date, so that the same figure gives the same bytes."""
     stream = io.BytesIO()
     dates: dict[str, dict[str, None]] = {"pdf": {"CreationDate": None}, "svg": {"Date": None}, "png": {}}
     figure.savefig(stream, format=suffix, metadata=dates[suffix])

@@ -4,7 +4,7 @@
       rope                  ▂▂▁│▂▃▃▃▃   53.40 at 32-64   206.4 at 4k-8k
       learned               ▂▂▁│        66.80 at 32-64   25.02 at 128-256
 
-The lines of one task share a scale; `│` stands where the training length ends, a gap where nothing could be measured.
+The lines of one task share a scale; `│` marks the end of the training length, a gap a missing number.
 """
 
 import math
@@ -31,7 +31,7 @@ _TRAINED = "│"
 
 
 def sparklines(scores: "DataFrame", console: Console | None = None) -> None:
-    """Print what tables show as sparklines; without colours where the console, or NO_COLOR, wants none."""
+    """Print the numbers of the tables as sparklines; without colours if the console or NO_COLOR asks for that."""
     console = console or Console(highlight=False)
     rows = [row for row in records(scores) if not row["slice"] and _is_shown(row)]
     style_of = styles(((row["line"], row["encoding"]) for row in rows), noted_styles(rows))
@@ -40,15 +40,15 @@ def sparklines(scores: "DataFrame", console: Console | None = None) -> None:
     for heading in ("by length", "first", "last"):
         table.add_column(heading, no_wrap=True)
     for section, task, metric in dict.fromkeys((row["section"], row["task"], row["metric"]) for row in rows):
-        mine = [row for row in rows if (row["section"], row["task"], row["metric"]) == (section, task, metric)]
-        places = sorted({_place(row) for row in mine})
-        lines = list(dict.fromkeys(row["line"] for row in mine))
-        table.add_row(Text(f"{subject(mine[0])} {metric_of(metric).title}", style="bold"))
+        rows_of_table = [row for row in rows if (row["section"], row["task"], row["metric"]) == (section, task, metric)]
+        places = sorted({_place(row) for row in rows_of_table})
+        lines = list(dict.fromkeys(row["line"] for row in rows_of_table))
+        table.add_row(Text(f"{subject(rows_of_table[0])} {metric_of(metric).title}", style="bold"))
         for line in lines:
-            own = sorted((row for row in mine if row["line"] == line), key=_place)
-            drawn = Text(_spark(own, places, mine), style=style_of[line].colour)
-            measured = [f"{number(row['value'])} at {_called(row)}" for row in own if _is_number(row)]
-            ends = (measured[0], measured[-1]) if measured else (own[0]["status"], "")
+            rows_of_line = sorted((row for row in rows_of_table if row["line"] == line), key=_place)
+            drawn = Text(_spark(rows_of_line, places, rows_of_table), style=style_of[line].colour)
+            measured = [f"{number(row['value'])} at {_called(row)}" for row in rows_of_line if _is_number(row)]
+            ends = (measured[0], measured[-1]) if measured else (rows_of_line[0]["status"], "")
             table.add_row(Text(f"  {line}"), drawn, *ends, end_section=line == lines[-1])
     console.print(table)
     legend = f"{_TRAINED} end of the training length; gap: no number; perplexity on a logarithmic scale"
@@ -73,18 +73,18 @@ def _called(row: Row) -> str:
     return str(row["label"]) or short_length(int(row["length"]))
 
 
-def _spark(own: list[Row], places: list[float], rows: list[Row]) -> str:
+def _spark(rows_of_line: list[Row], places: list[float], rows: list[Row]) -> str:
     """A bar for each place, on the scale of all rows, with the end of the training length among them."""
     scaled = math.log if metric_of(rows[0]["metric"]).logarithmic else float
     values = [scaled(row["value"]) for row in rows if _is_number(row)] or [0.0]
     least, most = (0.0, 1.0) if all(is_share(row) for row in rows if _is_number(row)) else (min(values), max(values))
     bars = {}
-    for row in own:
+    for row in rows_of_line:
         if _is_number(row):
             share = (scaled(row["value"]) - least) / ((most - least) or 1.0)
             bars[_place(row)] = _BARS[min(int(share * len(_BARS)), len(_BARS) - 1)]
-    # What a block of `paired` reads is longer than its context.
-    trained = own[0]["train_length"] - (own[0]["length"] - _place(own[0]))
+    # A block of `paired` reads its context and the block itself.
+    trained = rows_of_line[0]["train_length"] - (rows_of_line[0]["length"] - _place(rows_of_line[0]))
     drawn = ["".join(bars.get(place, _GAP) for place in part) for part in (
         [place for place in places if not place > trained], [place for place in places if place > trained]
     )]  # fmt: skip

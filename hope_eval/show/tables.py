@@ -40,14 +40,13 @@ _HEADINGS = ("model", "encoding", "trained at", "metric")
 # Marks a number that was measured beyond the training length of its model.
 BEYOND = "*"
 
-
 # Marks the best number of a column, if it is distinguishable from every other.
 BEST = "†"
 
 
 @dataclass(frozen=True)
 class PrintedNumber:
-    """One number as it is printed: `12.34`, `[11.9, 12.8]`, and what marks it.
+    """One number as it is printed: `12.34`, `[11.9, 12.8]`, and its marks.
 
     beyond: it lies beyond the training length.
     best:   it is the best of its column.
@@ -69,11 +68,11 @@ class PrintedNumber:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table before it is drawn: a cell for every column, in lines that begin with a name for each of the headings.
+    """A table before it is drawn. Each line has a name for each heading, then a cell for each column.
 
     The last name groups lines: a rule is drawn where it changes.
 
-    across: what columns are, for terminals that are too narrow to have them side by side.
+    across: heading of the columns, for terminals that are too narrow to show them side by side.
     """
 
     headings: tuple[str, ...]
@@ -93,7 +92,7 @@ class Grid:
 
 
 def render(rows: Sequence[Row], form: str, notes: Sequence[str] = (), console: Console | None = None) -> None:
-    """Print rows in one of FORMATS; `notes` below the table, on standard error where they would spoil the data."""
+    """Print rows in one of FORMATS; `notes` go below the table; for csv and json to standard error."""
     if form == "csv":
         sys.stdout.write(csv_text(rows))
     elif form == "json":
@@ -131,23 +130,23 @@ def print_records(records: Sequence[Row]) -> None:
 
 
 def plain_console() -> Console:
-    """A console on standard output, as wide as it takes where that is no terminal."""
+    """A console on standard output; if that is not a terminal, as wide as the table needs."""
     console = Console(highlight=False)
     # A pipe has no width; do not fold a table for it.
     return console if console.is_terminal else Console(highlight=False, width=1000)
 
 
 def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
-    """The rows with lengths as columns, in ascending order; what a model lacks is left empty.
+    """The rows with lengths as columns, in ascending order; missing cells are empty.
 
-    Rows of tasks that are no `headline` are left out.
+    Rows of tasks without `headline` are left out.
 
-    by_task: lines of one model stand together, rather than those of one metric.
+    by_task: group lines by model instead of metric.
     """
     columns: dict[str, int] = {}
     lines: dict[tuple[str, ...], dict[str, PrintedNumber]] = {}
     for row in rows:
-        # Rows of one run do not say what a table shows; the metric does.
+        # Rows of a single run have no `headline`; the metric decides.
         if not row.get("headline", metric_of(row["metric"]).shown != "never"):
             continue
         heading = row.get("column") or row["label"] or short_length(row["length"])
@@ -159,7 +158,7 @@ def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
         )
         line[heading] = _cell(row)
     ordered = sorted(columns, key=lambda heading: columns[heading])
-    # All perplexities first, then the other metrics: what is compared stands one below the other.
+    # All perplexities first, then the other metrics: lines that are compared stand below each other.
     metrics = list(dict.fromkeys(key[3] for key in lines))
     together = list(lines.items()) if by_task else sorted(lines.items(), key=lambda item: metrics.index(item[0][3]))
     return Grid(
@@ -173,15 +172,15 @@ def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
 
 
 def _is_known(length: float | None) -> bool:
-    """Whether a training length is one: None in a row, NaN in a frame."""
+    """Whether a training length is known: None in a row, NaN in a frame."""
     return length is not None and not math.isnan(length)
 
 
 def metric_name(row: Mapping[str, Any]) -> str:
-    """The name of a metric: of a task, with its name before it, and after it what part of it this is."""
+    """Name of a metric, for a task with the task's name before it and the slice after it."""
     title = metric_of(row["metric"]).title
     if kind_of(row) is PERPLEXITY:
-        # The title of its table says the rest.
+        # The title of the table names the protocol.
         return title
     return f"{row['task']} {title}" + (f", {row['slice']}" if row["slice"] else "")
 
@@ -190,8 +189,8 @@ def _cell(row: Row) -> PrintedNumber:
     beyond = _is_known(row["train_length"]) and row["length"] > row["train_length"]
     if row["status"] != "ok":
         return PrintedNumber(row["status"], beyond=beyond and row["status"] in ("oom", "nan"))
-    known = not math.isnan(row["low"])
-    interval = f"[{number(row['low'])}, {number(row['high'])}]" if known else ""
+    has_interval = not math.isnan(row["low"])
+    interval = f"[{number(row['low'])}, {number(row['high'])}]" if has_interval else ""
     return PrintedNumber(number(row["value"]), interval, beyond, bool(row.get("best")))
 
 
@@ -229,7 +228,7 @@ def _wide_table(content: Grid) -> Table:
         table.add_column(column, justify="right", no_wrap=True)
     before: tuple[str, ...] = ("",) * len(content.headings)
     for number, (names, cells) in enumerate(content.lines):
-        # What the line above says is not said again, but for the last name, which is what the line is about.
+        # Names that the line above has already are left out, except for the last one.
         same = next((at for at, pair in enumerate(zip(names, before, strict=True)) if pair[0] != pair[1]), len(names))
         table.add_row(
             *("" if at < same and at < len(names) - 1 else name for at, name in enumerate(names)),
@@ -238,7 +237,7 @@ def _wide_table(content: Grid) -> Table:
         )
         before = names
     for part in table.columns[1:]:
-        # Rich takes the longest word for the least width, and would cut `[256, 512]` short.
+        # Rich takes the longest word as the least width, and would cut `[256, 512]` short.
         part.min_width = max(len(line) for cell in (part.header, *part.cells) for line in str(cell).split("\n"))
     return table
 
@@ -248,7 +247,7 @@ def _long_table(content: Grid) -> Table:
     shown = [at for at, heading in enumerate(content.headings) if heading != "trained at"]
     table = _table(*(content.headings[at] for at in shown), content.across, "value", "interval")
     for names, cells in content.lines:
-        # A line may begin with empty cells: its names stand beside the first that is not.
+        # A line may begin with empty cells: its names stand next to the first filled cell.
         filled = [(column, cell) for column, cell in zip(content.columns, cells, strict=True) if cell.value]
         for number, (column, cell) in enumerate(filled):
             words = [names[at] if number == 0 else "" for at in shown]
@@ -268,7 +267,7 @@ def _rich_cell(cell: PrintedNumber) -> Text:
 
 
 def clean(rows: Iterable[Row]) -> list[Row]:
-    """Rows without what is of use in memory only."""
+    """Rows without the columns that are used in memory only."""
     return [{key: value for key, value in row.items() if key not in INTERNAL} for row in rows]
 
 

@@ -268,7 +268,7 @@ def test_fewer_contexts_are_the_first_of_more(tmp_path):
 
 def test_a_length_that_a_run_has_not_is_an_error_or_missing(tmp_path):
     store = store_of(tmp_path, [answer(2)])
-    with pytest.raises(StoreError, match="has nothing at 200 tokens"):
+    with pytest.raises(StoreError, match="has no answers at 200 tokens"):
         answers.table([store], [100, 200])
     rows = answers.table([store], [100, 200], missing=True).rows
     assert {row["length"]: row["status"] for row in rows} == {100: "ok", 200: "missing"}
@@ -280,37 +280,37 @@ def test_what_one_of_several_seeds_lacks_is_missing(tmp_path):
         store_of(tmp_path, [answer(2, length=length) for length in lengths], {**IDENTITY, "model": f"x-{seed}"})
         for seed, lengths in enumerate([(100,), (100, 200)])
     ]
-    with pytest.raises(StoreError, match=f"the run {stores[0].id} has nothing at 200"):
+    with pytest.raises(StoreError, match=f"the run {stores[0].id} has no answers at 200"):
         answers.table(stores, [100, 200])
-    with pytest.raises(StoreError, match=f"the run {stores[0].id} has nothing at 200"):
+    with pytest.raises(StoreError, match=f"the run {stores[0].id} has no answers at 200"):
         answers.table(stores[::-1])
     rows = answers.table(stores, missing=True).rows
     assert {row["length"]: row["status"] for row in rows} == {100: "ok", 200: "missing"}
 
 
-def test_an_empty_run_is_an_error_that_tells_what_goes_on_with_it(tmp_path):
+def test_an_empty_run_is_an_error_that_tells_how_to_resume(tmp_path):
     store = store_of(tmp_path, [], command="hope-eval retrieve")
     with pytest.raises(StoreError, match=f"the run {store.id} is empty") as caught:
         answers.table([store])
-    assert caught.value.hint == "`hope-eval retrieve` goes on with it"
+    assert caught.value.hint == "rerun `hope-eval retrieve` to resume"
     assert answers.table([store], missing=True).rows == []
     assert answers.table([store], [100], missing=True).rows[0]["status"] == "missing"
 
 
 def test_answers_of_a_later_version_are_an_error(tmp_path):
     store = store_of(tmp_path, [answer(2)], {**IDENTITY, "answers": answers.VERSION + 1})
-    for read in (lambda: answers.opened(store.path), lambda: answers.table([store])):
+    for read in (lambda: answers.answers_run(store.path), lambda: answers.table([store])):
         with pytest.raises(StoreError, match=f"answers of version {answers.VERSION + 1} of a newer") as caught:
             read()
         assert "--upgrade" in caught.value.hint
     older = store_of(tmp_path, [answer(2)], {**IDENTITY, "answers": answers.VERSION})
-    assert answers.table([answers.opened(older.path)]).rows
+    assert answers.table([answers.answers_run(older.path)]).rows
 
 
 def test_a_half_written_answer_is_passed_over(tmp_path):
     store = store_of(tmp_path, [answer(2, index=index) for index in range(5)])
     os.truncate(store.path / "records.jsonl", (store.path / "records.jsonl").stat().st_size - 3)
-    again = answers.opened(store.path)
+    again = answers.answers_run(store.path)
     assert again.cut > 0
     assert answers.table([again]).rows[0]["n"] == 4
 
@@ -443,7 +443,7 @@ def test_answers_are_not_read_one_by_one(tmp_path, monkeypatch):
     store = store_of(tmp_path, [answer(2, index=index, meta={"depth": 0.5}) for index in range(3 * answers._FIRST)])
     own, read = stores_on_disk.parsed, []
     monkeypatch.setattr(stores_on_disk, "parsed", lambda line: read.append(line) or own(line))
-    again = answers.opened(store.path)
+    again = answers.answers_run(store.path)
     assert answers.table([again], by="depth").rows[0]["n"] == 3 * answers._FIRST
     assert len(read) <= answers._FIRST + 10
 
@@ -466,7 +466,7 @@ from hope_eval.analysis import answers
 from hope_eval.analysis.answer_columns import RunAnswers
 import pandas, pyarrow.json
 before = resource.getrusage(resource.RUSAGE_SELF)
-run = RunAnswers.read(answers.opened(Path(sys.argv[1])), "")
+run = RunAnswers.read(answers.answers_run(Path(sys.argv[1])), "")
 after = resource.getrusage(resource.RUSAGE_SELF)
 row = answers.table([run.store]).rows[0]
 print(len(run.answers), after.ru_utime - before.ru_utime, (after.ru_maxrss - before.ru_maxrss) / 2**20, row["n"])
@@ -521,7 +521,7 @@ def test_a_summary_does_not_depend_on_the_order_of_columns(tmp_path):
 def test_a_run_of_perplexity_is_no_run_of_a_task(tmp_path):
     store = store_of(tmp_path, [], {**IDENTITY, "task": "ppl"})
     with pytest.raises(StoreError, match="is a run of `ppl`"):
-        answers.opened(store.path)
+        answers.answers_run(store.path)
 
 
 def test_pooled_seeds_of_real_runs(tmp_path):

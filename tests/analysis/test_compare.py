@@ -11,7 +11,7 @@ import pandas
 import pytest
 from commands import hope_eval
 
-from hope_eval.analysis.compare import compare, opened, tables_of
+from hope_eval.analysis.compare import compare, readable_runs, tables_of
 from hope_eval.errors import ComparisonError, OptionError, StoreError
 
 MODELS = ("--model", "zoo:rope", "--model", "zoo:hope", "--model", "zoo:learned")
@@ -54,7 +54,7 @@ def copied(path: Path, to: str, **changes) -> Path:
 
 
 def comparison(*paths: Path, **options):
-    return compare(tables_of(opened(paths), options.get("by") == "encoding"), **options)
+    return compare(tables_of(readable_runs(paths), options.get("by") == "encoding"), **options)
 
 
 def text(*arguments, code: int = 0) -> str:
@@ -70,7 +70,7 @@ def test_one_table_a_pillar_with_lengths_side_by_side(runs):
     assert ["model", "encoding", "trained", "at", "metric", "128", "512"] in lines
     (learned,) = (line for line in lines if line[:1] == ["zoo:learned"] and "passkey" in line and line[1] == "learned")
     assert learned[-1] == "-"
-    assert "minus zoo:rope, by the same contexts" in printed
+    assert "minus zoo:rope, on the same contexts" in printed
     assert "in window: minus zoo:rope" in printed
 
 
@@ -178,7 +178,7 @@ def test_forced_lines_of_other_texts_are_not_paired(runs):
     assert row.high - row.low > 0.5, "four documents, unpaired"
     result = hope_eval("compare", runs, "--task", "ppl", "--force")
     assert "forced: ppl differs in corpus" in result.stderr
-    assert "NOT by the same contexts" in result.stdout
+    assert "NOT on the same contexts" in result.stdout
 
 
 def test_another_protocol_is_another_table(runs):
@@ -230,7 +230,7 @@ def test_an_empty_run_is_told_and_left_out(runs):
     assert "is empty and left out" in result.stderr
     assert "zoo:hope" not in result.stdout
     with pytest.raises(StoreError, match="no run with records"):
-        opened([run_of(runs, "ppl-zoo_hope")])
+        readable_runs([run_of(runs, "ppl-zoo_hope")])
 
 
 def test_a_last_line_that_was_cut_is_told(runs):
@@ -259,11 +259,11 @@ def test_a_newer_run_is_refused(runs):
 def test_the_same_run_twice_counts_once_unless_they_differ(runs, tmp_path):
     path = run_of(runs, "ppl-zoo_hope")
     other = shutil.copytree(path, tmp_path / "elsewhere" / path.name)
-    assert len(opened([path, other, path])) == 1
+    assert len(readable_runs([path, other, path])) == 1
     lines = (other / "records.jsonl").read_bytes().splitlines(keepends=True)
     (other / "records.jsonl").write_bytes(b"".join(lines[:-1]))
     with pytest.raises(StoreError, match="same id with different records"):
-        opened([path, other])
+        readable_runs([path, other])
 
 
 def test_a_run_that_lost_an_answer_says_so_and_does_not_verify(runs):
@@ -331,7 +331,7 @@ def test_wide_has_lengths_side_by_side(runs):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("--out", "scores.xyz"), "no ending that tells its format"),
+        (("--out", "scores.xyz"), "is not a known format"),
         (("--format", "parquet"), "parquet needs a file"),
         (("--format", "csv", "--show", "scores", "--show", "wins"), "csv holds one table"),
         (("--format", "json", "--wide"), "--wide is for csv and parquet"),
@@ -360,8 +360,8 @@ def test_a_figure_a_sketch_and_a_page_are_made_of_the_same_runs(runs, tmp_path):
     hope_eval("plot", runs, "--kind", "difference", "--section", "retrieve", "--out", tmp_path / "difference.svg")
     hope_eval("plot", runs, "--kind", "heatmap", "--out", tmp_path / "depth.pdf")
     assert "a sketch on the terminal" in hope_eval("plot", runs, "--kind", "heatmap", code=1).output
-    assert "a report is a page" in hope_eval("report", runs, "--out", tmp_path / "x.pdf", code=1).output
-    assert "no run is of `retreve`" in hope_eval("plot", runs, "--section", "retreve", code=1).output
+    assert "a report is an .html file" in hope_eval("report", runs, "--out", tmp_path / "x.pdf", code=1).output
+    assert "no run has a table `retreve`" in hope_eval("plot", runs, "--section", "retreve", code=1).output
     page = tmp_path / "report.html"
     hope_eval("report", runs, "--out", page, "--title", "Mine & yours")
     assert "Mine &amp; yours" in page.read_text("utf-8")

@@ -446,7 +446,7 @@ def test_runs_that_ended_at_different_numbers_are_paired_by_what_both_have(told,
     header = json.loads((late.path / "run.json").read_text())
     header["identity"]["model"] = "other"
     (late.path / "run.json").write_text(json.dumps(header))
-    stores = comparison.opened([early.path, late.path.rename(late.path.with_name("other"))])
+    stores = comparison.readable_runs([early.path, late.path.rename(late.path.with_name("other"))])
     found = comparison.compare(comparison.tables_of(stores))
     gaps = found.differences[found.differences.metric == "accuracy"].set_index("length")
     assert list(gaps.n) == [30, N]

@@ -133,7 +133,7 @@ def test_tables_are_made_from_runs(hope, tmp_path):
     assert hope_eval("copy", "--from", run, "--format", "json").stdout == first.stdout
     part = rows_of(hope_eval("copy", "--from", run, "--lengths", "1x,2x", "--samples", "1", "--format", "json"))
     assert {(row["length"], row["n"]) for row in part} == {(256, 1), (512, 1)}
-    assert "has nothing at 1024 tokens" in hope_eval("copy", "--from", run, "--lengths", "1k", code=1).stderr
+    assert "has no answers at 1024 tokens" in hope_eval("copy", "--from", run, "--lengths", "1k", code=1).stderr
     hope("copy", "--lengths", "64", "--samples", "2", model="zoo:rope")
     one, other = runs_in(tmp_path)
     both = rows_of(hope_eval("copy", "--from", one, "--from", other, "--lengths", "64", "--format", "json"))

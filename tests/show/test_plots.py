@@ -482,9 +482,9 @@ def test_a_file_that_cannot_be_written_is_told_and_leaves_nothing(tmp_path):
         ("curve", "a.png", {"width": "triple"}, "single or double columns wide, got `triple`"),
         ("curve", "a.png", {"metric": "surprisal"}, "nothing to draw: no run has a number of `surprisal`"),
         ("accuracy", "a.png", {}, "nothing to draw"),
-        ("heatmap", "a.png", {}, "nothing to draw: no answers were broken down by depth"),
+        ("heatmap", "a.png", {}, "nothing to draw: no answers are divided by depth"),
         ("gain", "a.png", {}, "nothing to draw: no run has a number of `context_gain`"),
-        ("errors", "a.png", {}, "nothing to draw: no task tells the kinds of its errors"),
+        ("errors", "a.png", {}, "nothing to draw: no run has kinds of errors"),
     ],
 )
 def test_mistakes_are_told_with_a_hint(kind, name, options, message, tmp_path):

@@ -368,13 +368,13 @@ def test_who_is_better_beyond_is_told_with_parity_within():
         ],
     )
     assert told["hope"] == (
-        "Beyond the training length, better than rope in all 2 comparisons, farthest out on copy at 1k (0.300 "
-        "[0.250, 0.350] higher); worse in none. Within the training length, not distinguishable from rope in the one "
+        "Beyond the training length, better than rope in all 2 comparisons, the longest on copy at 1k (0.300 "
+        "[0.250, 0.350] higher); worse in none. Within the training length, not distinguishable from rope in the only "
         "comparison."
     )
     assert told["alibi"] == (
         "Beyond the training length, better than rope in 1 of 2 comparisons, on copy at 512 (0.500 [0.450, 0.550] "
-        "higher); worse in none. Within the training length, worse than rope in the one comparison, on copy at 256 "
+        "higher); worse in none. Within the training length, worse than rope in the only comparison, on copy at 256 "
         "(0.200 [0.150, 0.250] lower)."
     )
     assert next(iter(told)) == "hope"
@@ -392,15 +392,15 @@ def test_a_lower_perplexity_is_told_as_lower():
 
 def test_where_nothing_was_compared_within_the_window_the_summary_says_so():
     _, told = summary(lines_of("rope", "hope"), [difference("hope", 512, 0.5, "better")])
-    assert "what it costs there is not known" in told["hope"]
+    assert "the cost there is unknown" in told["hope"]
 
 
 def test_where_nothing_is_distinguishable_the_summary_says_so():
     equal = [difference("hope", length, 0.0, "not distinguishable") for length in (256, 512)]
     _, told = summary(lines_of("rope", "hope"), equal)
-    assert told == {"Nothing is distinguishable": "None of 2 comparisons tells hope from rope."}
+    assert told == {"Nothing is distinguishable": "None of 2 comparisons distinguishes hope from rope."}
     _, told = summary(lines_of("rope", "hope"), equal[:1])
-    assert told == {"Nothing is distinguishable": "The one comparison does not tell hope from rope."}
+    assert told == {"Nothing is distinguishable": "The only comparison does not distinguish hope from rope."}
 
 
 def test_a_line_that_only_loses_is_no_winner():
@@ -443,8 +443,8 @@ def test_a_line_that_was_not_compared_beyond_is_told():
 def test_an_unknown_training_length_is_claimed_by_nobody():
     scores = [score(line, 512, 0.5, train_length=None, extrapolation=None) for line in ("rope", "hope")]
     introduction, told = summary(scores, [difference("hope", 512, 0.5, "better")])
-    assert "Nothing tells the training length." in introduction
-    assert told["hope"].startswith("At lengths of which nothing tells whether they were trained at, better than rope")
+    assert "The training length is unknown." in introduction
+    assert told["hope"].startswith("At lengths of models with an unknown training length, better than rope")
     assert "eyond" not in " ".join([introduction, *told.values()])
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong in copying, and where first: bars by line, a panel a length."""
+"""Kinds of errors in copying, and the place of the first: bars by line, a panel a length."""
 
 import math
 from typing import TYPE_CHECKING, Any
@@ -28,8 +28,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from pandas import DataFrame
 
-# What a copied string is like: its metric, its name, and how its part of a bar is filled. Neighbours differ in
-# lightness.
+# Kinds of copied strings: metric, name, and fill of the part of a bar. Neighbours differ in lightness.
 _KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "accuracy": ("right", {"facecolor": "#2b6a8f", "hatch": ""}),
     "error_skip": ("skips", {"facecolor": "#f0b443", "hatch": "/////"}),
@@ -45,14 +44,14 @@ _NUMBER = 26.0
 
 @in_print
 def errors(scores: "DataFrame", *, width: str = "double") -> "Figure":
-    """Draw what copied strings are like, by length and line: right, or the kind of their first error, and where it is.
+    """Draw the shares of right copies and of each kind of first error, by length and line.
 
     A row of panels a task. The number beside a bar is how many tokens are right before the first error, on average.
     """
     rows = [row for row in records(scores) if row["family"] == "copy" and not row["slice"]]
-    told = [row for row in rows if row["metric"].startswith("error_") and row["status"] == "ok"]
-    tasks = list(dict.fromkeys(row["task"] for row in told))
-    check_any(tasks, "no task tells the kinds of its errors (hope-eval copy)")
+    error_rows = [row for row in rows if row["metric"].startswith("error_") and row["status"] == "ok"]
+    tasks = list(dict.fromkeys(row["task"] for row in error_rows))
+    check_any(tasks, "no run has kinds of errors; `hope-eval copy` measures them")
     rows = [row for row in rows if row["task"] in tasks]
     names = list(dict.fromkeys(row["line"] for row in rows))
     page_width = page_width_of(width)

@@ -1,7 +1,7 @@
 """Curves over length, one kind of figure for perplexity, for accuracy and for context gain.
 
-A hole is told in a lane above its panel, and no line is drawn across it. With one panel, the names of lines stand at
-their ends; with several, in a legend below.
+A lane above the panel gives the reason of each hole, and no line crosses a hole. With one panel, the names of lines
+stand at their ends; with several, in a legend below.
 """
 
 import math
@@ -77,11 +77,13 @@ def curve(
 ) -> "Figure":
     """Draw a metric against length, a panel a protocol or task; perplexity on a logarithmic scale.
 
-    relative: length in multiples of the training length; lines that have none are left out, and named.
+    relative: length in multiples of the training length; lines without one are left out, and the caption names them.
     width:    `single` or `double`, the columns of a paper.
     """
     rows = [row for row in records(scores) if not row["slice"] and context_of(row) is None]
-    return _curves(panels_of(rows, lambda mine: metric), metric, MULTIPLES if relative else TOKENS, False, width)
+    return _curves(
+        panels_of(rows, lambda rows_of_task: metric), metric, MULTIPLES if relative else TOKENS, False, width
+    )
 
 
 @in_print
@@ -95,14 +97,16 @@ def accuracy(
 ) -> "Figure":
     """Draw the score of each task against length, a panel a task; shares from 0 to 1, with chance dashed where known.
 
-    metric:   None: of each task, the one that tables show first.
-    controls: also draw the controls: without what the answer depends on, and with nothing else.
+    metric:   None: the first metric in the tables of each task.
+    controls: also draw the controls: contexts without the facts of the answer, and contexts with nothing else.
     """
 
-    def chosen(mine: list[Row]) -> str | None:
+    def chosen(rows_of_task: list[Row]) -> str | None:
         if metric is not None:
             return metric
-        shown = [row["metric"] for row in mine if row.get("headline", True) and not metric_of(row["metric"]).control]
+        shown = [
+            row["metric"] for row in rows_of_task if row.get("headline", True) and not metric_of(row["metric"]).control
+        ]
         return next(iter(shown), None)
 
     rows = [row for row in records(scores) if not row["slice"] and kind_of(row) is not PERPLEXITY]
@@ -114,13 +118,13 @@ def accuracy(
 def gain(scores: "DataFrame", *, width: str = "double") -> "Figure":
     """Draw how much better the same tokens are predicted the more context they have, against the least."""
     rows = [row for row in records(scores) if not row["slice"] and context_of(row) is not None]
-    return _curves(panels_of(rows, lambda mine: "context_gain"), "context_gain", CONTEXTS, False, width)
+    return _curves(panels_of(rows, lambda rows_of_task: "context_gain"), "context_gain", CONTEXTS, False, width)
 
 
 def _curves(panels: list[Panel], metric: str, scale: Scale, controls: bool, width: str) -> "Figure":
     """Draw panels of lines over length; with one panel, the legend stands at the ends of the lines."""
     left_out = dict.fromkeys(row["line"] for panel in panels for row in panel.rows if math.isnan(scale.x(row)))
-    panels = [replace(one, rows=[row for row in one.rows if row["line"] not in left_out]) for one in panels]
+    panels = [replace(panel, rows=[row for row in panel.rows if row["line"] not in left_out]) for panel in panels]
     panels = [panel for panel in panels if any(row["status"] == "ok" for row in panel.rows)]
     check_any(panels, f"no run has a number of `{metric}`" + (" and a training length" if left_out else ""))
     rows = [row for panel in panels for row in panel.rows]
@@ -128,7 +132,7 @@ def _curves(panels: list[Panel], metric: str, scale: Scale, controls: bool, widt
     page_width, n_columns = page_width_of(width), columns_of(len(panels), width)
     labelled = len(panels) == 1 and _label_width(style_of) < page_width * 0.36
     values = [_values(panel) for panel in panels]
-    left = MARGIN + 17 + max(text_width(word, SMALL) for one in values for word in one.words)
+    left = MARGIN + 17 + max(text_width(word, SMALL) for axis in values for word in axis.words)
     right = _label_width(style_of) + 8 if labelled else RIGHT
     panel_width = (page_width - MARGIN) / n_columns - left - right
     lanes = [_lanes(panel, scale) for panel in panels]
@@ -139,7 +143,7 @@ def _curves(panels: list[Panel], metric: str, scale: Scale, controls: bool, widt
         caption=_caption(panels, scale, controls, list(left_out)),
         n_columns=n_columns,
         height=max(panel_width * (0.5 if n_columns == 1 else 0.72), 90.0, len(style_of) * TEXT * LEADING * labelled),
-        head=PANEL_TITLE + 9 + max(len(one) for one in lanes) * _LANE,
+        head=PANEL_TITLE + 9 + max(len(of_panel) for of_panel in lanes) * _LANE,
         left=left,
         right=right,
         foot=FOOT,
@@ -168,14 +172,14 @@ def _curves(panels: list[Panel], metric: str, scale: Scale, controls: bool, widt
 
 
 def _caption(panels: Sequence[Panel], scale: Scale, controls: bool, left_out: Sequence[str]) -> str:
-    """Meaning of bands, marks and dashes, and the texts."""
+    """The caption: meaning of bands, marks and dashes, and the texts."""
     rows = [row for panel in panels for row in panel.rows]
     return sentence(
         interval_of(rows, "bands"),
         f"shaded: {scale.beyond}" * any(row["length"] > row["train_length"] for row in rows),
         "a bar across a line: its training length" * any(len(_trained(panel, scale)) > 1 for panel in panels),
-        "a bucket stands at its upper end" * any(re.fullmatch(r"\w+-\w+", row["label"]) for row in rows),
-        "thin dots: without what the answer depends on, thin dashes: with nothing else" * controls,
+        "a bucket is drawn at its upper end" * any(re.fullmatch(r"\w+-\w+", row["label"]) for row in rows),
+        "thin dots: contexts without the facts of the answer, thin dashes: contexts with nothing else" * controls,
         "grey dashes: chance" * any(_chance(panel, scale) for panel in panels),
         f"without a training length: {', '.join(left_out)}" * bool(left_out),
         corpus_of(rows),
@@ -187,7 +191,7 @@ def _label_width(names: Iterable[str]) -> float:
 
 
 def _length_axis(axes: "Axes", xs: Sequence[float], width: float, scale: Scale) -> None:
-    """Set a logarithmic axis with ticks at what was measured, and words at as many as there is room for."""
+    """Set a logarithmic axis with ticks at the measured lengths, and words at as many as there is room for."""
     lengths = sorted(set(xs))
     axes.set_xscale("log", base=2)
     octaves = math.log2(lengths[-1] / lengths[0])
@@ -196,8 +200,8 @@ def _length_axis(axes: "Axes", xs: Sequence[float], width: float, scale: Scale) 
     per_octave = width / math.log2(axes.get_xlim()[1] / axes.get_xlim()[0])
     words = {length: scale.words(length) for length in lengths}
     shown: list[float] = []
-    # Powers of two first: 8k and 16k rather than 12k, where there is no room for all.
-    for length in sorted(lengths, key=lambda one: (math.log2(one) % 1 > 1e-9, -one)):
+    # Powers of two first: if there is no room for all, 8k and 16k rather than 12k.
+    for length in sorted(lengths, key=lambda length: (math.log2(length) % 1 > 1e-9, -length)):
         room = [abs(math.log2(length / other)) * per_octave for other in shown]
         needs = [(text_width(words[length], SMALL) + text_width(words[other], SMALL)) / 2 + 4 for other in shown]
         if all(a >= b for a, b in zip(room, needs, strict=True)):
@@ -241,8 +245,8 @@ def _values(panel: Panel) -> _Values:
         least, most = min(least, 0.0), max(most, 0.0)
     margin = (most - least) * 0.04 or 0.5
     least, most = least - margin, most + margin
-    found = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(least, most)
-    ticks = [float(tick) for tick in found if least <= tick <= most]
+    candidates = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(least, most)
+    ticks = [float(tick) for tick in candidates if least <= tick <= most]
     return _Values(metric.title, least, most, ticks, [_short(tick) for tick in ticks])
 
 
@@ -256,26 +260,26 @@ def _value_axis(axes: "Axes", values: _Values) -> None:
     axes.set_yticks(values.ticks, values.words)
     axes.set_yticks([], minor=True)
     if values.is_share:
-        # The room below 0 and above 1 is there only so that markers are not cut in half.
+        # The room below 0 and above 1 keeps markers whole.
         axes.spines.left.set_bounds(0, 1)
     elif values.low < 0 < values.high:
         axes.axhline(0, color=MUTED, lw=0.8, zorder=1.5, label="zero")
 
 
 def _log_ticks(low: float, high: float) -> list[float]:
-    """Return 4 to 8 round numbers between, as even as can be on a logarithmic scale."""
+    """4 to 8 round numbers from low to high, as even as possible on a logarithmic scale."""
     tens = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    steps = [(1.0,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(one / 4 for one in range(4, 40))]
-    found: list[float] = []
+    steps = [(1.0,), (1, 3), (1, 2, 5), (1, 1.5, 2, 3, 5, 7), tuple(quarter / 4 for quarter in range(4, 40))]
+    ticks: list[float] = []
     for step in steps:
-        found = [one * 10**ten for ten in tens for one in step if low <= one * 10**ten <= high]
-        if len(found) >= 4:
+        ticks = [factor * 10**ten for ten in tens for factor in step if low <= factor * 10**ten <= high]
+        if len(ticks) >= 4:
             break
-    return found[:: -(-len(found) // 8)] if found else [low, high]
+    return ticks[:: -(-len(ticks) // 8)] if ticks else [low, high]
 
 
 def _short(value: float) -> str:
-    """Return -0.25, 12.5, 100,000 and 1e6."""
+    """A number such as -0.25, 12.5, 100,000 or 1e6."""
     if abs(value) >= 1e6:
         return f"{value:.0e}".replace("e+0", "e").replace("e+", "e")
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}".replace("-", "\u2212")
@@ -287,9 +291,9 @@ def _draw_line(axes: "Axes", points: Sequence[Point], style: Style, alpha: float
     axes.plot(xs, [point.value for point in points], label=name, zorder=3, clip_on=False, **line_options(style))
     lows, highs = [point.low for point in points], [point.high for point in points]
     axes.fill_between(xs, lows, highs, color=style.colour, alpha=alpha, lw=0, zorder=1)
-    known = [False, *(point.low == point.low for point in points), False]
+    has_band = [False, *(point.low == point.low for point in points), False]
     for number, point in enumerate(points, 1):
-        if known[number] and not known[number - 1] and not known[number + 1]:
+        if has_band[number] and not has_band[number - 1] and not has_band[number + 1]:
             axes.vlines(point.x, point.low, point.high, color=style.colour, alpha=0.5, lw=1.0, zorder=2)
 
 
@@ -297,16 +301,16 @@ def _draw_controls(axes: "Axes", panel: Panel, scale: Scale, style_of: Mapping[s
     dashes = {"floor": (1, 2), "permuted": (1, 2), "ceiling": (6, 2, 1, 2), "last": (6, 2, 1, 2)}
     for line in panel.lines():
         for control, dash in dashes.items():
-            mine = [row for row in panel.controls if (row["line"], row["metric"]) == (line, control)]
-            if mine:
-                xs, ys = zip(*sorted((scale.x(row), row["value"]) for row in mine), strict=True)
+            rows_of_control = [row for row in panel.controls if (row["line"], row["metric"]) == (line, control)]
+            if rows_of_control:
+                xs, ys = zip(*sorted((scale.x(row), row["value"]) for row in rows_of_control), strict=True)
                 axes.plot(xs, ys, color=style_of[line].colour, lw=0.8, dashes=dash, label=f"{line} {control}")
 
 
 def _chance(panel: Panel, scale: Scale) -> dict[float, float]:
     """Score of guessing by length, where it is known."""
-    known = [row for row in panel.rows if row["chance"] == row["chance"] and panel.is_share]
-    return {scale.x(row): row["chance"] for row in sorted(known, key=scale.x)}
+    with_chance = [row for row in panel.rows if row["chance"] == row["chance"] and panel.is_share]
+    return {scale.x(row): row["chance"] for row in sorted(with_chance, key=scale.x)}
 
 
 def _draw_chance(axes: "Axes", chance: Mapping[float, float]) -> None:
@@ -344,7 +348,7 @@ def _between(low: float, high: float, share: float, is_log: bool) -> float:
 
 
 def _mark_trained(axes: "Axes", panel: Panel, scale: Scale, style_of: Mapping[str, Style], width: float) -> float:
-    """Mark the training length, or each of several, and shade what is beyond; return the height of its words."""
+    """Mark the training length, or each of several, and shade the lengths beyond; gives the height of the words."""
     trained = _trained(panel, scale)
     low, high = axes.get_xlim()
     taken = -math.inf
@@ -367,27 +371,27 @@ def _mark_trained(axes: "Axes", panel: Panel, scale: Scale, style_of: Mapping[st
     return 9.0 if trained else 1.0
 
 
-# Why there is no number, at which lengths, of which lines.
+# The reason of a hole, its lengths, and its lines.
 _Lane = tuple[str, tuple[float, ...], list[str]]
 
 
 def _lanes(panel: Panel, scale: Scale) -> list[_Lane]:
-    """The holes of a panel, those that are the same for several lines together."""
-    found: dict[tuple[str, tuple[float, ...]], list[str]] = {}
+    """The holes of a panel; lines with the same holes share a lane."""
+    lanes: dict[tuple[str, tuple[float, ...]], list[str]] = {}
     for line in panel.lines():
         reasons: dict[str, list[float]] = {}
         for point in panel.points(line, scale):
             if point.hole:
                 reasons.setdefault(point.hole, []).append(point.x)
         for reason, xs in reasons.items():
-            found.setdefault((reason, tuple(xs)), []).append(line)
-    return [(reason, xs, lines) for (reason, xs), lines in found.items()]
+            lanes.setdefault((reason, tuple(xs)), []).append(line)
+    return [(reason, xs, lines) for (reason, xs), lines in lanes.items()]
 
 
 def _draw_lanes(
     axes: "Axes", lanes: Sequence[_Lane], style_of: Mapping[str, Style], above: float, width: float, left: float
 ) -> None:
-    """Draw a lane of crosses above the panel for each kind of hole, with its reason on the side that has more room."""
+    """Draw a lane of crosses above the panel for each kind of hole, with its reason on the side with more room."""
     from matplotlib.transforms import ScaledTranslation
 
     low, high = axes.get_xlim()
@@ -397,7 +401,7 @@ def _draw_lanes(
         colour = style_of[lines[0]].colour if len(lines) == 1 else MUTED
         lane = on + ScaledTranslation(0, height / 72, axes.figure.dpi_scale_trans)
         axes.plot(xs, [1] * len(xs), "x", color=colour, ms=3.2, mew=0.9, transform=lane, clip_on=False, label="_hole")
-        before, after = (math.log2(one / low) / math.log2(high / low) * width for one in (xs[0], xs[-1]))
+        before, after = (math.log2(x / low) / math.log2(high / low) * width for x in (xs[0], xs[-1]))
         after = width - after
         before += left
         words = fitting([f"{', '.join(lines)}: {reason}", reason], max(before, after, 60.0) - 6, SMALL)
@@ -415,7 +419,7 @@ def _draw_lanes(
 def _label_lines(
     page: Sheet, axes: "Axes", lines: Mapping[str, Sequence[Point]], style_of: Mapping[str, Style]
 ) -> None:
-    """Write the names of lines beside their ends, in their order, tied to them where they had to move."""
+    """Write the names of lines beside their ends, in their order, with a tie where a name had to move."""
     from matplotlib.lines import Line2D
 
     box = axes.get_window_extent().transformed(page.points.inverted())

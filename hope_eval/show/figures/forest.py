@@ -1,4 +1,4 @@
-"""Every line minus the baseline as a forest: a panel a length, an interval a line, filled where distinguishable."""
+"""Every line minus the baseline as a forest: a panel a length, an interval a line, filled if distinguishable."""
 
 import math
 from collections.abc import Mapping
@@ -46,11 +46,11 @@ def difference(
     metric: str | None = None,
     width: str = "double",
 ) -> "Figure":
-    """Draw every line minus the baseline with its interval, by length; what is distinguishable from none is filled.
+    """Draw every line minus the baseline with its interval, by length; distinguishable differences are filled.
 
-    encodings: from a line to its encoding, for its colour; a line that is not in it is taken for its encoding's name.
+    encodings: from a line to its encoding, for its colour; a line without one is taken as the encoding's name.
     noted:     from a line to the style that its runs note.
-    metric:    None: of each task what tables show; of perplexity nll, and of the same block at other contexts its gain.
+    metric:    None: the metrics of the tables: nll of perplexity, context gain of `paired`.
     """
     rows = [row for row in records(differences) if math.isfinite(row["value"])]
     shown = _shown(rows) if metric is None else None
@@ -68,7 +68,7 @@ def difference(
     page = sheet(
         len(places),
         width=page_width,
-        title=f"Difference from {baseline}, by the same contexts",
+        title=f"Difference from {baseline}, on the same contexts",
         caption=sentence(
             "bars: 95 % interval, paired by context",
             "filled: distinguishable at 5 % (Holm over the lengths of a line)",
@@ -87,8 +87,8 @@ def difference(
             axes.remove()
             continue
         family = [row for row in rows if _is_of(row, group)]
-        mine = {row["line"]: row for row in family if _place(row) == place}
-        for line, row in mine.items():
+        rows_by_line = {row["line"]: row for row in family if _place(row) == place}
+        for line, row in rows_by_line.items():
             _draw_interval(axes, names.index(line), row, style_of[line])
         _axes(axes, family, len(names), (page_width - MARGIN - indent) / n_columns)
         words_of_lines = [shortened(name, indent - 6, SMALL) for name in names] if column == 0 else []
@@ -146,7 +146,7 @@ def _draw_interval(axes: "Axes", y: int, row: Row, style: Style) -> None:
 
 
 def _axes(axes: "Axes", rows: list[Row], n_lines: int, width: float) -> None:
-    """Give all lengths of a task one scale, with zero in it; shade the side of what is better."""
+    """Give all lengths of a task one scale that includes zero; shade the better side."""
     from matplotlib.ticker import MaxNLocator
 
     ends = [row[end] for row in rows for end in ("value", "low", "high") if math.isfinite(row[end])]

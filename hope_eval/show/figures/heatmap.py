@@ -46,16 +46,16 @@ _BAR = 34.0
 
 @in_print
 def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "double") -> "Figure":
-    """Draw depth by length, or what else answers were broken down by: a panel a line, one scale for all.
+    """Draw depth, or another fact of the questions, by length: a panel a line, one scale for all.
 
-    metric: None: the one that tables show first.
+    metric: None: the first metric in the tables.
     """
     from matplotlib.colors import Normalize
 
     rows = [{**row, "part": part} for row in records(scores) if (part := _Part.read(row["slice"]))]
     first = {row["task"]: row["metric"] for row in reversed(rows) if row.get("headline", True)}
     rows = [row for row in rows if row["metric"] == (metric or first.get(row["task"]))]
-    check_any([row for row in rows if row["status"] == "ok"], "no answers were broken down by depth (--by depth)")
+    check_any([row for row in rows if row["status"] == "ok"], "no answers are divided by depth (--by depth)")
     keys = dict.fromkeys((row["task"], row["part"].fact, row["line"]) for row in rows)
     panels = [[row for row in rows if (row["task"], row["part"].fact, row["line"]) == key] for key in keys]
     page_width = page_width_of(width)
@@ -89,7 +89,7 @@ def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "dou
             x, y = lengths.index(row["length"]), parts.index(row["part"])
             _draw_cell(axes, x, y, row, lambda value: colours(scale(value)), panel_width / len(lengths))
         axes.set(xlim=(-0.5, len(lengths) - 0.5), ylim=(len(parts) - 0.5, -0.5))
-        axes.set_xticks(range(len(lengths)), [short_length(int(one)) for one in lengths])
+        axes.set_xticks(range(len(lengths)), [short_length(int(length)) for length in lengths])
         axes.set_yticks(range(len(parts)), [part.words for part in parts])
         axes.set_xlabel("length [tokens]", labelpad=2)
         axes.set_ylabel(panel[0]["part"].fact, labelpad=3)
@@ -135,12 +135,12 @@ class _Part:
 
 
 def _percent(row: Row) -> str:
-    """A number that fits into a cell: .88 of a proportion, 12.3 of others."""
+    """A number that fits into a cell: .88 for a share, 12.3 for others."""
     return f"{row['value']:.2f}".removeprefix("0") if is_share(row) else f"{row['value']:.3g}"
 
 
 def _heat() -> Any:
-    """A scale from light to dark, so that a grey copy of it is one too."""
+    """A scale from light to dark, also in a grey copy."""
     import matplotlib
 
     return matplotlib.colormaps["YlGnBu"]

@@ -1,4 +1,4 @@
-"""What panels show: the rows of a task and metric, the points and holes of each line, and the words about them."""
+"""Data of panels: the rows of a task and metric, the points and holes of each line, and their captions."""
 
 import math
 import re
@@ -21,11 +21,11 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Scale:
-    """What lengths are drawn as.
+    """A horizontal axis of lengths.
 
-    x, trained: from a row to its place, and to that of the training length; NaN where there is none.
-    words:      of a tick.
-    beyond:     what is past the place of the training length.
+    x, trained: from a row to its place, and to that of the training length; NaN if there is none.
+    words:      from a tick to its text.
+    beyond:     caption of the part past the training length.
     """
 
     x: Callable[[Row], float]
@@ -68,7 +68,7 @@ def context_of(row: Row) -> float | None:
 
 @dataclass(frozen=True)
 class Point:
-    """A number at a length; NaN, and the reason why, where there is none."""
+    """A number at a length; without one, NaN and the reason in `hole`."""
 
     x: float
     value: float
@@ -79,7 +79,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Panel:
-    """What one panel shows: rows of one metric of a task, by line; and the holes of that task."""
+    """Data of one panel: rows of one metric of a task, by line, with the task's holes."""
 
     name: str
     metric: str
@@ -97,12 +97,12 @@ class Panel:
 
     def points(self, line: str, scale: Scale) -> list[Point]:
         """Points of a line, holes included, by ascending length."""
-        mine = sorted((row for row in self.rows if row["line"] == line), key=scale.x)
-        return [point_at(scale.x(row), row) for row in mine]
+        rows_of_line = sorted((row for row in self.rows if row["line"] == line), key=scale.x)
+        return [point_at(scale.x(row), row) for row in rows_of_line]
 
 
 def point_at(x: float, row: Row) -> Point:
-    """The number of a row at x, or the hole that it is."""
+    """The point of a row at x; a hole if the row has no number."""
     if row["status"] != "ok":
         return Point(x, math.nan, math.nan, math.nan, hole_name(row["status"]))
     if not math.isfinite(row["value"]):
@@ -111,16 +111,16 @@ def point_at(x: float, row: Row) -> Point:
 
 
 def records(frame: "DataFrame") -> list[Row]:
-    """The rows of a frame: words that are missing are "", numbers NaN."""
-    found = []
-    for one in frame.to_dict("records"):
-        row: Row = {str(key): value for key, value in one.items()}
+    """The rows of a frame; missing words are "", missing numbers NaN."""
+    rows = []
+    for record in frame.to_dict("records"):
+        row: Row = {str(key): value for key, value in record.items()}
         for word in ("slice", "label", "corpus", "status"):
             row[word] = row[word] if isinstance(row.get(word), str) else "ok" if word == "status" else ""
         for number in ("train_length", "n", "n_seeds", "chance"):
             row[number] = float(row[number]) if isinstance(row.get(number), int | float) else math.nan
-        found.append(row)
-    return found
+        rows.append(row)
+    return rows
 
 
 def panels_of(rows: Sequence[Row], choose: Callable[[list[Row]], str | None]) -> list[Panel]:
@@ -130,23 +130,23 @@ def panels_of(rows: Sequence[Row], choose: Callable[[list[Row]], str | None]) ->
     """
     panels = []
     for section, task in dict.fromkeys((row["section"], row["task"]) for row in rows):
-        mine = [row for row in rows if (row["section"], row["task"]) == (section, task)]
-        metric = choose(mine)
-        shown = [row for row in mine if row["metric"] == metric and row["status"] == "ok"]
+        rows_of_task = [row for row in rows if (row["section"], row["task"]) == (section, task)]
+        metric = choose(rows_of_task)
+        shown = [row for row in rows_of_task if row["metric"] == metric and row["status"] == "ok"]
         if not shown:
             continue
-        known = {(row["line"], row["length"], row["label"]) for row in shown}
-        holes = {(row["line"], row["length"], row["label"]): row for row in mine if row["status"] != "ok"}
-        shown += [hole for place, hole in holes.items() if place not in known]
-        controls = [row for row in mine if metric_of(row["metric"]).control and row["status"] == "ok"]
+        places = {(row["line"], row["length"], row["label"]) for row in shown}
+        holes = {(row["line"], row["length"], row["label"]): row for row in rows_of_task if row["status"] != "ok"}
+        shown += [hole for place, hole in holes.items() if place not in places]
+        controls = [row for row in rows_of_task if metric_of(row["metric"]).control and row["status"] == "ok"]
         panels.append(Panel(_protocol(shown), str(metric), shown, controls))
     return panels
 
 
 def _protocol(rows: Sequence[Row]) -> str:
-    """The protocol of rows that differ in length: what all of their ids have in common."""
+    """The protocol of rows that differ in length: the common part of their ids."""
     ids = [row["protocol"] for row in rows]
-    parts = [re.split(r"(?<=:)|,", one) for one in dict.fromkeys(ids)]
+    parts = [re.split(r"(?<=:)|,", protocol_id) for protocol_id in dict.fromkeys(ids)]
     shared = [part for part in parts[0] if all(part in other for other in parts)]
     return (shared[0] + ",".join(shared[1:])).removesuffix(":") if shared else rows[0]["section"]
 
@@ -156,9 +156,9 @@ def styles_of(rows: Iterable[Row]) -> dict[str, Style]:
     return styles(((row["line"], row["encoding"]) for row in rows), noted_styles(rows))
 
 
-def check_any(found: Sequence[object], message: str) -> None:
-    """Raise OptionError if nothing was found to draw."""
-    if not found:
+def check_any(items: Sequence[object], message: str) -> None:
+    """Raise OptionError if there is nothing to draw."""
+    if not items:
         raise OptionError(f"nothing to draw: {message}", "`--show scores --format csv` lists what was measured")
 
 
@@ -184,20 +184,20 @@ def interval_of(rows: Sequence[Row], shape: str) -> str:
     measured = [row for row in rows if row["status"] == "ok"]
     n_seeds = max(int(row["n_seeds"]) if row["n_seeds"] > 1 else 1 for row in measured)
     seeds = f" and {n_seeds} training seeds" if n_seeds > 1 else ""
-    known = [row for row in measured if row["low"] == row["low"]]
-    ways = sorted({interval_way(row) for row in known})
+    with_interval = [row for row in measured if row["low"] == row["low"]]
+    ways = sorted({interval_way(row) for row in with_interval})
     if not ways:
-        return "no intervals: too few to tell"
+        return "no intervals: too few samples"
     return f"{shape}: 95 % interval ({', '.join(ways)} over {kind_of(measured[0]).sample}s{seeds})"
 
 
 def corpus_of(rows: Sequence[Row]) -> str:
-    """Texts that were read."""
+    """Caption of the texts that were read."""
     corpora = list(dict.fromkeys(row["corpus"] for row in rows if row["corpus"]))
     return f"{'corpora' if len(corpora) > 1 else 'corpus'}:\u00a0{', '.join(corpora) or 'unknown'}"
 
 
 def sentence(*facts: str) -> str:
-    """Facts as the caption of a figure; empty ones are left out."""
+    """Facts joined into the caption of a figure; empty ones are left out."""
     text = " · ".join(filter(None, facts))
     return text[:1].upper() + text[1:] + "."

@@ -1,4 +1,4 @@
-"""A page of panels for a paper: title above, legend and caption below, and nothing that covers data.
+"""A page of panels for a paper: title above, legend and caption below, and nothing covers data.
 
     title                              Everything is measured in points from the lower left, so that words have the size
     ┌ head ─┐ ┌ head ─┐                they have in print, and the page grows with what is on it: lines of a legend, of
@@ -7,7 +7,7 @@
     legend · legend
     caption
 
-Imports matplotlib where it is called; `in_print` makes what is drawn independent of the reader's own settings.
+Functions import matplotlib when called; `in_print` makes figures independent of the user's own settings.
 """
 
 import bisect
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Transform
 
-# Of a page in points: one column of a paper with two, and both.
+# Widths in points of one column and of both columns of a two-column paper.
 WIDTHS = {"single": 243.0, "double": 500.0}
 
 INK, MUTED, FAINT, PAPER = "#1f2328", "#62686f", "#e3e5e8", "#ffffff"
@@ -34,7 +34,7 @@ LEADING = 1.35
 SWATCH = 20.0
 _AREA = 13.0
 
-# Room around a panel: for the words of its axes, and for its title.
+# Room around a panel for the words of its axes and for its title.
 RIGHT, FOOT, PANEL_TITLE = 8.0, 26.0, 12.0
 
 _Drawing = TypeVar("_Drawing", bound=Callable[..., Any])
@@ -74,7 +74,7 @@ _IN_PRINT: dict[str, Any] = {
 
 
 def in_print(drawing: _Drawing) -> _Drawing:
-    """Let a function draw with the settings of a printed page, whatever matplotlib is set to."""
+    """Let a function draw with the settings of a printed page, whatever the user's matplotlib settings are."""
 
     @functools.wraps(drawing)
     def drawn(*args: Any, **options: Any) -> Any:
@@ -98,7 +98,7 @@ class Key:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A figure with its panels; `points` maps points of the page to it."""
+    """A figure with its panels; `points` maps points of the page to the figure."""
 
     figure: "Figure"
     panels: "list[Axes]"
@@ -123,7 +123,7 @@ def sheet(
 ) -> Sheet:
     """A page of n panels in rows of n_columns.
 
-    height:                  of a panel itself.
+    height:                  height of a panel itself.
     head, left, right, foot: room around each panel, for words.
     indent, outdent:         room before the first and after the last panel of each row.
     keys:                    the legend, below the panels.
@@ -174,12 +174,12 @@ def columns_of(n: int, width: str) -> int:
 
 
 def panel_title(axes: "Axes", above: float, left: float, width: float, *ways: str) -> None:
-    """Write the title of a panel so far above it and left of it: the first way to put it that is no wider."""
+    """Write the title of a panel this far above and left of it: the first of the wordings that fits."""
     note(axes, fitting(ways, width, TEXT), (0, 1), (-left, above + 2), size=TEXT)
 
 
 def in_rows(n: int, room: int) -> int:
-    """Number of panels in each row, of n, with room for so many: rows are even, 8 is 4 and 4."""
+    """Number of panels in each row, of n, with room for `room`; rows are even: 8 gives 4 and 4."""
     return -(-n // -(-n // max(1, room)))
 
 
@@ -194,7 +194,7 @@ def write(page: Sheet, x: float, y: float, text: str, **options: Any) -> None:
 
 
 def note(axes: "Axes", words: str, at: tuple[float, float], shift: tuple[float, float], **options: Any) -> None:
-    """Write words so many points beside a place of a panel, in shares of it or in the coordinates `on`."""
+    """Write words at a place of a panel, shifted by points; places are shares of the panel, or in coordinates `on`."""
     on = options.pop("on", "axes fraction")
     look = {"size": SMALL, "color": INK, "va": "bottom", "annotation_clip": False, **options}
     axes.annotate(words, at, shift, xycoords=on, textcoords="offset points", **look)
@@ -241,7 +241,7 @@ def _legend_places(keys: Sequence[Key], width: float) -> tuple[list[tuple[float,
     column = max(_key_width(key) for key in keys) + 12
     n_columns = max(1, min(len(keys), int((width + 12) // column)))
     n_rows = -(-len(keys) // n_columns)
-    # As even as can be: 6 entries in two rows of 3 rather than 5 and 1.
+    # Even rows: 6 entries give two rows of 3 rather than 5 and 1.
     n_columns = -(-len(keys) // n_rows)
     line = TEXT * 1.5
     return [(k % n_columns * column, (n_rows - 0.5 - k // n_columns) * line) for k in range(len(keys))], n_rows * line
@@ -264,7 +264,7 @@ def text_width(text: str, size: float, bold: bool = False) -> float:
 
 
 def wrapped(text: str, width: float, size: float, bold: bool = False) -> list[str]:
-    """Words in lines that are no wider; a word that is wider by itself is shortened."""
+    """Words in lines of at most this width; a wider word is shortened."""
     lines: list[str] = []
     for word in text.split(" ") if text else []:
         longer = f"{lines[-1]} {word}" if lines else word
@@ -276,7 +276,7 @@ def wrapped(text: str, width: float, size: float, bold: bool = False) -> list[st
 
 
 def shortened(text: str, width: float, size: float, bold: bool = False) -> str:
-    """Words with their middle left out, as far as they are too wide."""
+    """Words without their middle, if they are too wide."""
     if text_width(text, size, bold) <= width:
         return text
     ways = [text[: -(-kept // 2)] + "…" + text[len(text) - kept // 2 :] for kept in range(2, len(text))]
@@ -285,7 +285,7 @@ def shortened(text: str, width: float, size: float, bold: bool = False) -> str:
 
 
 def fitting(ways: Sequence[str], width: float, size: float) -> str:
-    """The first of several ways to put it that is no wider; else the last one, shortened."""
+    """The first wording that is at most this wide; else the last one, shortened."""
     return next((words for words in ways if text_width(words, size) <= width), shortened(ways[-1], width, size))
 
 

@@ -1,8 +1,8 @@
-"""A comparison as one HTML page that loads nothing: a summary in words, charts, tables, and where numbers come from.
+"""A comparison as one HTML page that loads nothing: a summary in words, charts, tables, and provenance.
 
     words.py     numbers, names, definitions        frames.py    frames as rows, and their order
-    findings.py  the summary, from the numbers      tables.py    what stands in which field
-    charts.py    Vega-Lite, made with Altair        sections.py  which charts and tables, in which order
+    findings.py  the summary, from the numbers      tables.py    the content of tables
+    charts.py    Vega-Lite, made with Altair        sections.py  charts and tables in order
     page.html    the page · page.css · page.js
 
 Charts are drawn by Vega-Lite, tables sorted and filtered by DataTables; both are in the page. The same frames give the
@@ -27,7 +27,7 @@ from hope_eval.show.report.looks import all_looks
 if TYPE_CHECKING:
     import pandas
 
-# Modules, and the packages that have them where these are called otherwise.
+# Modules, and their packages where these have another name.
 _NEEDED = (("jinja2", ""), ("vl_convert", "vl-convert-python"), ("itables", ""), ("altair", ""))
 
 
@@ -36,7 +36,7 @@ class Content:
     """All that a report shows.
 
     scores, differences, reach, wins: frames of a comparison; all but scores may be empty.
-    runs:  one mapping a run, of what is known about it: id, line, protocol, command, fingerprint, machine, seconds…
+    runs:  one mapping a run with its facts: id, line, protocol, command, fingerprint, machine, seconds…
     notes: how the numbers were obtained, one fact a line.
     title: heading of the page.
     """
@@ -60,7 +60,7 @@ def write(path: Path | str, content: Content) -> None:
 
 def render(content: Content) -> str:
     """HTML of the page."""
-    # First of all: what is not installed shows before any work is done.
+    # First of all: a missing package is reported before any work is done.
     jinja, vega, itables, _ = (require(module, "a report", package) for module, package in _NEEDED)
     frames = (content.scores, content.differences, content.reach, content.wins)
     results = Results(*map(rows_of, frames))
@@ -78,7 +78,7 @@ def render(content: Content) -> str:
         charts=_script_json(page.charts),
         style=(here / "page.css").read_text("utf-8"),
         script=(here / "page.js").read_text("utf-8"),
-        # Of Vega, Vega-Lite and vega-embed.
+        # Vega, Vega-Lite and vega-embed.
         vega=vega.javascript_bundle().replace("</script", "<\\/script"),
         datatables=base64.b64encode(Path(itables.options.dt_bundle).read_bytes()).decode("ascii"),
     )

@@ -21,12 +21,12 @@ _INK = "currentColor"
 _MUTED = "var(--muted)"
 _PAGE = "var(--page)"
 
-# What each chart calls its data.
+# Name of the data in each chart.
 _ROWS = "rows"
 
 _SEEN = "indexof(hidden, datum.line) < 0"
 
-# A length as people write it, from its number of tokens.
+# A length such as 4k, from its number of tokens.
 _SHORT = (
     "datum.value % 1048576 == 0 ? datum.value / 1048576 + 'm' : "
     "datum.value % 1024 == 0 ? datum.value / 1024 + 'k' : '' + datum.value"
@@ -36,10 +36,10 @@ _SHORT = (
 _NAME = "length(datum.label) > {0} ? '\u2026' + slice(datum.label, -{0}) : datum.label"
 _LONGEST, _LONGEST_ON_AXIS = 28, 16
 
-# Ranges over which a scale is easier to read in powers.
+# Values that differ by more than this factor get a logarithmic scale.
 _LOG_FROM = 8
 
-# So few lines that their bands may be seen through each other.
+# Up to this many lines, bands are darker.
 _FEW = 4
 
 # Room beside the outermost points, as a factor of a length.
@@ -80,13 +80,14 @@ def curves(
 ) -> Spec:
     """Values against length, with interval bands; a line has a gap where its number is missing.
 
-    y:        the metric. baseline: what the values are differences from, if they are.
+    y:        the metric.
+    baseline: the line that was subtracted; empty: the values are no differences.
     """
     alt = _altair()
     looks, drawn = _present(looks, rows), [_point(row, baseline) for row in rows if _finite(row)]
     chosen = alt.selection_point(name="chosen", fields=["line"], bind="legend")
     near = alt.selection_point(name="near", fields=["line"], on="pointerover", nearest=True, clear="pointerout")
-    # What was clicked in the legend; without that, what is hovered over; without either, all.
+    # The line clicked in the legend; else the line under the pointer; else all lines.
     in_front = {"and": [{"param": "chosen"}, {"or": [{"param": "near"}, {"param": "chosen", "empty": False}]}]}
 
     alone = {"and": [in_front, {"or": [{"param": "near", "empty": False}, {"param": "chosen", "empty": False}]}]}
@@ -134,7 +135,7 @@ def curves(
 def _nearest_tooltip(baseline: str) -> str:
     """Tooltip of the nearest point, as an expression.
 
-    Vega-Lite looks for the fields of a list of tooltips in the cell around the point, where they are not.
+    An expression, since Vega-Lite looks for the fields of a list of tooltips in the cell around the point.
     """
     titles = {"line": "line", "heading": "length", "text": "difference" if baseline else "value"}
     titles |= {"interval": "95 % interval", **({"verdict": "verdict"} if baseline else {}), "n": "n"}
@@ -161,7 +162,7 @@ def _point(row: Row, baseline: str) -> Row:
 
 
 def _end(row: Row, key: str) -> float:
-    """An end of the interval of a row, or its value where that end is not known."""
+    """An end of the interval of a row; its value if that end is unknown."""
     end = row.get(key)
     return float(end if end is not None and math.isfinite(end) else row["value"])
 
@@ -241,9 +242,9 @@ def _level(value: float) -> Any:
 
 
 def effective_lengths(rows: Sequence[Row], looks: Sequence[Look], names: Sequence[str], *, description: str) -> Spec:
-    """Effective length of each line, with intervals; an arrow where the end lies outside of what was measured.
+    """Effective length of each line, with intervals; an arrow if the length lies outside the measured lengths.
 
-    rows: lengths only, each with `name`: which of `names` it belongs to; `text` and `parity` for its tooltip.
+    rows: lengths only, each with its `name`, one of `names`; `text` and `parity` are for its tooltip.
     """
     alt = _altair()
     drawn = [
@@ -297,9 +298,9 @@ def effective_lengths(rows: Sequence[Row], looks: Sequence[Look], names: Sequenc
 
 
 def win_probabilities(rows: Sequence[Row], looks: Sequence[Look], names: Sequence[str], *, description: str) -> Spec:
-    """A matrix of how likely each line is better than each other one.
+    """A matrix of the probabilities that each line is better than each other one.
 
-    rows: each with `name`: which of `names` it belongs to.
+    rows: each with its `name`, one of `names`.
     """
     alt = _altair()
     looks = _present(looks, rows)
@@ -438,7 +439,7 @@ def _present(looks: Sequence[Look], rows: Sequence[Row]) -> list[Look]:
 def _by_line(channel: Any, looks: Sequence[Look], values: Sequence[Any]) -> Any:
     """A channel with a value for each line, and a legend that can be clicked."""
     alt = _altair()
-    # As many columns as a phone has room for, or a wide screen; `width` changes while a chart is laid out.
+    # As many columns as the screen has room for; `width` changes while a chart is laid out.
     room = 30 + 8 * min(_LONGEST, max(len(look.line) for look in looks))
     fits = alt.ExprRef(f"max(1, floor((containerSize()[0] - 80 + 0 * width) / {room}))")
     scaled = channel("line:N").scale(domain=[look.line for look in looks], range=list(values))
@@ -452,12 +453,12 @@ def _tooltip(**titles: str) -> list[Any]:
 
 
 def _spec(chart: Any, rows: list[Row], description: str) -> Spec:
-    """The specification of a chart that knows which lines are hidden, and is as wide as where it is put."""
+    """The specification of a chart that knows which lines are hidden, and is as wide as its place on the page."""
     alt = _altair()
     hidden = alt.param(name="hidden", value=[])
     spec: Spec = chart.add_params(hidden).properties(description=description).to_dict(validate=False)
     spec.pop("$schema")
-    # Altair would copy the rows with every change of a chart.
+    # Set here, since Altair would copy the rows with every change of a chart.
     spec["datasets"] = {_ROWS: rows}
     return {**spec, "autosize": {"type": "fit-x", "contains": "padding"}, "config": _CONFIG}
 

@@ -1,7 +1,7 @@
 """The summary of a report in sentences, made from its numbers.
 
-Each sentence counts or quotes rows, and says nothing that they do not. Who extrapolates comes first, with what it costs
-within the training length beside it; then where the baseline wins, how far each line reaches, and what is missing.
+Each sentence counts or quotes rows. Lines that extrapolate come first, with their cost within the training length; then
+losses against the baseline, effective lengths, and missing numbers.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,19 +32,19 @@ _ALONE = 3
 # Topics that a report without a baseline sums up.
 _TOPICS = 6
 
-# Definitions of effective length, the most telling first: of each pillar, the first that it has is told.
-_TOLD = ("ppl", "useful", "relative", "half", "ci")
+# Definitions of effective length, the most useful first; the summary quotes the first that a pillar has.
+_QUOTED = ("ppl", "useful", "relative", "half", "ci")
 
 _ZONES = {
     "beyond": "beyond the training length",
     "within": "within the training length",
-    "unknown": "at lengths of which nothing tells whether they were trained at",
+    "unknown": "at lengths of models with an unknown training length",
 }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """Sentences about one thing, which is named first."""
+    """Sentences about one subject, with its name."""
 
     name: str
     texts: list[str]
@@ -62,8 +62,8 @@ def introduction(results: Results) -> str:
     )
     if factors and max(factors) > 1:
         text += f", up to {times(max(factors))} the training length"
-    text += f". Trained at {span(at)} tokens" if at else ". Nothing tells the training length"
-    text += ", as far as known." if at and None in trained else "."
+    text += f". Trained at {span(at)} tokens" if at else ". The training length is unknown"
+    text += " (unknown for some)." if at and None in trained else "."
     if results.baseline:
         text += (
             f" Compared with {results.baseline}, paired by context where both have read the same ones. Better and "
@@ -83,13 +83,20 @@ def _claims(results: Results) -> Iterator[Finding]:
     rows, baseline = results.compared, results.baseline
     by_line = grouped(rows, lambda row: row["line"])
     if not any(_n(rows, verdict) for verdict in ("better", "worse")):
-        none = "The one comparison does not tell" if len(rows) == 1 else f"None of {len(rows):,} comparisons tells"
+        none = (
+            "The only comparison does not distinguish"
+            if len(rows) == 1
+            else f"None of {len(rows):,} comparisons distinguishes"
+        )
         yield Finding("Nothing is distinguishable", [f"{none} {listed(list(by_line))} from {baseline}."])
         return
-    # What counts is extrapolation, where there is any.
+    # Lengths beyond the training length come first, if there are any.
     zone = "beyond" if _in(rows, "beyond") else ""
     where = f" {_ZONES[zone]}" if zone else ""
-    ranks = {line: _n(_in(mine, zone), "better") - _n(_in(mine, zone), "worse") for line, mine in by_line.items()}
+    ranks = {
+        line: _n(_in(rows_of_line, zone), "better") - _n(_in(rows_of_line, zone), "worse")
+        for line, rows_of_line in by_line.items()
+    }
     ranked = sorted(by_line, key=lambda line: -ranks[line])
     gaining = [line for line in ranked if _n(_in(by_line[line], zone), "better")]
     alone = gaining if len(gaining) <= _ALONE + 1 else gaining[:_ALONE]
@@ -111,7 +118,7 @@ def _claim(rows: Sequence[Row], baseline: str) -> list[str]:
     """Lengths at which one line is better and worse: beyond the training length, and within it."""
     texts = [_verdicts(inside, zone, baseline) for zone in _ZONES if (inside := _in(rows, zone))]
     if _in(rows, "beyond") and not _in(rows, "within"):
-        texts.append("Within the training length nothing was compared: what it costs there is not known.")
+        texts.append("Nothing was compared within the training length: the cost there is unknown.")
     return texts
 
 
@@ -122,11 +129,11 @@ def _verdicts(rows: Sequence[Row], zone: str, baseline: str) -> str:
         return f"{text}, not distinguishable from {baseline} in {_of(total, total)}."
     parts = []
     if better:
-        farthest = "farthest out " if better > 1 else ""
+        farthest = "the longest " if better > 1 else ""
         parts.append(f"better than {baseline} in {_of(better, total)}, {farthest}on {listed(_farthest(rows))}")
     if worse:
         where = f"worse in {worse}" if better else f"worse than {baseline} in {_of(worse, total)}"
-        parts.append(f"{where}, {'most clearly ' if worse > 1 else ''}on {_told(_clearest(rows))}")
+        parts.append(f"{where}, {'most clearly ' if worse > 1 else ''}on {_in_words(_clearest(rows))}")
     elif total > 1:
         parts.append("worse in none")
     return f"{text}, {'; '.join(parts)}."
@@ -156,13 +163,16 @@ def _losses(results: Results) -> Iterator[Finding]:
     for zone in _ZONES:
         lines = grouped(_in(rows, zone), lambda row: row["line"])
         if lines:
-            told = [f"{line} ({len(mine)})" for line, mine in sorted(lines.items(), key=lambda item: -len(item[1]))]
-            parts.append(f"{_ZONES[zone]} over {listed(told)}")
+            counted_lines = [
+                f"{line} ({len(rows_of_line)})"
+                for line, rows_of_line in sorted(lines.items(), key=lambda item: -len(item[1]))
+            ]
+            parts.append(f"{_ZONES[zone]} over {listed(counted_lines)}")
     yield Finding(
         f"Where {results.baseline} wins",
         [
             f"In {_of(len(rows), len(results.compared))}: {'; '.join(parts)}. Most clearly over "
-            f"{_clearest(rows)['line']}, on {_told(_clearest(rows))}."
+            f"{_clearest(rows)['line']}, on {_in_words(_clearest(rows))}."
         ],
     )
 
@@ -173,11 +183,11 @@ def _values(results: Results) -> Iterator[Finding]:
         metric = results.metrics(topic)[0]
         rows = [row for row in results.about(topic, metric) if row["status"] == "ok"]
         parts = []
-        for line, mine in grouped(rows, lambda row: row["line"]).items():
-            zones = grouped(mine, results.zone)
+        for line, rows_of_line in grouped(rows, lambda row: row["line"]).items():
+            zones = grouped(rows_of_line, results.zone)
             ends = [max(inside, key=lambda row: row["length"]) for zone in _ZONES if (inside := zones.get(zone))]
-            told = listed([_value(row) for row in sorted(ends, key=lambda row: row["length"])])
-            parts.append(f"{line}: {told}" if len(results.lines) > 1 else told)
+            values = listed([_value(row) for row in sorted(ends, key=lambda row: row["length"])])
+            parts.append(f"{line}: {values}" if len(results.lines) > 1 else values)
         if parts:
             yield Finding(titled(results.name(topic), metric), [f"{part}." for part in parts])
     if len(results.topics) > _TOPICS:
@@ -194,36 +204,38 @@ def _reached(results: Results) -> Iterator[Finding]:
     texts = []
     for family in results.families:
         rows = [row for row in results.reach if row["family"] == family]
-        definition = next((name for name in _TOLD if any(row["definition"] == name for row in rows)), None)
+        definition = next((name for name in _QUOTED if any(row["definition"] == name for row in rows)), None)
         rows = [row for row in rows if row["definition"] == definition]
         if not rows:
             continue
         first = [rows[0].get(key) for key in ("section", "task", "metric")]
         rows = [row for row in rows if [row.get(key) for key in ("section", "task", "metric")] == first]
-        known, none = ([row for row in rows if (row.get("value") is not None) == wanted] for wanted in (True, False))
-        far = [*sorted(known, key=lambda row: (-row["value"], row.get("censored") != ">=")), *none]
-        told = [f"{text} for {_names(group)}" for text, group in grouped(far, _reach_with_interval).items()]
+        with_value, without = (
+            [row for row in rows if (row.get("value") is not None) == wanted] for wanted in (True, False)
+        )
+        far = [*sorted(with_value, key=lambda row: (-row["value"], row.get("censored") != ">=")), *without]
+        lengths = [f"{text} for {_names(group)}" for text, group in grouped(far, _reach_with_interval).items()]
         kind = kind_of(rows[0])
         metric = metric_name(rows[0]["metric"])
         of = kind.name.capitalize() if kind is PERPLEXITY else f"{rows[0]['task']}, {metric}"
-        texts.append((f"{of} ({REACHES[str(definition)]}): {'; '.join(told)}.", _parity(rows, results.baseline)))
+        texts.append((f"{of} ({REACHES[str(definition)]}): {'; '.join(lengths)}.", _parity(rows, results.baseline)))
     parities = {parity for _, parity in texts}
     if len(parities) > 1:
         yield Finding("Effective context length", [f"{text} {parity}".strip() for text, parity in texts])
     elif texts:
-        # What holds for all is said once.
+        # A sentence that holds for all lengths appears once.
         yield Finding("Effective context length", [*(text for text, _ in texts), *filter(None, parities)])
 
 
 def _parity(rows: Sequence[Row], baseline: str) -> str:
     """Lines that are worse than the baseline within the training length."""
-    known = [row for row in rows if row.get("in_window_verdict") in ("better", "worse", "not distinguishable")]
-    worse = [row for row in known if row["in_window_verdict"] == "worse"]
+    compared = [row for row in rows if row.get("in_window_verdict") in ("better", "worse", "not distinguishable")]
+    worse = [row for row in compared if row["in_window_verdict"] == "worse"]
     if worse:
         return f"Within the training length worse than {baseline}: {_names(worse)}."
-    all_known = len(known) == sum(row["line"] != baseline for row in rows)
+    all_known = len(compared) == sum(row["line"] != baseline for row in rows)
     which = "none of them" if all_known else "none of those compared"
-    return f"Within the training length, {which} is distinguishably worse than {baseline}." if known else ""
+    return f"Within the training length, {which} is distinguishably worse than {baseline}." if compared else ""
 
 
 def _names(rows: Sequence[Row]) -> str:
@@ -237,7 +249,7 @@ def _reach_with_interval(row: Row) -> str:
 
 
 def reach_text(row: Row) -> str:
-    """Effective length in words: 512, at least 8k, or why there is none; of an area, its score."""
+    """Effective length in words: 512, at least 8k, or the reason why there is none; for an area, its score."""
     if row.get("value") is None:
         return str(row.get("censored") or "none")
     if row["definition"] == AREA:
@@ -255,14 +267,15 @@ def _holes(results: Results) -> Iterator[Finding]:
     ]
     if not rows:
         return
-    told = []
-    for (line, reason), mine in grouped(rows, lambda row: (row["line"], hole_name(row["status"]))).items():
-        told.append(f"{line} at {span(row['length'] for row in mine)} tokens ({reason}, {plural(len(mine), 'number')})")
-    yield Finding("Missing", [f"{listed(told)}."])
+    parts = []
+    for (line, reason), rows_missing in grouped(rows, lambda row: (row["line"], hole_name(row["status"]))).items():
+        n_missing = plural(len(rows_missing), "number")
+        parts.append(f"{line} at {span(row['length'] for row in rows_missing)} tokens ({reason}, {n_missing})")
+    yield Finding("Missing", [f"{listed(parts)}."])
 
 
 def _in(rows: Sequence[Row], zone: str) -> list[Row]:
-    """The rows of a zone; of all, if it has no name."""
+    """The rows of a zone; all rows for an empty name."""
     return [row for row in rows if not zone or row["zone"] == zone]
 
 
@@ -271,16 +284,19 @@ def _n(rows: Sequence[Row], verdict: str) -> int:
 
 
 def _of(n: int, total: int) -> str:
-    """Return 3 of 24 comparisons, all 24 comparisons, the one comparison."""
+    """A count such as 3 of 24 comparisons, all 24 comparisons, the only comparison."""
     if n < total:
         return f"{n:,} of {plural(total, 'comparison')}"
-    return "the one comparison" if total == 1 else f"all {total:,} comparisons"
+    return "the only comparison" if total == 1 else f"all {total:,} comparisons"
 
 
 def _farthest(rows: Sequence[Row]) -> list[str]:
-    """Of each pillar, the better result at the greatest length; of several, the largest difference."""
+    """The better result of each pillar at the greatest length; of several, the largest difference."""
     better = grouped((row for row in rows if row["verdict"] == "better"), lambda row: row["family"])
-    return [_told(max(mine, key=lambda row: (row["length"], abs(row["value"])))) for mine in better.values()]
+    return [
+        _in_words(max(rows_of_pillar, key=lambda row: (row["length"], abs(row["value"]))))
+        for rows_of_pillar in better.values()
+    ]
 
 
 def _clearest(rows: Sequence[Row]) -> Row:
@@ -294,7 +310,7 @@ def _clearest(rows: Sequence[Row]) -> Row:
     return max((row for row in rows if row["verdict"] == "worse"), key=clear)
 
 
-def _told(row: Row) -> str:
+def _in_words(row: Row) -> str:
     """A difference in words: copy at 1k (0.437 [0.290, 0.595] higher)."""
     low, high = row.get("low"), row.get("high")
     unit = metric_of(row["metric"]).difference_unit

@@ -37,13 +37,13 @@ def position(row: Row) -> float:
     return float(multiple[1]) if multiple else float(row["length"])
 
 
-# How columns are headed that are multiples of the training length.
+# Headings of columns that are multiples of the training length.
 _MULTIPLE = re.compile(r"(\d[\d.e+-]*)x")
 
 
 @dataclass(frozen=True)
 class Topic:
-    """What is one set of tables: a task, or a protocol of perplexity."""
+    """The subject of one set of tables: a task, or a protocol of perplexity."""
 
     family: str
     section: str
@@ -56,10 +56,7 @@ class Topic:
 
 @dataclass(frozen=True)
 class Results:
-    """All that a report is made of.
-
-    scores, differences, reach, wins: rows, in the order they came.
-    """
+    """All data of a report: rows of each frame, in their order."""
 
     scores: list[Row]
     differences: list[Row]
@@ -79,9 +76,9 @@ class Results:
     @cached_property
     def topics(self) -> list[Topic]:
         """Topics, pillar by pillar."""
-        found = dict.fromkeys(Topic(row["family"], row["section"], row["task"]) for row in self.scores)
+        topics = dict.fromkeys(Topic(row["family"], row["section"], row["task"]) for row in self.scores)
         order = list(PILLARS)
-        return sorted(found, key=lambda topic: order.index(topic.family) if topic.family in order else len(order))
+        return sorted(topics, key=lambda topic: order.index(topic.family) if topic.family in order else len(order))
 
     def name(self, about: Topic | Row) -> str:
         """Name of a topic, or of a row's topic, in sentences: the task; the protocol if there are several."""
@@ -92,17 +89,17 @@ class Results:
 
     @cached_property
     def families(self) -> list[str]:
-        """Pillars that there is something of."""
+        """Pillars with rows."""
         return list(dict.fromkeys(topic.family for topic in self.topics))
 
     @cached_property
     def train_lengths(self) -> dict[str, int | None]:
-        """Training length by line; None where nothing tells."""
-        known = {row["line"]: row.get("train_length") for row in self.scores}
-        return {line: int(length) if length else None for line, length in known.items()}
+        """Training length by line; None if it is unknown."""
+        lengths = {row["line"]: row.get("train_length") for row in self.scores}
+        return {line: int(length) if length else None for line, length in lengths.items()}
 
     def about(self, topic: Topic, metric: str | None = None, part: str | None = "") -> list[Row]:
-        """Scores of a topic; part: of which slice, None: of all."""
+        """Scores of a topic; part: the slice, None: all slices."""
         return [
             row
             for row in self.scores
@@ -112,7 +109,7 @@ class Results:
         ]
 
     def metrics(self, topic: Topic) -> list[str]:
-        """The metrics that tables show, the first of which is the main one."""
+        """The metrics that tables show; the first is the main one."""
         rows = self.about(topic)
         present = list(dict.fromkeys(row["metric"] for row in rows))
         shown = {row["metric"] for row in rows if row.get("headline")}
@@ -121,20 +118,20 @@ class Results:
 
     @cached_property
     def compared(self) -> list[Row]:
-        """Differences of each topic in one metric, the main one, with the name of their topic and their zone."""
-        found = []
+        """Differences of each topic in its main metric, with the topic's name and the zone."""
+        main_rows = []
         for topic in self.topics:
             rows = [row for row in self.differences if topic.has(row)]
             present = list(dict.fromkeys(row["metric"] for row in rows))
-            # Nll stands for all others: it is what all protocols share.
+            # All protocols share nll: it stands for all others.
             metrics = [*(name for name in present if metric_of(name).stands_for), *self.metrics(topic), *present]
             main = next((name for name in metrics if name in present), None)
-            found += [
+            main_rows += [
                 {**row, "family": topic.family, "topic": self.name(topic), "zone": self.zone(row)}
                 for row in rows
                 if row["metric"] == main
             ]
-        return found
+        return main_rows
 
     def zone(self, row: Row) -> str:
         """Zone of a row's length: `beyond` the training length of its line, `within` it, or `unknown`."""
@@ -148,8 +145,8 @@ def _or(choice: bool | None, otherwise: bool) -> bool:
 
 def columns(rows: Iterable[Row]) -> dict[str, float]:
     """Headings with their positions, in ascending order."""
-    found = {heading(row): position(row) for row in rows}
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+    positions = {heading(row): position(row) for row in rows}
+    return dict(sorted(positions.items(), key=lambda item: item[1]))
 
 
 def in_multiples(rows: Iterable[Row]) -> bool:

@@ -8,10 +8,10 @@ from hope_eval.show.palette import SHAPES, contrast, mixed, styles
 # As in page.css.
 LIGHT, DARK = "#ffffff", "#14171b"
 
-# What thin lines need to be seen, by WCAG 2.
+# Least contrast of thin lines, by WCAG 2.
 _LEAST_CONTRAST = 3.0
 
-# Dashes are told in line widths.
+# Pixels of a line width, the unit of dashes.
 _WIDTH = 2.0
 
 
@@ -19,7 +19,7 @@ _WIDTH = 2.0
 class Look:
     """How a line is drawn.
 
-    number:      of the line; `colour` names its colour, which the page sets.
+    number:      number of the line; `colour` names its colour, which the page sets.
     light, dark: its colour on either page.
     dash:        lengths of strokes and gaps, in pixels.
     marker:      an SVG path in a box from -1 to 1; filled or hollow.
@@ -35,7 +35,7 @@ class Look:
 
     @property
     def colour(self) -> str:
-        """What style sheets call its colour."""
+        """Name of its colour in style sheets."""
         return f"var(--line-{self.number})"
 
 
@@ -56,6 +56,6 @@ def all_looks(lines: Mapping[str, str], noted: Mapping[str, str]) -> list[Look]:
 
 
 def _seen(colour: str, page: str, towards: str) -> str:
-    """The colour, moved away from that of the page as far as it must be."""
+    """The colour, moved away from that of the page until it has enough contrast."""
     shades = (mixed(colour, towards, step / 20) for step in range(21))
     return next(shade for shade in shades if contrast(shade, page) >= _LEAST_CONTRAST)

@@ -1,4 +1,4 @@
-"""Which charts and tables a report has, in which order."""
+"""Charts and tables of a report, in order."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,18 +24,18 @@ from hope_eval.show.report.words import (
 
 VERDICTS = {
     "95 % interval": (
-        "of perplexity and other means: a bootstrap over documents (contexts), and training seeds where there are "
-        "several; of shares: Wilson's at the number of independent questions that they are worth. Contexts are drawn "
-        "whole, since what stands on one is not independent."
+        "perplexity and other means: a bootstrap over documents (contexts), and over training seeds if there are "
+        "several. Shares: Wilson's interval at the effective number of independent questions. Contexts are drawn "
+        "whole, since questions on one context are not independent."
     ),
     "difference": (
-        "a line minus the baseline, from the same contexts where both have read them; of perplexities in nats, as a "
-        "difference of nll: 0.1 nats are a factor of 1.1."
+        "a line minus the baseline, on the same contexts where both have read them. Differences of perplexity are "
+        "differences of nll, in nats: 0.1 nats are a factor of 1.1."
     ),
     "p (Holm)": "the p value of a difference, for all lengths of one line, task and metric together.",
     "better, worse": "p (Holm) is below 0.05; everything else is not distinguishable, which does not mean equal.",
     "★": "best of its column, and distinguishable from every other line.",
-    "training length": "the context length that a model was trained at; beyond it is extrapolation.",
+    "training length": "the context length that a model was trained at; greater lengths are extrapolation.",
 }
 
 
@@ -50,9 +50,11 @@ class Chart:
 
 @dataclass(frozen=True)
 class Part:
-    """Charts and tables of one thing.
+    """Charts and tables of one subject.
 
-    about: what it is, in a sentence. facts: what holds for all its numbers. more: what is folded away, by name.
+    about: a sentence about it.
+    facts: facts that hold for all its numbers.
+    more:  parts that are folded away.
     """
 
     id: str
@@ -67,7 +69,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Page:
-    """All of a report but its summary in words; charts: specifications by id."""
+    """A report without its summary; charts: specifications by id."""
 
     glance: Table | None
     parts: list[Part]
@@ -89,7 +91,7 @@ class Page:
 
 def page(results: Results, runs: Sequence[Mapping[str, Any]], notes: Sequence[str], looks: Sequence[Look]) -> Page:
     """The report of some results."""
-    # Runs have a table of their own.
+    # Runs have their own table.
     maker = _Maker(results, looks, [note for note in dict.fromkeys(notes) if not note.startswith(("run ", "runs "))])
     parts = [maker.family(family) for family in results.families]
     parts += [*maker.differences(), *maker.reach(), *maker.wins(), *maker.errors(), *maker.slices()]
@@ -126,15 +128,19 @@ class _Maker:
         shown = self.results.metrics(topic)
         made, wide = [], []
         for metric in shown:
-            mine = [row for row in rows if row["metric"] == metric]
+            rows_of_metric = [row for row in rows if row["metric"] == metric]
             name = titled(self.results.name(topic), metric)
-            if any(row["status"] == "ok" for row in mine):
+            if any(row["status"] == "ok" for row in rows_of_metric):
                 spec = charts.curves(
-                    mine, self.looks, title=metric_name(metric), y=metric, description=self._told(name, mine)
+                    rows_of_metric,
+                    self.looks,
+                    title=metric_name(metric),
+                    y=metric,
+                    description=self._in_words(name, rows_of_metric),
                 )
                 made.append(self._chart(name, spec))
             missing = "missing" if metric == shown[0] else ""
-            wide.append(self._table(tables.wide(mine, f"{name}, 95 % interval below", missing=missing)))
+            wide.append(self._table(tables.wide(rows_of_metric, f"{name}, 95 % interval below", missing=missing)))
         rest = [row for row in rows if row["metric"] not in shown]
         more = (
             [Part("", f"All other metrics of {self.results.name(topic)}", tables=[self._others(topic, rest)])]
@@ -164,12 +170,13 @@ class _Maker:
         if not baseline:
             return []
         made = []
-        for name, mine in grouped(self.results.compared, lambda row: row["topic"]).items():
-            metric = mine[0]["metric"]
+        for name, rows_of_topic in grouped(self.results.compared, lambda row: row["topic"]).items():
+            metric = rows_of_topic[0]["metric"]
             better = "below 0 is better" if metric_of(metric).lower_is_better else "above 0 is better"
             spec = charts.curves(
-                mine, self.looks, title=f"difference ({better})", y=metric, baseline=baseline,
-                description=self._told(f"{name}, {tables.difference_name(metric)} minus that of {baseline}", mine),
+                rows_of_topic, self.looks, title=f"difference ({better})", y=metric, baseline=baseline,
+                description=self._in_words(f"{name}, {tables.difference_name(metric)} minus that of {baseline}",
+                                           rows_of_topic),
             )  # fmt: skip
             made.append(self._chart(f"{name}: {tables.difference_name(metric)}", spec))
         about = f"Each line minus {baseline}. An interval that touches 0 is no difference."
@@ -195,7 +202,7 @@ class _Maker:
             made.append(self._chart("Effective context length", spec, full=True))
         made_tables = [self._table(table) for table in tables.effective_lengths(self.results)]
         about = (
-            "Triangles: the effective length lies beyond the greatest length that was measured, or below the least. "
+            "Triangles: the effective length is above the greatest measured length, or below the least. "
             "The difference inside the training window is shown next to the effective length."
         )
         return [Part("reach", "Effective context length", about, charts=made, tables=made_tables)]
@@ -213,17 +220,20 @@ class _Maker:
             return []
         by_name = grouped(rows, lambda row: row["name"])
         spec = charts.win_probabilities(
-            rows, self.looks, list(by_name), description="How likely each line is better than each other one, by task"
+            rows,
+            self.looks,
+            list(by_name),
+            description="Probability that each line is better than each other one, by task",
         )
         made = [
             self._table(
                 tables.win_probabilities(
-                    mine, f"{name}: probability that a line is better than that of a column", self.results.lines
+                    rows_of_measure, f"{name}: probability that the line is better than the column", self.results.lines
                 )
             )
-            for name, mine in by_name.items()
+            for name, rows_of_measure in by_name.items()
         ]
-        about = "The probability that one line is better than another, averaged over lengths; 0.5 says nothing."
+        about = "The probability that one line is better than another, averaged over lengths; at 0.5 neither is better."
         chart = self._chart("Who wins", spec, full=True)
         more = [Part("", "These numbers as tables", tables=made)]
         return [Part("wins", "Line against line", about, charts=[chart], more=more)]
@@ -241,7 +251,7 @@ class _Maker:
                     description=f"Kinds of first errors in {self.results.name(topic)}, as shares of all answers",
                 )
                 made.append(self._chart(self.results.name(topic), spec))
-        about = "Of all answers, how many begin to fail in which way; the rest is right. The numbers are under Copying."
+        about = "Share of answers with each kind of first error; all others are right. The numbers are under Copying."
         return [Part("errors", "How copies fail", about, charts=made)] if made else []
 
     def slices(self) -> list[Part]:
@@ -263,18 +273,18 @@ class _Maker:
                 order = listed(parts) if len(parts) < 3 else f"{parts[0]} to {parts[-1]}"
                 made.append(self._chart(f"{name}; in each line, from the top: {order}", spec))
             wide.append(self._table(tables.wide(rows, f"{name} by {fact}", ("line", "slice", "metric"))))
-        about = "Where in the context the answer stands, or what else tells questions apart."
+        about = "Scores by the place of the answer in the context, or by another fact of the questions."
         more = [Part("", "These numbers as tables", tables=wide)]
         return [Part("parts", "By depth and other facts", about, charts=made, more=more)] if wide else []
 
     def _described(self, topic: Topic, rows: Sequence[Row]) -> str:
-        """The note that says what a topic is, if there is one."""
+        """The note that describes a topic, if there is one."""
         protocol = str(rows[0].get("protocol") or "")
         starts = (f"{protocol}:", f"protocol {topic.section} ", f"protocol {topic.section}:")
         return next((note for note in self.notes if note.startswith(starts)), "")
 
-    def _told(self, name: str, rows: Sequence[Row]) -> str:
-        """Content of a chart in words, for readers who do not see it."""
+    def _in_words(self, name: str, rows: Sequence[Row]) -> str:
+        """Content of a chart in words, for readers who cannot see it."""
         lines = list(dict.fromkeys(row["line"] for row in rows))
         return f"{name}, against context length, for {listed(lines)}. The numbers are in the table below."
 
@@ -289,13 +299,13 @@ class _Maker:
 
 
 def _definitions(results: Results) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Definitions of the words that occur."""
+    """Definitions of the words on the page."""
     metrics = {row["metric"] for row in [*results.scores, *results.differences]}
     statuses = {row["status"] for row in results.scores} - {"ok"}
     reaches = {row["definition"] for row in results.reach}
     holes = [HOLES[status] for status in HOLES if status in statuses]
     if any(status.startswith("infeasible") for status in statuses):
-        holes.append(("needs … tokens", "the task does not fit into so short a context."))
+        holes.append(("needs … tokens", "the task needs a longer context."))
     groups = [
         ("Metrics", [(metric_name(metric.name), metric.definition) for metric in ordered(metrics)]),
         ("Effective context length", [(REACHES[name], f"{DEFINITIONS[name]}.") for name in REACHES if name in reaches]),

@@ -1,4 +1,4 @@
-"""Tables of the report, before they are HTML: lengths as columns, the best marked, holes with their reason."""
+"""Tables of the report, before they are HTML: lengths as columns, best numbers marked, holes with their reason."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -29,10 +29,10 @@ from hope_eval.show.report.words import (
 class TableCell:
     """One field of a table.
 
-    text:  what it says; note: what stands below, smaller.
-    order: what it is sorted by; None: its text.
-    kind:  how it looks: `best`, `hole`, `better`, `worse`.
-    hint:  what it is, in words, where the text is but a sign.
+    text:  its text; note: smaller text below.
+    order: sorting value; None: the text.
+    kind:  its style: `best`, `hole`, `better`, `worse`.
+    hint:  its meaning in words, if the text is only a sign.
     """
 
     text: str
@@ -44,7 +44,7 @@ class TableCell:
 
 @dataclass(frozen=True)
 class TableColumn:
-    """A heading; note: what stands below it, smaller; beyond: whether its length lies beyond the training length."""
+    """A heading; note: smaller text below; beyond: whether its length is beyond the training length."""
 
     text: str
     note: str = ""
@@ -54,10 +54,9 @@ class TableColumn:
 
 @dataclass(frozen=True)
 class Table:
-    """A table with a caption; the first `n_names` cells of a line say what it is of.
+    """A table with a caption; the first `n_names` cells of a line are its names.
 
-    groups: headings above those of the columns, with how many they span; none: there are no such.
-    tall:   whether it scrolls in its box.
+    groups: headings above those of the columns, each with the number of columns that it spans.
     """
 
     caption: str
@@ -75,38 +74,38 @@ class Table:
 
 _TALL = 30
 
-# Signs of what a difference came to; the words stand beside them for those who do not see them.
+# Signs of verdicts; hints repeat them in words for readers who cannot see them.
 SIGNS = {"better": "▲", "worse": "▼", "not distinguishable": "·"}
 
 
 def wide(rows: Sequence[Row], caption: str, names: Sequence[str] = ("line",), missing: str = "") -> Table:
     """Scores with lengths as columns.
 
-    names:   what says which line it is: `line`, `metric`, `slice`.
-    missing: the status of what has no row: controls need not be there at every length.
+    names:   columns that name a line: `line`, `metric`, `slice`.
+    missing: status of cells without a row; empty for controls, which need not have every length.
     """
     at = columns(rows)
     lines = []
-    for key, mine in grouped(rows, lambda row: tuple(row.get(name) or "" for name in names)).items():
-        by_heading = {heading(row): row for row in mine}
+    for key, rows_of_line in grouped(rows, lambda row: tuple(row.get(name) or "" for name in names)).items():
+        by_heading = {heading(row): row for row in rows_of_line}
         first = [
             TableCell(metric_name(value) if name == "metric" else value) for name, value in zip(names, key, strict=True)
         ]
-        lines.append([*first, *(_score(by_heading.get(one), missing) for one in at)])
+        lines.append([*first, *(_score(by_heading.get(title), missing) for title in at)])
     titles = {"line": "line", "metric": "metric", "slice": "part"}
     return Table(caption, [*(TableColumn(titles[name]) for name in names), *_lengths(rows, at)], lines, len(names))
 
 
 def _lengths(rows: Sequence[Row], at: Iterable[str]) -> list[TableColumn]:
-    """The headings of lengths, with how many training lengths they are if that is the same for all lines."""
-    found = []
+    """The headings of lengths, with the multiple of the training length if all lines share it."""
+    headings = []
     for name in at:
         factors = {row.get("extrapolation") for row in rows if heading(row) == name}
         factor = factors.pop() if len(factors) == 1 else None
-        # DataTables would spell a no-break space out, in what it tells screen readers.
+        # DataTables would spell out a no-break space to screen readers.
         note = times(factor).replace("\u00a0", " ") if factor and not in_multiples(rows) else ""
-        found.append(TableColumn(name, note, bool(factor) and (factor or 0) > 1, number=True))
-    return found
+        headings.append(TableColumn(name, note, bool(factor) and (factor or 0) > 1, number=True))
+    return headings
 
 
 def _score(row: Row | None, missing: str) -> TableCell:
@@ -117,12 +116,12 @@ def _score(row: Row | None, missing: str) -> TableCell:
 
 
 def _order(value: Any) -> float | str:
-    """Value that a number is sorted by: all its digits."""
+    """Sorting value of a number: all its digits."""
     return "" if value is None else value if math.isfinite(value) else math.copysign(1e308, value)
 
 
 def glance(results: Results) -> Table | None:
-    """Signs of all differences in main metrics: a line each, topics and lengths side by side."""
+    """Signs of all differences in main metrics: one row a line, topics and lengths side by side."""
     topics = grouped(results.compared, lambda row: row["topic"])
     if not topics:
         return None
@@ -134,19 +133,21 @@ def glance(results: Results) -> Table | None:
         groups.append((topic, len(at)))
         keys += [(topic, name) for name in at]
         zones = {name: {row["zone"] for row in rows if heading(row) == name} for name in at}
-        # Headings of positions, 32-64, are too wide for a sign: their end stands for them.
-        # A bucket is called by its upper end; a context of `paired` keeps its name, which is less than what is read.
-        own = in_multiples(rows) or any(name.startswith("c=") for name in at)
-        short = {name: name.removeprefix("c=") if own else short_length(int(length)) for name, length in at.items()}
+        # Headings such as 32-64 are too wide above a sign: a bucket gets its upper end; a context of `paired` keeps its
+        # name, which is less than the number of tokens read.
+        short_already = in_multiples(rows) or any(name.startswith("c=") for name in at)
+        short = {
+            name: name.removeprefix("c=") if short_already else short_length(int(length)) for name, length in at.items()
+        }
         headings += [TableColumn(short[name], "", zones[name] == {"beyond"}) for name in at]
     lines = []
     for line, rows in grouped(results.compared, lambda row: row["line"]).items():
-        found = {(row["topic"], heading(row)): row for row in rows}
-        lines.append([TableCell(line), *(_sign(found.get(key), results.baseline) for key in keys)])
+        by_place = {(row["topic"], heading(row)): row for row in rows}
+        lines.append([TableCell(line), *(_sign(by_place.get(key), results.baseline) for key in keys)])
     order = list(results.lines)
     lines.sort(key=lambda cells: order.index(cells[0].text))
     return Table(
-        f"Every line against {results.baseline}: ▲ better, ▼ worse, · not distinguishable, blank: nothing to compare. "
+        f"Every line against {results.baseline}: ▲ better, ▼ worse, · not distinguishable, blank: not compared. "
         "Shaded headings: beyond the training length.",
         [TableColumn("line"), *headings],
         lines,
@@ -156,10 +157,10 @@ def glance(results: Results) -> Table | None:
 
 def _sign(row: Row | None, baseline: str) -> TableCell:
     if row is None:
-        return TableCell("", hint="nothing to compare")
+        return TableCell("", hint="not compared")
     verdict = row["verdict"]
-    told = f"{verdict}: {signed(row['value'])} {interval(row, signed)}".strip()
-    return TableCell(SIGNS.get(verdict, "·"), kind=_kind(verdict), hint=told)
+    hint = f"{verdict}: {signed(row['value'])} {interval(row, signed)}".strip()
+    return TableCell(SIGNS.get(verdict, "·"), kind=_kind(verdict), hint=hint)
 
 
 def _kind(verdict: str) -> str:
@@ -167,7 +168,7 @@ def _kind(verdict: str) -> str:
 
 
 def differences(results: Results) -> Table:
-    """All differences, a line each."""
+    """All differences, one a row."""
     rows = results.differences
     titles = ["line", "task", "metric", "length", "difference", "95 % interval", "p", "p (Holm)", "verdict", "n"]
     numeric = {"difference", "95 % interval", "p", "p (Holm)", "n"}
@@ -245,18 +246,18 @@ def win_probabilities(rows: Sequence[Row], caption: str, order: Iterable[str]) -
     """The probabilities that the line of a row is better than that of a column."""
     others = {row["other"] for row in rows} | {row["line"] for row in rows}
     names = [name for name in order if name in others]
-    found = {(row["line"], row["other"]): row.get("probability") for row in rows}
+    probabilities = {(row["line"], row["other"]): row.get("probability") for row in rows}
     lines = []
     for line in names:
         cells = [TableCell(line)]
         for other in names:
-            value = found.get((line, other))
+            value = probabilities.get((line, other))
             cells.append(TableCell("", order="") if value is None else TableCell(number(value), order=_order(value)))
         lines.append(cells)
     return Table(caption, [TableColumn("line"), *(TableColumn(name, number=True) for name in names)], lines)
 
 
-# What is known about a run, in this order, and what it is called; what is not named here comes after it.
+# Facts of a run in order, with their headings; other facts come after these.
 _RUN = {
     "id": "run", "line": "line", "model": "model", "encoding": "encoding", "task": "task", "protocol": "protocol",
     "command": "command", "fingerprint": "model fingerprint", "train_length": "training length", "corpus": "texts",
@@ -266,13 +267,13 @@ _RUN = {
     "task_fingerprint": "fingerprint of the task", "version": "version of the task",
 }  # fmt: skip
 
-# These are told for each run, even if they are alike.
+# These facts are shown for each run, even if they are the same.
 _PER_RUN = ("id", "line", "protocol", "fingerprint", "seconds")
 
 
 @dataclass(frozen=True)
 class Provenance:
-    """What all runs share, commands with the runs that they made, and a table of the runs."""
+    """Facts that all runs share, commands with their runs, and a table of the runs."""
 
     shared: list[tuple[str, str]]
     commands: list[tuple[str, str]]
@@ -280,20 +281,22 @@ class Provenance:
 
 
 def provenance(runs: Sequence[Row]) -> Provenance:
-    """Commands and runs that the numbers come from."""
+    """Commands and runs behind the numbers."""
     commands = grouped((run for run in runs if run.get("command")), lambda run: run["command"])
     # The commands themselves stand above the table.
     which = {command: f"command {number}" for number, command in enumerate(commands, 1)}
     facts = [{**run, "command": which.get(run.get("command"), "")} for run in runs]
-    known = [key for key in dict.fromkeys([*_RUN, *(key for run in facts for key in run)]) if _known(facts, key)]
-    shared = [key for key in known if key not in _PER_RUN and len({_fact(key, run.get(key)) for run in facts}) == 1]
-    told = [key for key in known if key not in shared]
-    lines = [[TableCell(_fact(key, run.get(key)), order=_numeric(run.get(key))) for key in told] for run in facts]
+    keys = [key for key in dict.fromkeys([*_RUN, *(key for run in facts for key in run)]) if _known(facts, key)]
+    shared = [key for key in keys if key not in _PER_RUN and len({_fact(key, run.get(key)) for run in facts}) == 1]
+    differing = [key for key in keys if key not in shared]
+    lines = [[TableCell(_fact(key, run.get(key)), order=_numeric(run.get(key))) for key in differing] for run in facts]
     return Provenance(
         [(_called(key), _fact(key, facts[0].get(key))) for key in shared if key != "command"],
-        [(command, _made(mine)) for command, mine in commands.items()],
+        [(command, _made(runs_of_command)) for command, runs_of_command in commands.items()],
         Table(
-            "Runs", [TableColumn(_called(key), number=_numeric(facts[0].get(key)) is not None) for key in told], lines
+            "Runs",
+            [TableColumn(_called(key), number=_numeric(facts[0].get(key)) is not None) for key in differing],
+            lines,
         ),
     )
 
@@ -330,19 +333,19 @@ def _fact(key: str, value: Any) -> str:
 
 def facts(rows: Sequence[Row]) -> list[str]:
     """Facts that all numbers of a topic share: protocol, contexts, questions, seeds, texts, precision."""
-    told = []
+    texts = []
     protocol = same(rows, "protocol")
     if protocol:
-        told.append(str(protocol))
+        texts.append(str(protocol))
     for key, noun in (("n", kind_of(rows[0]).sample), ("n_questions", "question"), ("n_seeds", "training seed")):
         counts = sorted({int(row[key]) for row in rows if row.get(key)})
         if counts and not (key == "n_seeds" and counts == [1]):
             many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-            told.append(f"{many} {noun}{'s' * (counts != [1])}" + (" a length" if key != "n_seeds" else ""))
+            texts.append(f"{many} {noun}{'s' * (counts != [1])}" + (" a length" if key != "n_seeds" else ""))
     corpus = same(rows, "corpus")
     if corpus:
-        told.append(f"texts: {corpus}")
+        texts.append(f"texts: {corpus}")
     dtype = same([row for row in rows if row.get("dtype")], "dtype")
     if dtype:
-        told.append(str(dtype))
-    return told
+        texts.append(str(dtype))
+    return texts

@@ -11,18 +11,18 @@ from hope_eval.show import tables
 # Spelt out, since they look like ASCII.
 MINUS, TIMES, UNKNOWN = "\u2212", "\u00d7", "\u2013"
 
-# What definitions of effective length are called.
+# Names of the definitions of effective length.
 REACHES = {
     "ppl": "nll within 0.05 of the best",
     "relative": "85 % of the score",
-    "ci": "85 % of the score, surely",
+    "ci": "85 % of the score, lower limit",
     "half": "half of the score",
     "useful": "useful context",
     "breaking": "breaking point",
     "area": "area",
 }
 
-# How a length is told whose end was not seen.
+# Words for a length whose end lies outside the measured lengths.
 UNSEEN = {">=": "at least", ">": "more than", "<": "less than", "<=": "at most"}
 
 
@@ -33,8 +33,8 @@ def pillar(family: str) -> str:
 
 def metric_name(metric: str) -> str:
     """The name of a metric in text, with its unit."""
-    known = metric_of(metric)
-    return f"control: {known.label}" if known.control else known.title
+    facts = metric_of(metric)
+    return f"control: {facts.label}" if facts.control else facts.title
 
 
 def titled(name: str, metric: str) -> str:
@@ -43,7 +43,7 @@ def titled(name: str, metric: str) -> str:
 
 
 def number(value: float | None) -> str:
-    """A number as all tables have it, with a minus sign that is one."""
+    """A number as in all tables, with a true minus sign."""
     if value is None or math.isnan(value):
         return UNKNOWN
     text = tables.number(value).replace("-", MINUS)
@@ -57,26 +57,26 @@ def signed(value: float | None) -> str:
 
 
 def interval(row: Row, as_text: Callable[[float], str] = number) -> str:
-    """Return [low, high] of a row; empty where there is none."""
+    """The interval [low, high] of a row; empty if there is none."""
     low, high = row.get("low"), row.get("high")
     return "" if low is None or high is None else f"[{as_text(low)}, {as_text(high)}]"
 
 
 def tokens(length: float) -> str:
-    """A length as people write it: 256, 4k; one that was interpolated is rounded."""
+    """A length such as 256 or 4k; interpolated lengths are rounded."""
     return short_length(round(length)) if math.isfinite(length) else number(length)
 
 
 def times(factor: float) -> str:
-    """A length in training lengths."""
-    # They stay on one line.
+    """A length as a multiple of the training length."""
+    # A no-break space keeps them on one line.
     return f"{factor:.3g}\u00a0{TIMES}"
 
 
 def span(values: Iterable[float]) -> str:
     """The least and the greatest of some lengths: 64 to 8k."""
-    known = sorted(set(values))
-    return tokens(known[0]) if len(known) == 1 else f"{tokens(known[0])} to {tokens(known[-1])}"
+    lengths = sorted(set(values))
+    return tokens(lengths[0]) if len(lengths) == 1 else f"{tokens(lengths[0])} to {tokens(lengths[-1])}"
 
 
 def p_value(value: float | None) -> str:
@@ -90,5 +90,5 @@ def plural(n: int, noun: str, many: str = "") -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as a sentence has them: a, b and c."""
+    """Names in a sentence: a, b and c."""
     return " and ".join(filter(None, (", ".join(names[:-1]), *names[-1:])))
