@@ -329,7 +329,8 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: in
     """Notes on how the numbers were obtained, one fact a line; facts that models share give the same line."""
     identity, provenance = tokens.header["identity"], tokens.header["provenance"]
     n_short = provenance["documents_too_short"]
-    parameters = [f"{key}={value}" for key, value in protocol.parameters().items() if key != "prefixed"]
+    settings = protocol.parameters().items()
+    parameters = [f"{key}={value}" for key, value in settings if key != "prefixed" and value is not None]
     lines = [
         f"protocol {' '.join([f'ppl@{protocol.name}', *parameters])}: {protocol.one_line}",
         f"{n_documents} documents of {provenance['corpus']} ({identity['corpus']})"

@@ -1,12 +1,13 @@
 """Answers of a model to prompts: scored token by token, or written by the model and graded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from hope_eval.analysis.answers import error_kind
 from hope_eval.data.vocabulary import Vocabulary
+from hope_eval.errors import HopeEvalError, TaskError
 from hope_eval.model.reading import Score
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Prompt, Question, Task
@@ -53,8 +54,28 @@ def _graded(
         texts |= {at: vocabulary.text(ids).strip() for at, ids in zip(members, written, strict=True)}
     grades: list[list[dict[str, Any]]] = [[] for _ in prompts]
     for at, (number, question, _) in enumerate(lines):
-        grades[number].append({"text": texts[at], "grade": task.grade(texts[at], question.meta)})
+        grades[number].append({"text": texts[at], "grade": _grade(task, texts[at], question)})
     return grades
+
+
+def _grade(task: Task, text: str, question: Question) -> dict[str, float]:
+    """Grade of an answer, which may be the code of a user. Raises TaskError unless it gives numbers by metric."""
+    try:
+        grade = task.grade(text, question.meta)
+    except HopeEvalError:
+        raise
+    except Exception as error:
+        # A user's code may raise anything.
+        raise TaskError(
+            f"`grade` of the task `{task.name}` failed: {type(error).__name__}: {error}", "mend the file of the task"
+        ) from error
+    numbers = isinstance(grade, Mapping) and all(isinstance(value, int | float) for value in grade.values())
+    if not numbers or task.metric not in grade:
+        raise TaskError(
+            f"`grade` of the task `{task.name}` returned {grade!r}",
+            f'return a number for each metric, and always for `metric`: {{"{task.metric}": 1.0}}',
+        )
+    return dict(grade)
 
 
 def _facts(score: Score, stops: set[int]) -> dict[str, Any]:

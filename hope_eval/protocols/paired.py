@@ -1,4 +1,4 @@
-"""The same k tokens, read with 64, 128, … tokens of context: the effect of more context on them.
+"""The same k tokens, read with more and more context: what more context does to them.
 
     context_gain(c) = nll(shortest context) - nll(c)
 
@@ -16,7 +16,7 @@ from hope_eval.protocols import Cell, Column, Protocol, Window, WindowsOf, param
 class Paired(Protocol):
     """The same k tokens read with c = 64, 128, … tokens of context."""
 
-    one_line = "the same k tokens, read with 64, 128, … tokens of context"
+    one_line = "the same k tokens, read with more and more context"
     title = "The same tokens with more context"
     axis = "context"
     varies = ("c",)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from asking import prompts, run
+from commands import hope_eval
 from fakes import Oracle, Parrot, Recency, Uniform, fake, zoo_tokenizer
 
 from hope_eval.analysis import answers
@@ -413,3 +414,32 @@ def test_a_run_notes_name_kind_and_style_of_its_encoding_beside_its_identity(tmp
     assert header["identity"]["encoding"] == "hope:multiplier=2(swap)"
     style = {"colour": "#df5516", "dash": "solid", "marker": "s"}
     assert header["provenance"]["encoding"] == {"name": "hope", "kind": "rotary", "style": style}
+
+
+_GRADES = """
+from dataclasses import dataclass
+
+from hope_eval.task import Prompt, Question, Task
+
+
+@dataclass(frozen=True)
+class Odd(Task):
+    source, version, one_line, family, metric, n_new = "", 1, "write", "fewshot", "brevity", 4
+
+    def prompt(self, vocabulary, length, rng, joined=False):
+        question = Question(vocabulary.encode(" the"), ())
+        n_filler = self.room(vocabulary, length, [question], joined, least=4)
+        return Prompt([*vocabulary.start, *rng.choice(vocabulary.words(64), n_filler)], (question,))
+
+    def grade(self, answer, meta):
+        return {grade}
+"""
+
+
+@pytest.mark.parametrize("grade", ["None", "{}", '{"brevity": None}', '{"brevity": "good"}', '{"other": 1.0}', "1 / 0"])
+def test_a_grade_that_is_no_number_is_refused_before_it_is_stored(grade, tmp_path):
+    (tmp_path / "odd.py").write_text(_GRADES.replace("{grade}", grade))
+    words = ("--task", tmp_path / "odd.py", "--samples", "1", "--lengths", "64", "--out", tmp_path / "runs")
+    result = hope_eval("fewshot", "--model", "zoo:hope", *words, code=1)
+    assert "`grade` of the task `odd`" in result.stderr
+    assert not any(path.stat().st_size for path in (tmp_path / "runs").glob("*/records.jsonl"))
