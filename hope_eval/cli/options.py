@@ -138,7 +138,9 @@ models = gathered(
         metavar="DTYPE",
         help="float32, bfloat16, float16; auto: the checkpoint's own on a GPU, float32 on a CPU.",
     ),
-    click.option("--device", default="auto", show_default=True, help="cuda, cuda:1, mps, cpu; auto: the fastest here."),
+    click.option(
+        "--device", default="auto", show_default=True, help="cuda, cuda:1, mps, cpu; auto: the fastest of this machine."
+    ),
     click.option("--device-map", metavar="MAP", help="`auto` spreads one model over all GPUs."),
     click.option(
         "--compile",
@@ -188,8 +190,8 @@ grid = gathered(
         "--samples",
         type=click.IntRange(1),
         metavar="N",
-        help="Samples of each length: documents for perplexity, contexts for tasks. More samples include the fewer.  "
-        "[default: 10 documents, with --until-ci 400; contexts for 400 questions]",
+        help="Samples of each length: documents for perplexity, contexts for tasks. A larger N keeps the samples of "
+        "a smaller N.  [default: 10 documents, or 400 if --until-ci is given; for tasks, contexts for 400 questions]",
     ),
     click.option(
         "--until-ci",
@@ -198,9 +200,9 @@ grid = gathered(
         metavar="HALF_WIDTH",
         help="Stop a length when half of its 95 % interval is at most this wide. 0.05 is 5 points of accuracy (of a "
         "task's main metric), or 0.05 nats of nll: 5 % of a perplexity. The interval is checked after 20, 30, 45, 67… "
-        "samples; --samples is the most. All lengths of a perplexity share their documents and stop together. A run "
-        "that holds more samples keeps them; without this option, the same command adds the rest.  "
-        "[default: all samples]",
+        "samples; never more than --samples. All lengths of a perplexity share their documents and stop together. "
+        "Samples that a run already has are kept. To measure all samples later, repeat the command without this "
+        "option.  [default: all samples]",
     ),
     click.option("--seed", type=int, default=0, show_default=True, help="Seed of the samples."),
 )
@@ -232,7 +234,7 @@ running = gathered(
         help="Folder of the runs. Rerun the command to resume.",
     ),
     click.option(
-        "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="What is printed."
+        "--format", "form", type=click.Choice(FORMATS), default="table", show_default=True, help="Format of the output."
     ),
     _processes(
         "--jobs",
@@ -367,7 +369,7 @@ runs = _stack(
     click.option(
         "--baseline",
         metavar="LINE",
-        help="What the others are compared with: a line, or its model or encoding.  [default: rope, else the first]",
+        help="The line that others are compared with: its name, model or encoding.  [default: rope, else the first]",
     ),
     click.option(
         "--columns",
