@@ -4,6 +4,7 @@ import importlib.util
 import json
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from conftest import committed
@@ -15,6 +16,7 @@ from hope_eval.analysis.differences import differences
 from hope_eval.analysis.reach import effective_lengths
 from hope_eval.evaluation.suites import parse_measure
 from hope_eval.protocols import protocol_names
+from hope_eval.show import comparison_tables
 
 RESULTS = Path(package.__file__).parent.parent / "results"
 SUMMARIES = [
@@ -104,3 +106,16 @@ def test_a_summary_shows_what_the_comparison_does(build, tmp_path, monkeypatch):
     assert "| 256 |\n" not in made.split("After")[0]
     assert "| hope | passkey accuracy | +0.042 ≈ [" in made
     assert made.index("Before") < made.index("zoo:hope") < made.index("After")
+
+
+def test_areas_stand_beside_the_difference_inside_the_window():
+    scores = frame(row("rope", 256, [8, 7, 8]), row("hope", 256, [8, 8, 8]), row("rope", 512, [0, 1, 0]),
+                   row("hope", 512, [8, 7, 8]))  # fmt: skip
+    extents = effective_lengths(scores, differences(scores, "rope"))
+    content = {"reach": extents}
+    compared = SimpleNamespace(baseline="rope", frame=content.__getitem__)
+    blocks = list(comparison_tables.blocks(compared, ("reach",)))
+    assert len(blocks) == 2
+    for block in blocks:
+        assert block.grid.columns[-1] == "in window"
+        assert any(cells[-1].value for _, cells in block.grid.lines)

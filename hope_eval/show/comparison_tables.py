@@ -163,21 +163,17 @@ def _effective_lengths(frame: "DataFrame", baseline: str) -> Iterator[Block]:
     """Yield the table of lengths in tokens, and that of areas, which are in the unit of their metric."""
     used = [name for name in DEFINITIONS if name in set(frame.definition)]
     lengths = [name for name in used if name != AREA]
+    in_window = [f"in window: minus {baseline}, at the greatest length inside the training window"] if baseline else []
     if lengths:
-        notes = [f"{name}: {DEFINITIONS[name]}" for name in lengths]
-        if baseline:
-            notes.append(
-                f"in window: minus {baseline}, at the greatest length inside the training window. The difference "
-                "inside the training window is shown next to the effective length"
-            )
+        notes = [*(f"{name}: {DEFINITIONS[name]}" for name in lengths), *in_window]
         content = _extents(frame[frame.definition != AREA], lengths, baseline)
         yield Block("Effective context length (tokens)", content, notes)
     if AREA in used:
-        notes = [f"{AREA}: {DEFINITIONS[AREA]}"]
+        notes = [f"{AREA}: {DEFINITIONS[AREA]}", *in_window]
         if any(map(_is_perplexity, frame.task)) and PPL not in used:
             notes.append("for effective lengths by perplexity: `--protocol bucket`, also with --from and these runs")
         areas = frame[frame.definition == AREA]
-        yield Block("Area under the score over log2 of the length", _extents(areas, [AREA], ""), notes)
+        yield Block("Area under the score over log2 of the length", _extents(areas, [AREA], baseline), notes)
 
 
 def _extents(frame: "DataFrame", definitions: Sequence[str], baseline: str) -> Grid:
