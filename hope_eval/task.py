@@ -44,6 +44,7 @@ __all__ = [
     "Task",
     "TaskError",
     "Vocabulary",
+    "asked_together",
     "generator",
     "lay_out",
 ]
@@ -193,7 +194,7 @@ class Task(ABC):
         Draw the questions before the filler, so that they are the same at all lengths. Under the control `ceiling`, the
         prompt is as short as possible.
 
-        joined: for training: all questions together fill one row of that length.
+        joined: for training: the prompt fills a row, or a part of one, with all its questions one after another.
 
         Raises ContextTooShortError with the smallest length that works.
         """
@@ -203,7 +204,10 @@ class Task(ABC):
         raise NotImplementedError
 
     def varied(self, rng: np.random.Generator, length: int) -> "Task":
-        """Task with other parameters that fit into `length`: training mixes them."""
+        """Task with other parameters that fit into `length`: training mixes them, whatever evaluation may ask for.
+
+        If nothing fits, the task that takes the fewest tokens.
+        """
         return self
 
     def room(self, vocabulary: Vocabulary, length: int, questions: Sequence[Question], joined: bool, least: int) -> int:
@@ -244,6 +248,16 @@ def generator(*key: object) -> np.random.Generator:
     """Random generator of one prompt: it follows from (split, task, seed, …, index) and from nothing else."""
     digest = hashlib.sha256(json.dumps(key).encode()).digest()
     return np.random.default_rng(int.from_bytes(digest[:16]))
+
+
+def asked_together(questions: Sequence[Question], room: int, rng: np.random.Generator) -> list[int]:
+    """Which questions stand in one row: as many as fit into `room` tokens, or fewer, at least one.
+
+    A question may come again. If each came once, the answers that are left over would tell the next one.
+    """
+    order = rng.integers(len(questions), size=1 + room // min(map(len, questions)) if room > 0 else 1)
+    fits = int(np.searchsorted(np.cumsum([len(questions[which]) for which in order]), room, side="right"))
+    return [int(which) for which in order[: rng.integers(1, 1 + max(1, fits))]]
 
 
 def task_name(cls: type[Task]) -> str:

@@ -52,6 +52,9 @@ class AssociativeRecall(Task):
         )
         separator = vocabulary.encode("\n")
         asked = rng.permutation(self.n_pairs)[: self.n_questions]
+        if joined:
+            # A pair may come again. If each came once, the values that are left over would tell the next one.
+            asked = asked[rng.integers(len(asked), size=len(asked))]
         # The wrong answer is the value of another pair: a word that the context makes likely, too.
         other = values[np.where(pairs[:, 1] == values[0], 1, 0)]
         lures = [pairs[at - 1, 1:] if pairs[at - 1, 1] != pairs[at, 1] else other[at : at + 1] for at in asked]
@@ -74,6 +77,7 @@ class AssociativeRecall(Task):
         return Prompt(context, tuple(replace(q, meta=facts) for q, facts in zip(questions, meta, strict=True)))
 
     def varied(self, rng: np.random.Generator, length: int) -> "AssociativeRecall":
-        """Task with a random number of pairs, at least 4, all of which are asked for."""
-        n_pairs = int(rng.integers(4, max(5, min(self.n_symbols, (length - 8) // 5))))
+        """Task with a random number of pairs, all of which are asked for."""
+        most = max(1, min(self.n_symbols, (length - 8) // 5))
+        n_pairs = int(rng.integers(min(4, most), 1 + most))
         return replace(self, n_pairs=n_pairs, n_questions=n_pairs)

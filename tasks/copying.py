@@ -211,15 +211,16 @@ class DuplicateNgram(_Copying):
 
 @dataclass(frozen=True)
 class CopyDistance(_Copying):
-    """Copy a short string from far back; its length and its distance are independent of each other.
+    """Copy a short string from somewhere in filler; its length and its distance are independent of each other.
 
     n_string:  words of the string.
     n_given:   words of it that are given again; the rest is asked for.
-    distance:  tokens from the beginning of the string to its repetition; 0: as far as the context allows.
+    distance:  tokens from the beginning of the string to its repetition; 0: drawn, the same part of every length.
     n_symbols: different words: half are for the string, half for the filler.
     """
 
-    one_line = "repeat a short string that stands far back, with filler after it"
+    version = 2
+    one_line = "repeat a short string that stands somewhere in filler"
 
     n_string: int = 16
     n_given: int = 3
@@ -236,7 +237,7 @@ class CopyDistance(_Copying):
                 f"{len(words[::2])} words",
                 "raise n_symbols, or lower n_string or n_given",
             )
-        string = rng.permutation(words[::2])[: self.n_string]
+        string, place = rng.permutation(words[::2])[: self.n_string], rng.random()
         separator = vocabulary.encode("\n")
         question = Question(np.concatenate([separator, string[: self.n_given]]), string[self.n_given :])
         nearest = self.n_string + len(separator)
@@ -245,7 +246,11 @@ class CopyDistance(_Copying):
                 f"a string of {self.n_string} words is at least {nearest} tokens away", f"distance={nearest}"
             )
         room = self.room(vocabulary, length, [question], joined, max(nearest, self.distance) - len(separator))
-        begins = room + len(separator) - self.distance if self.distance else 0
+        begins = (
+            room + len(separator) - self.distance
+            if self.distance
+            else min(int(place * (room - self.n_string + 1)), room - self.n_string)
+        )
         filler = words[1::2][rng.integers(len(words) // 2, size=room)]
         filler[begins : begins + self.n_string] = string
         meta = {"depth": begins / room, "distance": room - begins + len(separator)}

@@ -67,6 +67,8 @@ class KeyValue(Task):
         least = edges + max(n_asked * size, self.distance)
         room = self.room(vocabulary, length, questions, joined, least)
         n = n_asked if self.control == "ceiling" else (room - edges) // size
+        # In one row, a key may come again. If each came once, the values that are left over would tell the next one.
+        order = rng.integers(n_asked, size=n_asked) if joined else np.arange(n_asked)
         table = self._pairs(words, n, asked, rng)
         places = self._places(n, n_asked, size, len(closed) - len(end), rng)
         if self.control != "floor":
@@ -84,7 +86,12 @@ class KeyValue(Task):
             {"depth": float(place) / max(1, n - 1), "distance": int((n - place) * size - len(closed) + len(end))}
             for place in places
         ]
-        return Prompt(context, tuple(replace(q, meta=facts) for q, facts in zip(questions, meta, strict=True)))
+        return Prompt(context, tuple(replace(questions[which], meta=meta[which]) for which in order))
+
+    def varied(self, rng: np.random.Generator, length: int) -> "KeyValue":
+        """Task with a random number of questions; as many pairs as fit stand before them."""
+        # A pair and its question take about 16 tokens.
+        return replace(self, n_questions=int(rng.integers(1, 1 + max(1, length // 16))))
 
     @staticmethod
     def _pairs(words: np.ndarray, n: int, asked: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -55,16 +55,15 @@ class LabelMap(Task):
 
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
         made_up = vocabulary.examples is None
-        n_classes, example = (self._made_up if made_up else self._brought)(vocabulary, rng)
-        n_questions = self.n_questions
-        if joined:
-            # From the third round on, most words have been seen: only those questions can be answered.
-            fits = (length - len(vocabulary.start)) // len(example(True))
-            n_questions = max(1, fits - 2 * n_classes)
-        questions = [example(True) for _ in range(n_questions)]
+        n_classes, example = (self._made_up if made_up else self._brought)(vocabulary, rng, joined)
         at_least = self.n_shots or (2 if made_up else 1) * n_classes
         if at_least < n_classes:
             raise TaskError(f"{at_least} examples cannot show {n_classes} classes", "raise n_shots")
+        n_questions = self.n_questions
+        if joined:
+            fits = (length - len(vocabulary.start)) // len(example(True))
+            n_questions = int(rng.integers(1, 1 + max(1, fits - at_least)))
+        questions = [example(True) for _ in range(n_questions)]
         # Questions are drawn before examples, so that they are the same at all lengths.
         first = [example(False) for _ in range(at_least)]
         head = vocabulary.encode("Label the last text as the others are labelled.\n") if vocabulary.chat else []
@@ -94,8 +93,13 @@ class LabelMap(Task):
             shots.append(shot)
         return shots
 
-    def _made_up(self, vocabulary: Vocabulary, rng: np.random.Generator) -> tuple[int, Callable[[bool], Question]]:
-        """Number of classes, and a function that makes an example of the class whose turn it is."""
+    def _made_up(
+        self, vocabulary: Vocabulary, rng: np.random.Generator, joined: bool
+    ) -> tuple[int, Callable[[bool], Question]]:
+        """Number of classes, and a function that makes an example of the class whose turn it is.
+
+        Questions that stand in one row have a random class each: taking turns, they would tell the class of the next.
+        """
         n_classes = self.n_classes or 4
         words = rng.permutation(vocabulary.words(512))
         n_owned = n_classes * self.n_words
@@ -107,7 +111,7 @@ class LabelMap(Task):
         classes = _rounds(n_classes, rng)
 
         def example(asked: bool) -> Question:
-            which = next(classes)
+            which = int(rng.integers(n_classes)) if asked and joined else next(classes)
             text = noise[rng.integers(len(noise), size=self.text_length)]
             text[rng.integers(self.text_length)] = owned[which, rng.integers(self.n_words)]
             others = tuple((label, *end) for label in np.delete(labels, which)) if asked else ()
@@ -115,7 +119,9 @@ class LabelMap(Task):
 
         return n_classes, example
 
-    def _brought(self, vocabulary: Vocabulary, rng: np.random.Generator) -> tuple[int, Callable[[bool], Question]]:
+    def _brought(
+        self, vocabulary: Vocabulary, rng: np.random.Generator, joined: bool
+    ) -> tuple[int, Callable[[bool], Question]]:
         """Same as `_made_up`, for the labelled texts of a user."""
         labelled = vocabulary.examples
         assert labelled is not None
@@ -132,7 +138,7 @@ class LabelMap(Task):
         }
 
         def example(asked: bool) -> Question:
-            which = next(turns[asked])
+            which = int(rng.integers(len(names))) if asked and joined else next(turns[asked])
             text = (labelled.asked if asked else labelled.shown)[names[which]][next(texts[asked][which])]
             others = tuple(answers[:which] + answers[which + 1 :]) if asked else ()
             query = (*vocabulary.encode(f"{text.strip()} ->"), *vocabulary.end)
@@ -141,9 +147,23 @@ class LabelMap(Task):
         return len(names), example
 
     def varied(self, rng: np.random.Generator, length: int) -> "LabelMap":
-        """Task with 2 to 6 classes of 1 or 2 words."""
-        most = max(3, min(7, length // 16))
-        return replace(self, n_classes=int(rng.integers(2, most)), n_words=int(rng.integers(1, 3)))
+        """Task with 2 to 6 classes of 1 or 2 words, texts of 1 to 5 words, and any number and place of examples."""
+        text_length = int(rng.integers(1, 6))
+        # The label, the arrow and the end of the line take about 4 tokens.
+        fits = length // (text_length + 4)
+        n_classes = int(rng.integers(2, max(3, min(7, fits // 3))))
+        n_shots, placement = 0, "fill"
+        if rng.random() < 0.5:
+            n_shots = int(rng.integers(2 * n_classes, max(2 * n_classes, fits - 1) + 1))
+            placement = ("fill", "packed", "spread")[rng.integers(3)]
+        return replace(
+            self,
+            n_classes=n_classes,
+            n_words=int(rng.integers(1, 3)),
+            text_length=text_length,
+            n_shots=n_shots,
+            placement=placement,
+        )
 
 
 def _permuted(shots: list[Question], rng: np.random.Generator, n_end: int) -> list[tuple[int, ...]]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from hope_eval.task import Prompt, Question, Task, TaskError, Vocabulary
+from hope_eval.task import Prompt, Question, Task, TaskError, Vocabulary, asked_together
 
 ADJECTIVES = """
 amber ancient bitter brave calm clever copper cosy dusty eager frozen gentle golden hollow humble iron jolly
@@ -30,13 +30,14 @@ anchor barrel basket bell bottle bridge bucket button candle carpet castle chair
 engine feather fence garden hammer harbour helmet kettle ladder lantern mirror needle oven pillow piano ribbon
 saddle scarf shovel teapot ticket trumpet wagon whistle
 """.split()  # noqa: SIM905
+# None is a word of the prose that they are hidden in, nor part of one.
 VALUES = """
-apple autumn bacon beach bird blood brick bronze butter cabin camel canal cedar cheese cherry cloud coffee coral
-cotton cousin diamond doctor dragon eagle east fire flower forest fox ghost glass grape honey horse ice island
-jacket juice king kitchen lake lemon lion marble meadow melon milk monkey moon mountain mouse music night north
-oak ocean olive onion orange paper pearl pepper pilot planet pond prince queen rabbit rain river robin rose salt
-sand shadow sheep ship smoke snow soap south spider spring stone storm sugar summer sun swan sword table tiger
-tower train tree tulip valley velvet violin water west wheat whale window winter wolf wool
+acorn apple bacon barn beach blood brick bronze butter cabin camel canal canoe cedar cheese cherry cloud coffee
+coral cotton cousin crow diamond doctor dragon eagle east fire flower forest fox ghost glass grape hail honey
+horse ice island ivory jacket juice king kitchen lake lemon lion marble meadow melon milk monkey moon mountain
+mouse music night north oak ocean olive onion orange paper pearl pepper pilot planet pond prince queen rabbit
+robin rose salt sand shadow sheep ship smoke soap spider spring stone storm sugar summer sun swan sword table
+tent tiger torch tower tree tulip velvet violin water west whale wheat winter wolf wool
 """.split()  # noqa: SIM905
 
 
@@ -54,7 +55,7 @@ class Needle(Task):
     """
 
     source = "2404.06654"
-    version = 1
+    version = 2
     one_line = "find the word for a thing, given by one sentence in a text about other things"
     family = "retrieve"
     controls = ("floor", "ceiling")
@@ -105,6 +106,9 @@ class Needle(Task):
             raise TaskError(f"the needles of the question take {n_after} tokens themselves", f"distance={n_after}")
         # At a given distance, needles that are not asked for stand before those that are.
         least = n_needle_tokens - n_after + self.distance if self.distance else n_needle_tokens
+        if joined:
+            drawn = asked_together(questions, length - len(vocabulary.start) - least, rng)
+            questions, groups = [questions[which] for which in drawn], [groups[which] for which in drawn]
         room = self.room(vocabulary, length, questions, joined, least)
         if self.control == "ceiling":
             in_order = [needles[at] for at in np.argsort(depths, kind="stable")]
@@ -153,6 +157,15 @@ class Needle(Task):
     def n_asked_for(self) -> int:
         """Number of keys that are asked for."""
         return self.n_needles
+
+    def varied(self, rng: np.random.Generator, length: int) -> "Needle":
+        """Task with 1 to 16 needles, at one depth now and then; several values or keys vary in number."""
+        n_values = int(rng.integers(2, 5)) if self.n_values > 1 else 1
+        # A needle takes about 20 tokens.
+        n_needles = int(rng.integers(1, 1 + max(1, min(16, length // (20 * n_values)))))
+        n_asked = int(rng.integers(1, 1 + min(4, n_needles))) if self.n_asked > 1 else 1
+        depth = float(rng.random()) if rng.random() < 0.2 else self.depth
+        return replace(self, n_needles=n_needles, n_values=n_values, n_asked=n_asked, depth=depth)
 
     def _question(
         self, vocabulary: Vocabulary, group: list[str], values: dict[str, list[str]], lures: list[str]

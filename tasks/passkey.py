@@ -58,6 +58,10 @@ class Passkey(Task):
         context = np.concatenate([vocabulary.start, before, sentence, after]).astype(np.int64)
         return Prompt(context, (replace(question, meta=meta),))
 
+    def varied(self, rng: np.random.Generator, length: int) -> "Passkey":
+        """Task with a number of 2 to 8 digits."""
+        return replace(self, digits=int(rng.integers(2, 9)))
+
 
 def _sentences(vocabulary: Vocabulary, room: int, rng: np.random.Generator) -> list[int]:
     """Ids of whole sentences, at most `room` tokens."""

@@ -9,12 +9,12 @@ All chains have the same number of steps and different numbers, so a model must 
 Source: Hsieh et al., 2024, "RULER" (variable tracking), arXiv 2404.06654; the wording is ours.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
 
-from hope_eval.task import Prompt, Question, Task, TaskError, Vocabulary
+from hope_eval.task import Prompt, Question, Task, TaskError, Vocabulary, asked_together
 
 NAMES = """
 amber anchor apple basil birch bronze camel cedar cherry cloud comet coral daisy delta eagle ember falcon fern
@@ -81,6 +81,10 @@ class VariableTracking(Task):
             for number, chain in enumerate(chains)
         ]
         size = sum(map(len, needles))
+        which = list(range(self.n_chains))
+        if joined:
+            which = asked_together(questions, length - len(vocabulary.start) - size, rng)
+            questions = [questions[chain] for chain in which]
         room = self.room(vocabulary, length, questions, joined, size)
         if self.control == "ceiling":
             ordered = [needles[at] for at in np.argsort(depths, kind="stable")]
@@ -89,9 +93,16 @@ class VariableTracking(Task):
             ids = vocabulary.haystack(self.haystack, room, rng).ids
             return Prompt(np.concatenate([vocabulary.start, ids]).astype(np.int64), tuple(questions))
         ids, starts = vocabulary.haystack(self.haystack, room - size, rng).with_planted(needles, depths)
-        firsts = starts[:: self.n_hops + 1]
+        firsts = [starts[chain * (self.n_hops + 1)] for chain in which]
         placed = [
             Question(q.query, q.target, {"depth": first / room, "distance": room - first}, q.choices)
             for q, first in zip(questions, firsts, strict=True)
         ]
         return Prompt(np.concatenate([vocabulary.start, ids]).astype(np.int64), tuple(placed))
+
+    def varied(self, rng: np.random.Generator, length: int) -> "VariableTracking":
+        """Task with 1 to 4 chains of 0 to 2 steps, and numbers of 1 to 4 digits."""
+        n_hops = int(rng.integers(3))
+        # A box takes about 16 tokens.
+        most = max(1, min(4, length // (16 * (n_hops + 1))))
+        return replace(self, n_chains=int(rng.integers(1, 1 + most)), n_hops=n_hops, digits=int(rng.integers(1, 5)))

@@ -193,7 +193,7 @@ def serve() -> None:
         pids = [forked(rank, order) for rank in range(order["n"])]
         codes: dict[int, int | None] = dict.fromkeys(pids)
         start = time.monotonic()
-        while None in codes.values() and time.monotonic() - start < 60:
+        while None in codes.values() and time.monotonic() - start < 300:
             for pid in [pid for pid, code in codes.items() if code is None]:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:

@@ -22,6 +22,12 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
         raise OptionError(f"`--seed {value}` is not a list of whole numbers", "--seed 0,1,2") from None
 
 
+def _mix(ctx: click.Context, param: click.Parameter, value: str) -> tuple[tuple[str, float], ...]:
+    from hope_eval.train.recipe import parse_mix
+
+    return tuple(parse_mix(value).items())
+
+
 @click.command()
 @click.argument("encodings", nargs=-1, required=True, metavar="ENCODING...")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True,
@@ -38,6 +44,9 @@ def _seeds(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int,
               help="Texts to train on, as for `ppl`. Repeatable.  [default: installed packages]")  # fmt: skip
 @click.option("--tokenizer", default="new", show_default=True, metavar="CHECKPOINT",
               help="Folder to take the tokenizer from; new: train one of 4,096 tokens on the texts.")  # fmt: skip
+@click.option("--mix", callback=_mix, default="default", show_default=True, metavar="TASK=SHARE,...",
+              help="Shares of the rows that are prompts of tasks, copy=0.2,passkey=0.05; the rest is text. "
+                   "text: no prompts. default: twelve tasks, half of the rows.")  # fmt: skip
 @click.option("--batch-tokens", callback=_count, default="32768", show_default=True, metavar="N",
               help="Tokens of one step, over all GPUs.")  # fmt: skip
 @click.option("--learning-rate", type=float, default=0.0, metavar="X",
@@ -67,6 +76,7 @@ def train(
     \b
     hope-eval train hope --out runs/hope
     hope-eval train rope hope alibi --seed 0,1,2 --jobs 6 --out runs/mine
+    hope-eval train rope hope --mix text --out runs/text
     hope-eval train hope:multiplier=2 --size 12m --train-length 512 --tokens 500M --data books.jsonl --out runs/books
     torchrun --nproc-per-node 8 -m hope_eval train hope --size 125m --train-length 1k --tokens 2.5B --out runs/125m
 

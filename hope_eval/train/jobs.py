@@ -3,12 +3,14 @@
 One small model leaves a GPU idle most of the time: six of them side by side take little longer than one.
 """
 
+import contextlib
 import multiprocessing
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +25,40 @@ from hope_eval.train.recipe import Recipe, claim
 def prepare_all(
     recipes: Mapping[Path, Recipe], work: Path, force: bool = False, bar: ProgressBar = no_bar
 ) -> dict[Path, Recipe]:
-    """Make the rows and the folders of all recipes; gives the untrained recipes, by folder.
+    """Make the folders of all recipes, and the rows of the first; gives the untrained recipes, by folder.
+
+    `train_all` makes the rows of other seeds while the first models are trained.
 
     force: delete other trainings in these folders.
     """
     for recipe in recipes.values():
         recipe.check()
     untrained = {out: recipe for out, recipe in recipes.items() if not claim(recipe, out, force)}
-    for recipe in {(each.train_length, each.seed, each.n_steps): each for each in untrained.values()}.values():
+    for recipe in _by_rows(untrained)[:1]:
         prepare(recipe, work, bar)
     return untrained
+
+
+def _by_rows(recipes: Mapping[Path, Recipe]) -> list[Recipe]:
+    """One recipe for all that share their rows."""
+    return list({replace(each, encoding=""): each for each in recipes.values()}.values())
+
+
+def _prepare_here(recipes: Sequence[Recipe], work: Path) -> None:
+    """Make rows in this process, which leaves the processor to trainings, and ends with the command."""
+    os.nice(10)
+    parent = multiprocessing.parent_process()
+
+    @contextlib.contextmanager
+    def watched(title: str, unit: str) -> Iterator[Progress]:
+        def look(done: int, total: int) -> None:
+            if parent is not None and not parent.is_alive():
+                os._exit(1)
+
+        yield look
+
+    for recipe in recipes:
+        prepare(recipe, work, watched)
 
 
 def train_all(
@@ -58,6 +84,8 @@ def train_all(
     n_threads = max(1, (os.cpu_count() or 1) // jobs)
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(n_threads))
     errors: list[BaseException] = []
+    preparing = context.Process(target=_prepare_here, args=(_by_rows(untrained)[1:], work))
+    preparing.start()
     with context.Manager() as manager, ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
         queue: Any = manager.Queue()
         shared = (work, queue, n_threads, options)
@@ -73,6 +101,7 @@ def train_all(
             # The speed counts from the first call on, which waits until all have reported their start.
             if n_messages >= min(jobs, len(untrained)):
                 progress(sum(done.values()), sum(total.values()))
+    preparing.join()
     if errors:
         raise errors[0]
     progress(sum(total.values()), sum(total.values()))

@@ -47,7 +47,7 @@ from hope_eval.runs.provenance import origin
 from hope_eval.task import Sample, task_class
 from hope_eval.train.prepare import Prepared, prepare
 from hope_eval.train.recipe import Recipe, claim, parse_size
-from hope_eval.train.rows import SHARES, check_disk
+from hope_eval.train.rows import check_disk
 
 # Compiling pays from this many steps on.
 _COMPILED_FROM = 1000
@@ -331,8 +331,8 @@ def _finish(loop: Loop, log: _Log, out: Path, command: str) -> None:
         "n_parameters": sum(sizes.values()),
         "n_encoding_parameters": sum(n for name, n in sizes.items() if "encoding." in name),
         "corpora": {corpus.name: corpus.fingerprint for corpus in prepared.corpora},
-        "shares": SHARES,
-        "tasks": {name: task_class(name)().fingerprint for name in SHARES},
+        "mix": dict(recipe.mix),
+        "tasks": {name: task_class(name)().fingerprint for name, _ in recipe.mix},
         "nll": log.evaluations[-1]["nll"] if log.evaluations else {},
         "seconds": log.seconds,
         **origin(device, command),

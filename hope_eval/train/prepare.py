@@ -2,12 +2,13 @@
 
     WORK/tokenizer/           the tokenizer
     WORK/texts/ids.npy        the texts as one stream of ids: <s> document <s> document …
-    WORK/lines-LENGTH-SEED/   the rows (see rows.py)
+    WORK/lines-LENGTH-SEED/   the rows (see rows.py); another mix has a folder of its own
 
-Processes that need the same folder wait for the first of them to make it.
+Processes that need the same thing wait for the first of them to make it.
 """
 
 import contextlib
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,11 +18,12 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 
+from hope_eval import zoo
 from hope_eval.data.corpora import Corpus, load_corpus
 from hope_eval.runs.columns import Progress
 from hope_eval.task import Vocabulary, task_class
-from hope_eval.train.recipe import HELD_OUT, Recipe
-from hope_eval.train.rows import SHARES, Rows, make_rows
+from hope_eval.train.recipe import HELD_OUT, MIX, NEW, Recipe
+from hope_eval.train.rows import BYTES, Rows, check_disk, check_mix, make_rows
 from hope_eval.train.tokenizer import tokenizer_for
 
 _DOCUMENTS_EVALUATED = 8
@@ -55,44 +57,50 @@ class Prepared:
 def prepare(recipe: Recipe, work: Path, bar: ProgressBar = no_bar) -> Prepared:
     """Make the tokenizer and the rows of a recipe in the folder `work`, unless it has them.
 
-    Raises CorpusError, CheckpointError, TaskError or TrainingError.
+    Raises CorpusError, CheckpointError, TaskError, OptionError or TrainingError.
     """
+    mix = dict(recipe.mix)
+    work.mkdir(parents=True, exist_ok=True)
+    # Before minutes go by with reading: a new tokenizer will be much like that of the zoo.
+    beforehand = zoo.folder(zoo.names()[0]) if recipe.tokenizer == NEW else recipe.tokenizer
+    check_mix(mix, _vocabulary(tokenizer_for(str(beforehand), (), work, {})), recipe.train_length)
+    check_disk(work, recipe.n_tokens * BYTES, "the training rows")
     corpora = [load_corpus(text) for text in recipe.texts]
     identity = {"texts": [corpus.fingerprint for corpus in corpora], "tokenizer": recipe.tokenizer}
-    work.mkdir(parents=True, exist_ok=True)
     # All processes that train together call this: the first does the work, the others wait and read its files.
     with FileLock(work / "lock"):
-        return _prepared(recipe, work, corpora, identity, bar)
-
-
-def _prepared(
-    recipe: Recipe, work: Path, corpora: list[Corpus], identity: Mapping[str, Any], bar: ProgressBar
-) -> Prepared:
-    tokenizer = tokenizer_for(recipe.tokenizer, corpora, work / "tokenizer", identity)
-    vocabulary = Vocabulary(tokenizer, tokenizer.bos_token_id)
-    stream = _stream(corpora, tokenizer, work / "texts", identity, bar)
-    with bar("making rows", "rows") as progress:
+        tokenizer = tokenizer_for(recipe.tokenizer, corpora, work / "tokenizer", identity)
+        texts = _stream(corpora, tokenizer, work / "texts", identity, bar)
+    vocabulary = _vocabulary(tokenizer)
+    check_mix(mix, vocabulary, recipe.train_length)
+    identity["tasks"] = {name: task_class(name)().fingerprint for name in mix}
+    of_mix = "" if recipe.mix == tuple(MIX.items()) else hashlib.sha256(json.dumps(mix).encode()).hexdigest()[:8]
+    name = "-".join(filter(None, ("lines", str(recipe.train_length), str(recipe.seed), of_mix)))
+    with FileLock(work / f"{name}.lock"), bar("making rows", "rows") as progress:
+        n_rows = recipe.n_steps * recipe.batch_rows
         rows = make_rows(
-            work / f"lines-{recipe.train_length}-{recipe.seed}",
-            {**identity, "tasks": {name: task_class(name)().fingerprint for name in SHARES}},
-            vocabulary,
-            stream,
-            recipe.n_steps * recipe.batch_rows,
-            recipe.train_length,
-            recipe.seed,
-            progress=progress,
+            work / name, identity, vocabulary, texts, n_rows, recipe.train_length, recipe.seed, mix, progress
         )
+    return Prepared(rows, tokenizer, corpora, _evaluated(tokenizer, recipe.train_length))
+
+
+def _vocabulary(tokenizer: Any) -> Vocabulary:
+    return Vocabulary(tokenizer, tokenizer.bos_token_id)
+
+
+def _evaluated(tokenizer: Any, train_length: int) -> list[np.ndarray]:
+    """Ids of held-out documents, long enough to evaluate 4 training lengths."""
     held_out = load_corpus(HELD_OUT[0]).in_order(0)[:_DOCUMENTS_EVALUATED]
-    # Evaluation reads 4 training lengths, and a token has far fewer than 10 characters on average.
-    texts = [document.text[: 40 * recipe.train_length] for document in held_out]
+    # A token has far fewer than 10 characters on average.
+    texts = [document.text[: 40 * train_length] for document in held_out]
     encoded = tokenizer(texts, add_special_tokens=False, verbose=False)["input_ids"]
-    return Prepared(rows, tokenizer, corpora, [np.asarray(ids, np.int64) for ids in encoded])
+    return [np.asarray(ids, np.int64) for ids in encoded]
 
 
 def _stream(
     corpora: Sequence[Corpus], tokenizer: Any, folder: Path, identity: Mapping[str, Any], bar: ProgressBar
-) -> np.ndarray:
-    """Ids of all documents one after the other, the prefix token before each; kept on disk for all seeds."""
+) -> Path:
+    """File of the ids of all documents one after the other, the prefix token before each; made once for all seeds."""
     marker, wanted = folder / "identity.json", json.dumps(identity)
     if not marker.is_file() or marker.read_text() != wanted:
         folder.mkdir(exist_ok=True)
@@ -108,8 +116,7 @@ def _stream(
                 progress(done, total)
         np.save(folder / "ids.npy", np.concatenate(parts))
         marker.write_text(wanted)
-    stream: np.ndarray = np.load(folder / "ids.npy", mmap_mode="r")
-    return stream
+    return folder / "ids.npy"
 
 
 def _pieces(text: str) -> list[str]:

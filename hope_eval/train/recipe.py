@@ -7,9 +7,11 @@ order.
 """
 
 import json
+import math
 import os
 import re
 import shutil
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,6 +41,47 @@ TEXTS = "python:" + ",".join(PACKAGES)
 
 # The value of `tokenizer` for a new one, trained on the texts.
 NEW = "new"
+
+# Shares of the rows, by task; the rest is text. Copying and recall are learned slowly, the others quickly.
+MIX: Mapping[str, float] = {
+    "copy": 0.11,
+    "associative_recall": 0.11,
+    "passkey": 0.03,
+    "needle": 0.045,
+    "needle_multi_key": 0.015,
+    "needle_multi_value": 0.01,
+    "needle_multi_query": 0.01,
+    "key_value": 0.03,
+    "variable_tracking": 0.03,
+    "recency_decoy": 0.03,
+    "label_map": 0.04,
+    "rule_induction": 0.04,
+}
+
+
+def parse_mix(text: str) -> dict[str, float]:
+    """Read `copy=0.2,passkey=0.05`: shares of the rows, by task; `text`: no tasks; `default`: MIX.
+
+    Raises OptionError for what is no share, and for shares that are more than all.
+    """
+    if text in ("text", "default"):
+        return dict(MIX) if text == "default" else {}
+    mix: dict[str, float] = {}
+    for part in text.split(","):
+        name, _, share = part.rpartition("=")
+        try:
+            value = float(share)
+        except ValueError:
+            value = math.nan
+        if not name.strip() or not 0 < value <= 1 or name.strip() in mix:
+            raise OptionError(
+                f"`{part}` in `--mix {text}` is not a task and its share of the rows",
+                "--mix copy=0.2,passkey=0.05, --mix text, or --mix default",
+            )
+        mix[name.strip()] = value
+    if sum(mix.values()) > 1 + 1e-9:
+        raise OptionError(f"the shares of `--mix {text}` are {sum(mix.values()):g} together", "lower them: 1 at most")
+    return mix
 
 
 @dataclass(frozen=True)
@@ -101,6 +144,7 @@ class Recipe:
     seed:          of the initial weights and the rows.
     texts:         corpora, as for `--data` of `hope-eval ppl`.
     tokenizer:     a checkpoint folder to take it from, or `new`.
+    mix:           tasks and their shares of the rows; the rest is text.
     batch_tokens:  of one step of the optimiser, over all GPUs.
     learning_rate: the highest of the schedule; 0: by size.
     """
@@ -112,6 +156,7 @@ class Recipe:
     seed: int = 0
     texts: tuple[str, ...] = (TEXTS,)
     tokenizer: str = NEW
+    mix: tuple[tuple[str, float], ...] = tuple(MIX.items())
     batch_tokens: int = 32_768
     learning_rate: float = 0.0
 

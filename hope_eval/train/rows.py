@@ -1,13 +1,16 @@
 """Rows: the data that a model is trained on. A row is one sequence of ids, as long as the training length.
 
-    share of rows  content                                                        trained on
-    60 %           <s> and a stretch of text, from a random place                 all tokens
-    40 %           prompts of the tasks (split "train"), all questions in a row   the targets
+    a row of text    <s> and a stretch of text, from a random place                           all tokens are trained on
+    a row of a task  prompts of one task (split "train"), one after another, and then text    targets, and the text
+
+The lengths of the prompts in a row are random, and so are their parameters: a task asked at one length only is learned
+at that length only. "attend 127 tokens back" would do for a string of 127 tokens and its copy. The share of each kind
+of rows is the mix of the recipe.
 
 All rows are made before the training begins, and kept in two arrays on disk. So every encoding reads the same tokens in
 the same order, a resumed training continues with the very next row, and training waits for nothing.
 
-Row i follows from (tokenizer, texts, shares, length, seed, i) alone.
+Row i follows from (tokenizer, texts, mix, length, seed, i) alone.
 """
 
 import json
@@ -22,19 +25,18 @@ from typing import Any
 
 import numpy as np
 
-from hope_eval.errors import TrainingError
+from hope_eval.errors import ContextTooShortError, OptionError, TrainingError
 from hope_eval.runs.columns import Progress
-from hope_eval.task import Vocabulary, generator, task_class
-
-# Shares of the rows, by task; the rest is text. Copying and recall are learned slowly, the others quickly.
-SHARES = {"copy": 0.13, "associative_recall": 0.14, "passkey": 0.04, "label_map": 0.05, "rule_induction": 0.04}
-
-# The name of a task in the random key of its rows, if that is not the task's name. The bundled models were trained when
-# `copy` was called `copying`; training them again must give them the same rows.
-_KEYS = {"copy": "copying"}
+from hope_eval.task import Prompt, Task, Vocabulary, generator, task_class
 
 # Reading the same text more often than this teaches a model to recite it.
 MOST_EPOCHS = 100
+
+# Bytes on disk of a token of a row, at least: its id, and whether it is trained on.
+BYTES = 3
+
+# Prompts to draw before a row ends with text: a prompt may be too long for what is left.
+_TRIES = 4
 
 # Rows that a process makes at a time; for fewer, no process is started.
 _CHUNK = 4096
@@ -60,56 +62,81 @@ def make_rows(
     folder: Path,
     identity: Mapping[str, Any],
     vocabulary: Vocabulary,
-    stream: np.ndarray,
+    texts: Path,
     n_rows: int,
     length: int,
     seed: int,
-    shares: Mapping[str, float] = SHARES,
+    mix: Mapping[str, float],
     progress: Progress = lambda done, total: None,
 ) -> Rows:
     """Write the rows to a folder, unless it has rows of the same identity.
 
     identity: everything that decides the rows, as JSON.
-    stream:   the ids of all documents, each after the prefix token [T].
-    shares:   of the rows, by task.
+    texts:    file of the ids of all documents, each after the prefix token [T].
+    mix:      shares of the rows, by task; the rest is text.
     progress: called with the rows made so far, and their total.
 
-    Raises TrainingError if the texts are too short, or the disk is too full.
+    Raises TrainingError if the texts are too short.
     """
     marker = folder / "lines.json"
-    wanted = json.dumps({**identity, "n_lines": n_rows, "length": length, "seed": seed, "shares": dict(shares)})
+    wanted = json.dumps({**identity, "n_lines": n_rows, "length": length, "seed": seed, "mix": dict(mix)})
     if marker.is_file() and marker.read_text() == wanted:
         return Rows.read(folder)
     dtype = np.uint16 if len(vocabulary.tokenizer) <= 1 << 16 else np.uint32
     folder.mkdir(parents=True, exist_ok=True)
-    check_disk(folder, n_rows * length * (np.dtype(dtype).itemsize + 1), "the training rows")
     marker.unlink(missing_ok=True)
     ids = np.lib.format.open_memmap(folder / "ids.npy", "w+", dtype, (n_rows, length))
     scored = np.lib.format.open_memmap(folder / "scored.npy", "w+", np.bool_, (n_rows, length))
     progress(0, n_rows)
-    kinds = _kinds(n_rows, shares, seed)
+    kinds = _kinds(n_rows, mix, seed)
     of_text = np.flatnonzero(kinds == "")
     scored[of_text, 1:] = True
-    stretches = _stretches(stream, len(of_text), length - len(vocabulary.start), seed)
+    stretches = _stretches(np.load(texts, mmap_mode="r"), len(of_text), length - len(vocabulary.start), seed)
     for row, stretch in zip(of_text, stretches, strict=True):
         ids[row] = np.concatenate([vocabulary.start, stretch])
     ids.flush()
     scored.flush()
     done = len(of_text)
     progress(done, n_rows)
-    for n_made in _fill_in_processes(folder, vocabulary, kinds, length, seed):
+    for n_made in _fill_in_processes(folder, vocabulary, texts, kinds, length, seed):
         done += n_made
         progress(done, n_rows)
     marker.write_text(wanted)
     return Rows.read(folder)
 
 
+def check_mix(mix: Mapping[str, float], vocabulary: Vocabulary, length: int) -> None:
+    """Raise an error if rows of that length cannot be made of these tasks.
+
+    Raises TrainingError if no prompt of a task fits, OptionError for a task whose answers are free, TaskError for an
+    unknown one.
+    """
+    for name in mix:
+        cls = task_class(name)
+        if cls.n_new:
+            raise OptionError(
+                f"the answers of `{name}` are free, so there is nothing to train on", f"--mix … without {name}"
+            )
+        needed = length
+        for index in range(_TRIES):
+            try:
+                drawn(cls, vocabulary, length, generator("check", name, length, index))
+                break
+            except ContextTooShortError as error:
+                needed = max(needed, error.needed)
+        else:
+            raise TrainingError(
+                f"no prompt of `{name}` fits into rows of {length} tokens",
+                f"--train-length {needed}, or --mix … without {name}",
+            )
+
+
 def _fill_in_processes(
-    folder: Path, vocabulary: Vocabulary, kinds: np.ndarray, length: int, seed: int
+    folder: Path, vocabulary: Vocabulary, texts: Path, kinds: np.ndarray, length: int, seed: int
 ) -> Iterator[int]:
     """Make the rows of the tasks on all cores; yields the number made so far."""
     chunks = [range(start, min(start + _CHUNK, len(kinds))) for start in range(0, len(kinds), _CHUNK)]
-    calls = [(folder, vocabulary, kinds[rows.start : rows.stop], rows, length, seed) for rows in chunks]
+    calls = [(folder, vocabulary, texts, kinds[rows.start : rows.stop], rows, length, seed) for rows in chunks]
     n_processes = min(os.cpu_count() or 1, len(chunks) // 2)
     if n_processes < 2:
         yield from (_fill(*arguments) for arguments in calls)
@@ -120,25 +147,75 @@ def _fill_in_processes(
             yield future.result()
 
 
-def _fill(folder: Path, vocabulary: Vocabulary, kinds: np.ndarray, rows: range, length: int, seed: int) -> int:
+def _fill(
+    folder: Path, vocabulary: Vocabulary, texts: Path, kinds: np.ndarray, rows: range, length: int, seed: int
+) -> int:
     """Make the rows of the tasks among these rows; gives their number."""
     ids, scored = (np.load(folder / f"{name}.npy", mmap_mode="r+") for name in ("ids", "scored"))
+    stream = np.load(texts, mmap_mode="r")
+    classes = {str(kind): task_class(str(kind)) for kind in np.unique(kinds) if kind}
     n_made = 0
     for row, kind in zip(rows, kinds, strict=True):
         if kind:
-            rng = generator("train", _KEYS.get(str(kind), str(kind)), seed, length, row)
-            task = task_class(str(kind))().varied(rng, length)
-            ids[row], scored[row] = task.prompt(vocabulary, length, rng, joined=True).row()
+            rng = generator("train", str(kind), seed, length, row)
+            ids[row], scored[row] = task_row(classes[str(kind)], vocabulary, stream, length, rng)
             n_made += 1
     ids.flush()
     scored.flush()
     return n_made
 
 
-def _kinds(n_rows: int, shares: Mapping[str, float], seed: int) -> np.ndarray:
+def task_row(
+    cls: type[Task], vocabulary: Vocabulary, stream: np.ndarray, length: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a row of a task [L], and which of them are trained on, bool [L].
+
+    stream: ids of texts, for what no prompt fits into.
+    """
+    parts: list[tuple[np.ndarray, np.ndarray]] = []
+    left = length
+    while left:
+        try:
+            parts.append(drawn(cls, vocabulary, left, rng).row())
+        except ContextTooShortError:
+            parts.append(_rest(vocabulary, stream, left, rng))
+        left -= len(parts[-1][0])
+    ids, scored = zip(*parts, strict=True)
+    return np.concatenate(ids), np.concatenate(scored)
+
+
+def drawn(cls: type[Task], vocabulary: Vocabulary, left: int, rng: np.random.Generator) -> Prompt:
+    """A prompt of a random length, at most `left`, and with random parameters.
+
+    Raises ContextTooShortError if none is found.
+    """
+    # The larger of two draws: every length occurs, and long ones, which hold more, occur more often.
+    size = int(rng.integers(1, left + 1, size=2).max())
+    for tries_left in reversed(range(_TRIES)):
+        task = cls().varied(rng, size)
+        try:
+            return task.prompt(vocabulary, size, rng, joined=True)
+        except ContextTooShortError as error:
+            if not tries_left:
+                raise
+            size = int(rng.integers(min(error.needed, left), left + 1))
+    raise AssertionError
+
+
+def _rest(
+    vocabulary: Vocabulary, stream: np.ndarray, size: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of a stretch of text after the prefix token [size], and which of them are trained on, bool [size]."""
+    first = int(rng.integers(len(stream) - size + 1))
+    ids = np.concatenate([vocabulary.start, stream[first : first + size]])[:size]
+    return ids, np.arange(size) >= len(vocabulary.start)
+
+
+def _kinds(n_rows: int, mix: Mapping[str, float], seed: int) -> np.ndarray:
     """Task of every row, empty for text."""
-    names = np.array([*shares, ""])
-    edges = np.cumsum(list(shares.values()))
+    names = np.array([*mix, ""])
+    # Shares that add up to 1 leave no text, whatever their last digit.
+    edges = np.round(np.cumsum([*mix.values()]), 9)
     return names[np.searchsorted(edges, generator("train", "kinds", seed).random(n_rows), side="right")]
 
 

@@ -213,14 +213,19 @@ def test_help_is_fast_and_loads_nothing_heavy():
         "assert not heavy, heavy\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
-    seconds = []
-    for _ in range(5):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        subprocess.run([sys.executable, "-m", "hope_eval", "--help"], check=True, stdout=subprocess.DEVNULL)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    # Promised: 0.3 s. Seconds of the processor, which do not grow because other tests run; twice as many for slow ones.
-    assert min(seconds) < 0.6, seconds
+
+    def seconds(*arguments):
+        """Return seconds of the processor, which do not grow because other tests run; the fewest of five."""
+        taken = []
+        for _ in range(5):
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            taken.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        return min(taken)
+
+    # Promised: 0.3 s where click alone takes 0.06 s. Some machines take three times as long for both.
+    assert seconds("-m", "hope_eval", "--help") < 8 * seconds("-c", "import click")
 
 
 @pytest.mark.parametrize("command", [[], ["ppl"], ["encodings"]])

@@ -96,7 +96,14 @@ def test_tokens_forwards_and_operations_are_those_of_the_run(name, stories, tmp_
     assert operations == expected
 
 
-@pytest.mark.parametrize("why", ["a batch", "few copies", "no kept contexts", "length-dependent", "no controls"])
+@pytest.mark.parametrize(
+    "why",
+    [
+        "a batch",
+        "length-dependent",
+        *(pytest.param(w, marks=pytest.mark.slow) for w in ("few copies", "no kept contexts", "no controls")),
+    ],
+)
 def test_tokens_are_those_of_the_run_however_it_reads(why, stories, tmp_path, monkeypatch):
     changes, names, options = {}, ["ppl", "passkey"], Options(data=str(stories))
     if why == "a batch":

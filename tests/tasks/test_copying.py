@@ -79,6 +79,22 @@ def test_a_distant_string_is_copied_from_exactly_there(vocabulary):
             assert len(string) == len(set(map(int, string))) == 16
             assert len(question.query) == 1 + 3
             (at,) = occurrences(prompt.context, string)
-            assert len(prompt.context) + 1 - at == (distance or len(prompt.context))
+            assert len(prompt.context) + 1 - at == question.meta["distance"]
+            if distance:
+                assert question.meta["distance"] == distance
             # Words of the string occur nowhere else.
             assert not set(map(int, string)) & set(np.delete(prompt.context, range(at, at + 16)).tolist())
+
+
+def test_a_distant_string_stands_anywhere_and_at_the_same_depth_in_every_length(vocabulary):
+    """It once stood right after the prefix always: where to look was known without looking."""
+    depths = {
+        length: [
+            prompt.questions[0].meta["depth"]
+            for prompt in prompts(task_class("copy_distance")(), vocabulary, length, n=60)
+        ]
+        for length in (300, 2000)
+    }
+    np.testing.assert_allclose(depths[300], depths[2000], atol=0.08)
+    assert min(depths[300]) < 0.1
+    assert max(depths[300]) > 0.8

@@ -14,7 +14,7 @@ from prompting import IN_HAYSTACKS, LENGTHS, asked, length_for, lines_of, n_read
 
 from hope_eval.errors import ContextTooShortError, TaskError
 from hope_eval.task import FAMILIES, FOLDER, Vocabulary, generator, parse_task, task_class, task_names
-from hope_eval.train.rows import SHARES
+from hope_eval.train.recipe import MIX
 
 # Another value of every parameter; of those that several tasks have, one that fits them all.
 OTHERS = {
@@ -278,5 +278,5 @@ def test_the_readme_of_tasks_lists_each_with_its_command_and_its_prompt():
     assert families == ["copy"] * 7 + ["retrieve"] * 9 + ["fewshot"] * 3, "as the sentence below the table says"
     pictures = re.findall(r"^(\w+) +<s> .*⟦.+⟧$", text, re.MULTILINE)
     assert pictures == [name for name, *_ in table]
-    trained = re.search(r"five of the tasks \((.*?)\)", text, re.DOTALL)
-    assert set(re.findall(r"`(\w+)`", trained[1])) == set(SHARES)
+    trained = re.search(r"twelve of the tasks \((.*?)\)", text, re.DOTALL)
+    assert set(re.findall(r"`(\w+)`", trained[1])) == set(MIX)

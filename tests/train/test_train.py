@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from commands import hope_eval
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hope_eval.data.corpora import load_corpus
@@ -21,7 +22,7 @@ from hope_eval.task import Vocabulary
 from hope_eval.train import rows
 from hope_eval.train.loop import Loop, Processes, new_model, train
 from hope_eval.train.prepare import prepare
-from hope_eval.train.recipe import HELD_OUT, PACKAGES, Recipe, parse_size
+from hope_eval.train.recipe import HELD_OUT, MIX, PACKAGES, Recipe, parse_size
 
 TEXTS = ("python:click,rich",)
 TINY = {"size": "64x2x2", "train_length": 96, "tokens": 96 * 16 * 12, "batch_tokens": 96 * 16, "texts": TEXTS}
@@ -39,9 +40,12 @@ def work(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(work, tmp_path_factory):
-    """Tiny models with RoPE and ALiBi, trained alike."""
-    folder = tmp_path_factory.mktemp("trained")
-    return {name: train(Recipe(name, **TINY), folder / name, work=work, device="cpu") for name in ("rope", "alibi")}
+    """Tiny models with RoPE and ALiBi, trained alike; once for all processes of pytest."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+    with FileLock(folder.with_suffix(".lock")):
+        # `train` leaves alone what is trained already.
+        return {name: train(Recipe(name, **TINY), folder / name, work=work, device="cpu") for name in ("rope", "alibi")}
 
 
 def curve(folder):
@@ -177,7 +181,7 @@ def test_rows_are_text_and_prompts_in_their_shares(work):
     assert (ids[:, 0] == 0).all()
     assert not scored[:, 0].any()
     text = scored[:, 1:].all(axis=1)
-    assert text.mean() == pytest.approx(1 - sum(rows.SHARES.values()), abs=0.04)
+    assert text.mean() == pytest.approx(1 - sum(MIX.values()), abs=0.04)
     assert 0.01 < scored[~text].mean() < 0.5
     whole = text & (ids[:, 1:] != 0).all(axis=1)
     stretches = [prepared.tokenizer.decode(ids[row, 1:].tolist()) for row in np.flatnonzero(whole)[:10]]
@@ -196,11 +200,11 @@ def test_row_i_does_not_depend_on_how_many_there_are(work):
 
 def test_rows_made_by_many_processes_are_the_same(tmp_path, work, monkeypatch):
     tokenizer = prepare(Recipe("rope", **TINY), work).tokenizer
-    vocabulary = Vocabulary(tokenizer, 0)
+    vocabulary, texts = Vocabulary(tokenizer, 0), tmp_path / "texts.npy"
+    np.save(texts, np.arange(5000) % 4000)
 
     def made(folder):
-        stream = np.arange(5000) % 4000
-        return rows.make_rows(tmp_path / folder, {}, vocabulary, stream, 300, 96, 0)
+        return rows.make_rows(tmp_path / folder, {}, vocabulary, texts, 300, 96, 0, MIX)
 
     alone = made("alone")
     monkeypatch.setattr(rows, "_CHUNK", 64)
@@ -223,7 +227,9 @@ def test_rows_made_by_many_processes_are_the_same(tmp_path, work, monkeypatch):
         (["rope", "--tokens", "100B"], "take 279.4 GiB", "--out"),
         (["rope", "--device", "abacus"], "the device `abacus` cannot be used", "--device auto"),
         (["rope", "--tokenizer", "nowhere"], "no checkpoint folder at `nowhere`", "--tokenizer new"),
-        (["rope", "--train-length", "32"], "needs at least", "longer"),
+        (["rope", "--train-length", "32"], "no prompt of `needle_multi_value` fits into rows of 32", "--train-length"),
+        (["rope", "--mix", "copy=0.2,cpy=0.1"], "no task is called `cpy`", "`copy`"),
+        (["rope", "--mix", "copy"], "`copy` in `--mix copy` is not a task and its share", "--mix copy=0.2"),
     ],
 )
 def test_what_cannot_work_is_one_error_and_one_hint(arguments, message, hint, tmp_path, monkeypatch):
@@ -243,8 +249,9 @@ def test_a_text_that_is_too_small_is_an_error(tmp_path):
     texts = (str(tmp_path / "small.txt"), *TEXTS)
     prepared = prepare(Recipe("rope", **{**TINY, "texts": texts}), tmp_path / "work")
     vocabulary = Vocabulary(prepared.tokenizer, 0)
+    np.save(tmp_path / "texts.npy", np.arange(500))
     with pytest.raises(TrainingError, match="may be read 100 times at most"):
-        rows.make_rows(tmp_path, {}, vocabulary, np.arange(500), 2000, 96, 0)
+        rows.make_rows(tmp_path, {}, vocabulary, tmp_path / "texts.npy", 2000, 96, 0, MIX)
 
 
 def test_another_training_in_the_folder_is_left_alone(trained):
@@ -276,6 +283,7 @@ def test_sizes():
         Recipe("hope:multiplier=100").check()
 
 
+@pytest.mark.slow
 def test_what_is_held_out_is_not_trained_on():
     """Neither by name, nor by file: no module of the training texts is one of the held-out texts."""
     assert not {"sympy", "networkx", "python"} & set(PACKAGES)
