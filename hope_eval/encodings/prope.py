@@ -24,7 +24,6 @@ class Prope(Rope):
     style = ("#9d70fc", "long", "D")
     limits = {"fraction": (0, 1)}
     rope_types = ("proportional",)
-    bundled = True
 
     def __init__(self, geometry: Geometry, *, fraction: float = 0.75) -> None:
         super().__init__(geometry)
