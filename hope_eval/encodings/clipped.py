@@ -3,11 +3,11 @@
     pair i is turned by m * theta_i                          if it is not among the n slowest
                         m * theta_i * (1 + cos(t_i)) / 2     if it is; t_i from 0 to pi, in equal steps, slowest last
 
-By default, the n slowest pairs are those that HoPE does not rotate: theta_i < 2 pi / L_train. The authors' code takes 20
-of 64 pairs, whatever the length, for a model of base 500,000: `clipped:pairs=20`. The first of the n keeps its angle and
-the last is not rotated, so n = 0 and n = 1 are RoPE.
+By default, the n slowest pairs are those that HoPE does not rotate: theta_i < 2 pi / L_train. The authors' code takes
+20 of 64 pairs at base 500,000, whatever the length: `clipped:pairs=20`. The first of the n keeps its angle and the last
+is not rotated, so n = 0 and n = 1 are RoPE.
 
-Its authors call it CoPE. So is another encoding called (Contextual Position Encoding, 2405.18719); this is not that one.
+Its authors call it CoPE, as others called theirs (Contextual Position Encoding, 2405.18719); this is not that one.
 
 Source: Li et al., 2026, "CoPE: Clipped RoPE as A Scalable Free Lunch for Long Context LLMs", arXiv 2602.05258.
 """
@@ -33,7 +33,7 @@ class Clipped(Rope):
 
     source = "2602.05258"
     formula = "RoPE, theta_i of the slow pairs times (1 + cos(t)) / 2, t from 0 to pi over them"
-    style = ("#5a5a00", "long", "<")
+    style = ("#a49c46", "long", "<")
     limits = {"pairs": (0, 1 << 20)}
 
     def __init__(self, geometry: Geometry, *, pairs: float | None = None) -> None:

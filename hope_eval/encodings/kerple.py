@@ -26,7 +26,7 @@ class Kerple(PositionEncoding):
 
     source = "2205.09921"
     formula = "- r1 log(1 + r2 * distance), or - r1 distance^r2; r1, r2 learned per head"
-    style = ("#dfa800", "solid", ">")
+    style = ("#e0aa03", "solid", ">")
     limits = {"power": (0, 1)}
     shared = False
 

@@ -21,7 +21,7 @@ class Prope(Rope):
 
     source = "2410.06205"
     formula = "RoPE on the fraction p of highest frequencies, others unrotated"
-    style = ("#9d70fc", "long", "D")
+    style = ("#9d6efb", "long", "D")
     limits = {"fraction": (0, 1)}
     rope_types = ("proportional",)
 

@@ -321,7 +321,7 @@ def test_clipped_fades_the_pairs_that_hope_cuts():
     rope, hope, clipped = (
         encoding_class(name)(Geometry(64, 4, 256)).inverse_frequencies() for name in ("rope", "hope", "clipped")
     )
-    # HoPE rotates 13 of 32. Of the 19 others the first is as in RoPE, the one in the middle half as fast, the last still.
+    # HoPE rotates 13 of 32. Of the 19 others the first turns as in RoPE, the middle one half as fast, the last not.
     assert int((hope > 0).sum()) == 13
     assert torch.equal(clipped[:14], rope[:14])
     assert bool((clipped[14:] < rope[14:]).all())
