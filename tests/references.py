@@ -33,6 +33,26 @@ def prope_theta(i, head_dim, fraction, base=10_000.0):
     return base ** (-2 * i / head_dim) if i < math.floor(fraction * head_dim / 2) else 0.0
 
 
+def clipped_theta(i, head_dim, n_slow, base=10_000.0):
+    """theta_i; of the n slowest pairs, times (1 + cos(t)) / 2 with t from 0 at the first to pi at the last."""
+    theta, place = base ** (-2 * i / head_dim), i - (head_dim // 2 - n_slow)
+    return theta if place <= 0 else theta * (1 + math.cos(math.pi * place / (n_slow - 1))) / 2
+
+
+def below_hope(head_dim, train_length, base=10_000.0):
+    """Number of pairs that make less than one turn within the training length."""
+    return sum(base ** (-2 * i / head_dim) * train_length < 2 * math.pi for i in range(head_dim // 2))
+
+
+def clipped_logit(q, k, query_position, key_position, n_slow, base=10_000.0):
+    """RoPE with the angles of `clipped_theta`."""
+    half, distance, total = len(q) // 2, query_position - key_position, 0.0
+    for i in range(half):
+        angle = distance * clipped_theta(i, len(q), n_slow, base)
+        total += rope_logit([q[i], q[i + half]], [k[i], k[i + half]], angle, 0, 1.0)
+    return total
+
+
 def pi_theta(i, head_dim, factor, base=10_000.0):
     """theta_i / factor."""
     return base ** (-2 * i / head_dim) / factor

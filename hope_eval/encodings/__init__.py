@@ -20,7 +20,7 @@ import inspect
 import math
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -40,6 +40,9 @@ _HOOKS: dict[str, Kind] = {
     "distance_bias": "bias",
     "bias": "bias",
 }
+
+# Bases of rotary frequencies that `theta=` takes.
+_THETA_LIMITS = (2.0, 1e12)
 
 
 @dataclass(frozen=True)
@@ -83,32 +86,31 @@ class PositionEncoding(nn.Module):
     style:       (colour, dash, marker) of its lines in figures: `#rrggbb`; a word of `show.palette`; a letter of
                  matplotlib. Empty: figures choose a style by its name.
     limits:      the least and the greatest number of each parameter.
+    takes_theta: its frequencies follow from a base; `theta=` takes another base than that of the model.
     rope_type:   the rope type of transformers that computes its frequencies; empty: it is registered by its name.
     rope_types:  further rope types of transformers that are this encoding in the configs of checkpoints.
     relative:    shifting all positions by the same amount changes nothing.
     nested_safe: the prediction at a position does not depend on the number of tokens that follow.
     shared:      all layers share one set of its parameters; otherwise each layer has its own.
-    bundled:     a model trained with it is in the zoo.
     """
 
     source: ClassVar[str] = ""
     formula: ClassVar[str] = ""
     style: ClassVar[tuple[str, str, str] | tuple[()]] = ()
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    takes_theta: ClassVar[bool] = False
     rope_type: ClassVar[str] = ""
     rope_types: ClassVar[tuple[str, ...]] = ()
     relative: ClassVar[bool] = True
     nested_safe: ClassVar[bool] = True
     shared: ClassVar[bool] = True
-    bundled: ClassVar[bool] = False
 
     def __init_subclass__(cls, **rest: Any) -> None:
         """Reset class variables that a subclass must not inherit to their defaults."""
         super().__init_subclass__(**rest)
-        # HoPE derives from RoPE, and has another style and a model of its own in the zoo.
-        for key in ("style", "bundled"):
-            if key not in vars(cls):
-                setattr(cls, key, getattr(PositionEncoding, key))
+        # HoPE derives from RoPE, and has another style.
+        if "style" not in vars(cls):
+            cls.style = PositionEncoding.style
         # Other frequencies are another rope type.
         if "inverse_frequencies" in vars(cls) and "rope_type" not in vars(cls):
             cls.rope_type = ""
@@ -206,6 +208,8 @@ class PositionEncoding(nn.Module):
 class RopeExtension(PositionEncoding):
     """Way to stretch a checkpoint that was trained with RoPE, by a rope type of transformers."""
 
+    takes_theta = True
+
     def inverse_frequencies(self) -> Tensor:
         """Frequencies that transformers computes."""
         from transformers import LlamaConfig
@@ -245,15 +249,22 @@ def built(cls: type[PositionEncoding], geometry: Geometry, parameters: Mapping[s
     """Build an encoding for a model. Raises EncodingError for a parameter outside its limits."""
     for key, value in parameters.items():
         _check_limits(cls, key, value)
-    return cls(geometry, **parameters)
+    own = dict(parameters)
+    if _has_base(cls) and "theta" in own:
+        geometry = replace(geometry, rope_theta=own.pop("theta"))
+    return cls(geometry, **own)
 
 
 def _check_limits(cls: type[PositionEncoding], key: str, value: float) -> None:
-    least, greatest = cls.limits.get(key, (-math.inf, math.inf))
+    limits = {**cls.limits, "theta": _THETA_LIMITS} if _has_base(cls) else cls.limits
+    least, greatest = limits.get(key, (-math.inf, math.inf))
     if not (math.isfinite(value) and least <= value <= greatest):
+        default = parameters_of(cls)[key]
         raise EncodingError(
             f"`{key}` of `{cls.name()}` must be from {least:g} to {greatest:g}, got {value:g}",
-            f"{cls.name()}:{key}={hyper_parameters(cls)[key]:g} is the default",
+            f"leave `{key}` out: it then follows from the model"
+            if default is None
+            else f"{cls.name()}:{key}={default:g} is the default",
         )
 
 
@@ -264,7 +275,7 @@ def parse_encoding(text: str) -> EncodingSpec:
     """
     name, _, rest = text.partition(":")
     cls = encoding_class(name)
-    defaults = hyper_parameters(cls)
+    defaults = parameters_of(cls)
     parameters = []
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
@@ -326,10 +337,20 @@ def _library_with(rope_type: str) -> str:
     return "" if library == __name__.partition(".")[0] else library
 
 
-def hyper_parameters(cls: type[PositionEncoding]) -> dict[str, float]:
-    """Parameters of an encoding with their defaults."""
+def hyper_parameters(cls: type[PositionEncoding]) -> dict[str, float | None]:
+    """Parameters that an encoding is built with, and their defaults; None: it follows from the model."""
     parameters = inspect.signature(cls).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def parameters_of(cls: type[PositionEncoding]) -> dict[str, float | None]:
+    """Parameters as they are written on a command line: hyper-parameters, and the base of kin of RoPE."""
+    return {**hyper_parameters(cls), **({"theta": None} if _has_base(cls) else {})}
+
+
+def _has_base(cls: type[PositionEncoding]) -> bool:
+    """Whether `theta` is the base of its frequencies, and not a hyper-parameter of that name."""
+    return cls.takes_theta and "theta" not in hyper_parameters(cls)
 
 
 def facts_of(label: str) -> dict[str, Any]:

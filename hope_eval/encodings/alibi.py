@@ -21,8 +21,7 @@ class Alibi(PositionEncoding):
 
     source = "2108.12409"
     formula = "- m_h * distance, m_h geometric from 2^(-8/H)"
-    style = ("#60a361", "dashed", "v")
-    bundled = True
+    style = ("#61a062", "dashed", "v")
 
     def slopes(self) -> list[float]:
         return alibi_slopes(self.geometry.n_heads)

@@ -39,7 +39,6 @@ class Hope(Rope):
     formula = "RoPE on pairs with theta_i >= multiplier * 2 pi / L_train, others unrotated"
     style = ("#df5516", "solid", "s")
     limits = {"multiplier": (1e-6, 1e6), "train_length": (0, 1 << 40)}
-    bundled = True
 
     def __init__(self, geometry: Geometry, *, multiplier: float = 1.0, train_length: float = 0) -> None:
         super().__init__(geometry)

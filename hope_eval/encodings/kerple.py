@@ -26,9 +26,8 @@ class Kerple(PositionEncoding):
 
     source = "2205.09921"
     formula = "- r1 log(1 + r2 * distance), or - r1 distance^r2; r1, r2 learned per head"
-    style = ("#dfa800", "solid", ">")
+    style = ("#e0aa03", "solid", ">")
     limits = {"power": (0, 1)}
-    bundled = True
     shared = False
 
     def __init__(self, geometry: Geometry, *, power: float = 0) -> None:

@@ -17,8 +17,7 @@ class Learned(PositionEncoding):
 
     source = "1706.03762"
     formula = "add a learned vector of the position to the embeddings; ends with the training length"
-    style = ("#ec6ddd", "dotted", "*")
-    bundled = True
+    style = ("#f172de", "dotted", "*")
     relative = False
 
     def __init__(self, geometry: Geometry) -> None:

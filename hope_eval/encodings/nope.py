@@ -14,4 +14,3 @@ class Nope(PositionEncoding):
     source = "2305.19466"
     formula = "nothing"
     style = ("#707070", "dash-dot", "X")
-    bundled = True

@@ -21,10 +21,9 @@ class Prope(Rope):
 
     source = "2410.06205"
     formula = "RoPE on the fraction p of highest frequencies, others unrotated"
-    style = ("#9d70fc", "long", "D")
+    style = ("#9d6efb", "long", "D")
     limits = {"fraction": (0, 1)}
     rope_types = ("proportional",)
-    bundled = True
 
     def __init__(self, geometry: Geometry, *, fraction: float = 0.75) -> None:
         super().__init__(geometry)

@@ -16,13 +16,13 @@ from hope_eval.encodings import PositionEncoding
 
 
 class Rope(PositionEncoding):
-    """Rotary position encoding at the base of the model."""
+    """Rotary position encoding, at the base of the model or at `theta=`."""
 
     source = "2104.09864"
     formula = "rotate pair i by position * theta_i"
     style = ("#3159ba", "solid", "o")
     rope_type = "default"
-    bundled = True
+    takes_theta = True
 
     def inverse_frequencies(self) -> Tensor:
         # The same operations in the same order as transformers, so that the numbers are the same to the last bit.

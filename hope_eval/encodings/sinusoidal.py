@@ -21,7 +21,6 @@ class Sinusoidal(PositionEncoding):
     source = "1706.03762"
     formula = "add sin and cos of position * 10000^(-2i/D) to the embeddings"
     style = ("#9b542a", "dotted", "p")
-    bundled = True
     relative = False
 
     def embed(self, embeddings_BLD: Tensor, positions_BL: Tensor) -> Tensor:

@@ -27,9 +27,8 @@ class T5(PositionEncoding):
 
     source = "1910.10683"
     formula = "a learned scalar per head and bucket of distances, buckets growing with the logarithm"
-    style = ("#03bbb2", "short", "<")
+    style = ("#03beb4", "short", "<")
     limits = {"buckets": (2, 1 << 16), "max_distance": (2, 1 << 40)}
-    bundled = True
 
     def __init__(self, geometry: Geometry, *, buckets: float = 32, max_distance: float = 128) -> None:
         super().__init__(geometry)

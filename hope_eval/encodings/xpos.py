@@ -25,7 +25,6 @@ class Xpos(Rope):
     formula = "RoPE, pair i times zeta_i^(distance / 512), zeta_i = (2i/E + 0.4) / 1.4"
     style = ("#0082ad", "short", "^")
     limits = {"scale_base": (1, 1e9)}
-    bundled = True
 
     def __init__(self, geometry: Geometry, *, scale_base: float = 512.0) -> None:
         super().__init__(geometry)

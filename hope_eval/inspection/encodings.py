@@ -5,7 +5,8 @@ from typing import Any
 
 import torch
 
-from hope_eval.encodings import PositionEncoding, encoding_class, encoding_names, hyper_parameters
+from hope_eval import zoo
+from hope_eval.encodings import PositionEncoding, encoding_class, encoding_names, parameters_of
 
 
 def listed() -> list[dict[str, Any]]:
@@ -14,10 +15,12 @@ def listed() -> list[dict[str, Any]]:
         {
             "encoding": name,
             "kind": cls.kind(),
-            "parameters": ", ".join(f"{key}={value:g}" for key, value in hyper_parameters(cls).items()),
+            "parameters": ", ".join(
+                key if value is None else f"{key}={value:g}" for key, value in parameters_of(cls).items()
+            ),
             "relative": "yes" if cls.relative else "no",
             "nested-safe": "yes" if cls.nested_safe else "no",
-            "zoo": "yes" if cls.bundled else "no",
+            "zoo": "yes" if f"{zoo.PREFIX}{name}" in zoo.names() else "no",
             "source": f"arXiv {cls.source}",
             "formula": cls.formula,
         }

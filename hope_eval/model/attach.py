@@ -23,11 +23,11 @@ def attach(model: nn.Module, encoding: str | EncodingSpec, train_length: int | N
     """Replace the rotary encoding of a transformers decoder by another, in place, and return the model.
 
     model:        a transformers model whose config has `rope_parameters` (Llama, Mistral, Qwen, Gemma, OLMo, Phi…).
-    encoding:     `hope`, `hope:multiplier=2`, `nope`, or the path of a Python file that defines one.
+    encoding:     `hope`, `hope:multiplier=2,theta=50000`, `nope`, or the path of a Python file that defines one.
     train_length: tokens; by default from the config (see `configs.training_length`).
 
-    The base of the frequencies and the rotated part of each head stay as they are in the checkpoint. The config is
-    changed too, so that `save_pretrained` keeps the encoding.
+    The base of the frequencies stays as it is in the config unless the encoding says `theta=`; the rotated part of each
+    head stays in any case. The config is changed too, so that `save_pretrained` keeps the encoding.
 
     Raises EncodingError if the model has no rotary encoding, if the encoding needs more than other frequencies, or
     if the model does not end up with the frequencies of the encoding.

@@ -87,14 +87,10 @@ class Checkpoint:
 
         All models of a checkpoint share its weights: only the last one can be used.
         """
+        # An encoding takes from the checkpoint what it does not say itself, and nothing from the one before it.
+        if self._encoding != NATIVE:
+            self._restore()
         if encoding == NATIVE:
-            if self._encoding != NATIVE:
-                values = copy.deepcopy(self._own)
-                set_rope_parameters(self.module, values.pop("rope_parameters"))
-                for key, value in values.items():
-                    if hasattr(text_config(self.module), key):
-                        setattr(text_config(self.module), key, value)
-                assert self._same_frequencies()
             label = self._own_encoding
         else:
             spec = parse_encoding(encoding)
@@ -118,6 +114,15 @@ class Checkpoint:
             if self.group:
                 _check_group(model, self.group)
         return model
+
+    def _restore(self) -> None:
+        """Put the encoding of the checkpoint back."""
+        values = copy.deepcopy(self._own)
+        set_rope_parameters(self.module, values.pop("rope_parameters"))
+        for key, value in values.items():
+            if hasattr(text_config(self.module), key):
+                setattr(text_config(self.module), key, value)
+        assert self._same_frequencies()
 
     def _same_frequencies(self) -> bool:
         original, now = self._own_frequencies, effective_inverse_frequencies(self.module)

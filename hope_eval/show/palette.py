@@ -3,7 +3,7 @@
     rope    blue, solid, circle        hope   vermilion, solid, square        alibi   green, dashed, triangle
 
 All differ in three ways, so that any one may be missing: colour (distinct with each kind of colour blindness),
-lightness (in steps of about 3.5 of 100, so that a grey copy can be read), dash and marker. They have contrast with
+lightness (in steps of 3 of 100, so that a grey copy can be read), dash and marker. They have contrast with
 white and with black.
 
 Extensions of RoPE (pi, ntk, yarn…) share one dash. Parameters and `(swap)` change nothing; `styles` gives lines of one

@@ -15,7 +15,7 @@ from hope_eval.encodings import (
     RopeExtension,
     encoding_class,
     encoding_names,
-    hyper_parameters,
+    parameters_of,
     parse_encoding,
 )
 from hope_eval.errors import EncodingError
@@ -25,7 +25,7 @@ from hope_eval.model.scoring import LanguageModel
 from hope_eval.task import Sample
 
 TRAIN_LENGTH = 64
-SPECS = [*encoding_names(), "kerple:power=1"]
+SPECS = [*encoding_names(), "kerple:power=1", "hope:theta=50000"]
 # What can be trained from scratch; extensions of RoPE stretch a checkpoint that was.
 TRAINABLE = [spec for spec in SPECS if not issubclass(encoding_class(spec.split(":")[0]), RopeExtension)]
 ENDLESS = [spec for spec in SPECS if spec != "learned"]
@@ -204,8 +204,9 @@ def test_checkpointed_gradients_are_the_same(spec):
 def test_every_hyper_parameter_changes_the_scores(name):
     plain = decoder(name)
     ids = IDS.repeat(1, 5)
-    for key, value in hyper_parameters(encoding_class(name)).items():
-        other = 0.5 if key == "fraction" else 16 if key == "buckets" else 1 if key == "power" else 3 * value or 512
+    others = {"fraction": 0.5, "buckets": 16, "power": 1, "train_length": 512, "pairs": 3, "theta": 50_000}
+    for key, value in parameters_of(encoding_class(name)).items():
+        other = others[key] if key in others else 3 * value
         spec = parse_encoding(f"{name}:{key}={other}")
         if encoding_class(name).is_rope_type():
             # At a length and head_dim where every number counts.
@@ -281,23 +282,61 @@ DISTANCES = [0, 1, 15, 16, 63, 64, 127, 128, 1000, 100_000]
 
 
 def theta(name: str, parameters: dict[str, float], i: int) -> float:
+    base, factor = parameters.get("theta", 1e4), parameters.get("factor", 4.0)
+    rope, slow = base ** (-2 * i / 64), references.below_hope(64, 512, base)
     return {
-        "prope": lambda: references.prope_theta(i, 64, parameters.get("fraction", 0.75)),
-        "pi": lambda: references.pi_theta(i, 64, parameters.get("factor", 4.0)),
-        "ntk": lambda: references.ntk_theta(i, 64, parameters.get("factor", 4.0)),
-        "llama3": lambda: references.llama3_theta(i, 64, 8.0, 1.0, 4.0, 512),
-        "yarn": lambda: references.yarn_theta(i, 64, parameters.get("factor", 4.0), 32.0, 1.0, 512),
+        "rope": lambda: rope,
+        "hope": lambda: rope if i < 32 - slow else 0.0,
+        "prope": lambda: references.prope_theta(i, 64, parameters.get("fraction", 0.75), base),
+        "clipped": lambda: references.clipped_theta(i, 64, int(parameters.get("pairs", slow)), base),
+        "xpos": lambda: rope,
+        "pi": lambda: references.pi_theta(i, 64, factor, base),
+        "ntk": lambda: references.ntk_theta(i, 64, factor, base),
+        "dynamic_ntk": lambda: references.dynamic_ntk_theta(i, 64, factor, 512, 512, base),
+        "longrope": lambda: rope,
+        "llama3": lambda: references.llama3_theta(i, 64, 8.0, 1.0, 4.0, 512, base),
+        "yarn": lambda: references.yarn_theta(i, 64, factor, 32.0, 1.0, 512, base),
     }[name]()
 
 
+ROTARY = [name for name in encoding_names() if "rotary" in encoding_class(name).kinds()]
+
+
 @pytest.mark.parametrize(
-    "spec", ["prope", "prope:fraction=0.3", "pi", "pi:factor=7", "ntk", "yarn", "yarn:factor=16", "llama3"]
-)
+    "spec",
+    [
+        *ROTARY, *(f"{name}:theta={base}" for name in ROTARY for base in (2, 50_000, 5e8)),
+        "prope:fraction=0.3", "clipped:pairs=0", "clipped:pairs=1", "clipped:pairs=2", "clipped:pairs=20",
+        "clipped:pairs=32", "clipped:pairs=20,theta=500000", "pi:factor=7", "yarn:factor=16",
+    ],
+)  # fmt: skip
 def test_frequencies_are_those_of_the_paper(spec):
     parsed = parse_encoding(spec)
     found = parsed.build(Geometry(64, 4, 512)).inverse_frequencies()
     wanted = [theta(parsed.name, dict(parsed.parameters), i) for i in range(32)]
     torch.testing.assert_close(found.double(), torch.tensor(wanted, dtype=torch.float64), rtol=1e-5, atol=1e-12)
+
+
+def test_clipped_fades_the_pairs_that_hope_cuts():
+    rope, hope, clipped = (
+        encoding_class(name)(Geometry(64, 4, 256)).inverse_frequencies() for name in ("rope", "hope", "clipped")
+    )
+    # HoPE rotates 13 of 32. Of the 19 others the first turns as in RoPE, the middle one half as fast, the last not.
+    assert int((hope > 0).sum()) == 13
+    assert torch.equal(clipped[:14], rope[:14])
+    assert bool((clipped[14:] < rope[14:]).all())
+    assert float(clipped[22]) == pytest.approx(10_000 ** (-44 / 64) / 2, rel=1e-6)
+    assert float(clipped[31]) == 0.0
+    for pairs in (0, 1):
+        same = parse_encoding(f"clipped:pairs={pairs}").build(Geometry(64, 4, 256))
+        assert torch.equal(same.inverse_frequencies(), rope)
+
+
+def test_clipped_is_read_as_rope_is():
+    readings = [
+        LanguageModel("tiny", decoder(name, num_key_value_heads=1), None).reading for name in ("rope", "clipped")
+    ]
+    assert [str(reading) for reading in readings] == [str(readings[0])] * 2
 
 
 def test_dynamic_ntk_follows_the_length():
@@ -324,9 +363,10 @@ def test_yarn_sharpens_attention():
     assert decoder("yarn:factor=4").model.rotary_emb.attention_scaling == pytest.approx(0.1 * math.log(4) + 1)
 
 
+@pytest.mark.parametrize("base", [10_000, 50_000])
 @pytest.mark.parametrize("distance", [0, 1, 63, 64, 500, 2000])
-def test_xpos_is_the_paper(distance):
-    encoding = encoding_class("xpos")(Geometry(16, 1, 64))
+def test_xpos_is_the_paper(distance, base):
+    encoding = parse_encoding(f"xpos:theta={base}").build(Geometry(16, 1, 64))
     q, k = torch.randn(2, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     angles = torch.outer(torch.tensor([float(distance), 0.0]), encoding.inverse_frequencies()).double()
 
@@ -339,7 +379,7 @@ def test_xpos_is_the_paper(distance):
     k_11LE = torch.stack([turned(k, angles[1])] * (distance + 1))[None, None]
     q_11LE, k_11LE = attention_bias.scaled(encoding, q_11LE, k_11LE)
     found = float(q_11LE[0, 0, -1] @ k_11LE[0, 0, 0])
-    wanted = references.xpos_logit(q.tolist(), k.tolist(), distance, 0)
+    wanted = references.xpos_logit(q.tolist(), k.tolist(), distance, 0, base=base)
     assert found == pytest.approx(wanted, abs=1e-3)
 
 

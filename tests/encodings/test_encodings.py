@@ -1,3 +1,5 @@
+import copy
+import itertools
 import math
 import re
 import subprocess
@@ -7,10 +9,10 @@ import pytest
 import torch
 import transformers
 from conftest import VOCAB_SIZE, tiny_config, tiny_module
-from references import hope_logit, nope_logit, rope_logit
+from references import below_hope, clipped_logit, hope_logit, nope_logit, rope_logit
 
 import hope_eval
-from hope_eval import api, zoo
+from hope_eval import api
 from hope_eval.encodings import (
     EncodingSpec,
     Geometry,
@@ -33,6 +35,11 @@ REFERENCES = {
     "hope:multiplier=2": lambda q, k, m, n: hope_logit(q, k, m, n, 64, 2.0),
     "hope:train_length=512": lambda q, k, m, n: hope_logit(q, k, m, n, 512),
     "nope": lambda q, k, m, n: nope_logit(q, k, m, n),
+    "clipped": lambda q, k, m, n: clipped_logit(q, k, m, n, below_hope(16, 64)),
+    "clipped:pairs=3": lambda q, k, m, n: clipped_logit(q, k, m, n, 3),
+    "rope:theta=50000": lambda q, k, m, n: rope_logit(q, k, m, n, 50_000),
+    "hope:theta=500": lambda q, k, m, n: hope_logit(q, k, m, n, 64, base=500),
+    "clipped:theta=500": lambda q, k, m, n: clipped_logit(q, k, m, n, below_hope(16, 64, 500), 500),
 }
 
 
@@ -81,9 +88,12 @@ def test_attached_rope_leaves_the_logits_of_llama_as_they_were():
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2", "gemma3_text", "olmo2"])
 def test_attach_changes_the_logits_of_every_family(kind):
     ids = torch.arange(50)[None] % VOCAB_SIZE
-    logits = {spec: attach(tiny_module(kind), spec)(ids).logits for spec in ("rope", "hope", "nope")}
-    assert not torch.allclose(logits["rope"], logits["hope"], atol=1e-4)
-    assert not torch.allclose(logits["hope"], logits["nope"], atol=1e-4)
+    logits = {
+        spec: attach(tiny_module(kind), spec)(ids).logits
+        for spec in ("rope", "rope:theta=50", "clipped", "hope", "nope")
+    }
+    for one, other in itertools.combinations(logits.values(), 2):
+        assert not torch.allclose(one, other, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["llama", "gemma3_text"])
@@ -96,13 +106,65 @@ def test_effective_frequencies_are_those_that_were_asked_for(kind):
         assert 0 < int((frequencies > 0).sum()) < len(frequencies)
 
 
-def test_a_partly_rotated_head_stays_partly_rotated():
-    model = tiny_module("phi", num_key_value_heads=2)
+@pytest.mark.parametrize("spec", ["hope", "clipped", "clipped:pairs=3", "rope:theta=500", "yarn:theta=500"])
+def test_a_partly_rotated_head_stays_partly_rotated(spec):
+    model = tiny_module("phi", num_key_value_heads=1)
     half = model.config.rope_parameters["partial_rotary_factor"]
     assert half == 0.5
-    attach(model, "hope")
+    attach(model, spec)
     (frequencies,) = effective_inverse_frequencies(model).values()
     assert len(frequencies) == 16 * half / 2
+    assert torch.equal(frequencies, parse_encoding(spec).build(Geometry(8, 2, 64)).inverse_frequencies())
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["rope:theta=500", "hope:theta=500", "clipped", "clipped:pairs=3,theta=500", "yarn:theta=500", "pi:theta=500"],
+)
+def test_a_base_and_a_number_of_pairs_are_saved_with_a_checkpoint(spec, tmp_path):
+    model = attach(tiny_module(), spec)
+    if "theta" in spec:
+        assert model.config.rope_parameters["rope_theta"] == 500
+    model.save_pretrained(tmp_path)
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.arange(200)[None] % VOCAB_SIZE
+    assert torch.equal(back(ids).logits, model(ids).logits)
+
+
+def test_without_theta_the_base_is_that_of_the_checkpoint():
+    model = tiny_module(rope_parameters={"rope_type": "default", "rope_theta": 500.0})
+    for spec in ("rope", "hope", "clipped", "pi", "ntk"):
+        plain, given = (attach(copy.deepcopy(model), text) for text in (spec, f"{spec}:theta=500"))
+        other = attach(copy.deepcopy(model), f"{spec}:theta=10000")
+        assert torch.equal(plain.model.rotary_emb.inv_freq, given.model.rotary_emb.inv_freq)
+        assert not torch.equal(plain.model.rotary_emb.inv_freq, other.model.rotary_emb.inv_freq)
+
+
+@pytest.mark.parametrize("value", ["1", "0.5", "0", "-3", "1e13", "inf", "nan"])
+def test_a_base_outside_its_limits_is_an_error_with_a_remedy(value):
+    with pytest.raises(EncodingError, match=re.escape("`theta` of `hope` must be from 2 to 1e+12")) as caught:
+        parse_encoding(f"hope:theta={value}")
+    assert "leave `theta` out" in caught.value.hint
+
+
+@pytest.mark.parametrize("name", ["nope", "alibi", "kerple", "fire", "t5", "sinusoidal", "learned"])
+def test_what_does_not_rotate_has_no_base(name):
+    with pytest.raises(EncodingError, match=f"`{name}` has no parameter `theta`"):
+        parse_encoding(f"{name}:theta=500")
+
+
+@pytest.mark.parametrize("pairs", ["2.5", "33"])
+def test_clipped_pairs_are_pairs_of_the_model(pairs):
+    with pytest.raises(EncodingError, match="a whole number from 0 to 32, the pairs of this model") as caught:
+        parse_encoding(f"clipped:pairs={pairs}").build(Geometry(64, 1, 256))
+    assert "leave `pairs` out" in caught.value.hint
+
+
+def test_clipped_needs_a_training_length_or_a_number_of_pairs():
+    with pytest.raises(EncodingError, match="needs the training length") as caught:
+        parse_encoding("clipped").build(Geometry(64, 1, 0))
+    assert "clipped:pairs=8" in caught.value.hint
+    assert len(parse_encoding("clipped:pairs=8").build(Geometry(64, 1, 0)).inverse_frequencies()) == 32
 
 
 def test_an_architecture_that_ignores_rope_parameters_is_an_error(monkeypatch):
@@ -237,6 +299,25 @@ def test_an_encoding_of_ones_own_is_one_file(tmp_path):
     model = attach(tiny_module(), str(file))
     plain = encoding_class("rope")(Geometry(16, 2, 64)).inverse_frequencies()
     assert torch.equal(model.model.rotary_emb.inv_freq, plain / 2)
+    slower = encoding_class("rope")(Geometry(16, 2, 64, 500.0)).inverse_frequencies()
+    assert torch.equal(attach(model, f"{file}:theta=500").model.rotary_emb.inv_freq, slower / 2)
+
+
+def test_an_encoding_of_ones_own_may_have_a_theta_of_its_own(tmp_path):
+    file = tmp_path / "fixed.py"
+    file.write_text(
+        "import torch\n"
+        "from hope_eval.encodings import rope\n"
+        "class Fixed(rope.Rope):\n"
+        "    def __init__(self, geometry, *, theta=0.5):\n"
+        "        super().__init__(geometry)\n"
+        "        self.theta = theta\n"
+        "    def inverse_frequencies(self):\n"
+        "        return torch.full_like(super().inverse_frequencies(), self.theta)\n"
+    )
+    model = attach(tiny_module(), f"{file}:theta=0.25")
+    assert model.model.rotary_emb.inv_freq.tolist() == [0.25] * 8
+    assert model.config.rope_parameters["rope_theta"] == 10_000
 
 
 HALVED = (
@@ -346,14 +427,13 @@ def test_every_encoding_says_all_of_itself():
         assert cls.formula
         assert len(cls.style) == 3
         assert set(cls.limits) == set(hyper_parameters(cls)), name
-        assert cls.bundled == (f"zoo:{name}" in zoo.names()), name
         for key, default in hyper_parameters(cls).items():
-            assert cls.limits[key][0] <= default <= cls.limits[key][1]
+            assert default is None or cls.limits[key][0] <= default <= cls.limits[key][1]
 
 
 def test_kinds_are_asked_of_an_encoding():
     kinds = {name: encoding_class(name).kind() for name in encoding_names()}
-    rotary = {"rope", "hope", "prope", "pi", "ntk", "dynamic_ntk", "yarn", "longrope", "llama3"}
+    rotary = {"rope", "hope", "prope", "clipped", "pi", "ntk", "dynamic_ntk", "yarn", "longrope", "llama3"}
     assert {name for name, kind in kinds.items() if kind == "rotary"} == rotary
     assert {name for name, kind in kinds.items() if kind == "bias"} == {"alibi", "kerple", "fire", "t5"}
     assert {name for name, kind in kinds.items() if kind == "absolute"} == {"sinusoidal", "learned"}

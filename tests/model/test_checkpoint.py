@@ -53,6 +53,20 @@ def test_one_checkpoint_takes_one_encoding_after_the_other(checkpoint):
     assert np.abs(scores[1] - scores[2]).max() > 1e-3
 
 
+def test_an_encoding_takes_nothing_from_the_one_before_it(checkpoint):
+    loaded = load_checkpoint(str(checkpoint), device="cpu")
+    for encoding in ("rope:theta=500", "hope", "yarn:factor=2", "clipped", "native"):
+        frequencies = loaded.with_encoding(encoding).module.model.rotary_emb.inv_freq
+        alone = load(str(checkpoint), encoding=encoding, device="cpu").module.model.rotary_emb.inv_freq
+        assert torch.equal(frequencies, alone), encoding
+
+
+def test_the_base_of_the_frequencies_is_in_the_label_of_a_swap(checkpoint):
+    loaded = load_checkpoint(str(checkpoint), device="cpu")
+    assert loaded.with_encoding("rope:theta=50000").encoding == "rope:theta=50000(swap)"
+    assert loaded.with_encoding("rope:theta=10000").encoding == "rope:theta=10000"
+
+
 def test_a_checkpoint_trained_with_hope_is_no_swap(tmp_path):
     rope = {"rope_type": "hope", "rope_theta": 1e4, "original_max_position_embeddings": 64}
     tiny_module(rope_parameters=rope).save_pretrained(tmp_path)
