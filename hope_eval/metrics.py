@@ -232,6 +232,15 @@ _METRICS = {
             for name, (label, meaning) in _CONTROLS.items()
         ),
         Metric(
+            "lexical",
+            "lexical match",
+            "what a reader without a model scores, who takes the answer whose words before it match the end of the "
+            "question best, and guesses between equals.",
+            share=True,
+            shown="never",
+            control=True,
+        ),
+        Metric(
             "normalised",
             definition="the main metric on a scale from floor (0) to ceiling (1).",
             share=False,

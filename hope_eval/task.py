@@ -156,6 +156,9 @@ class Task(ABC):
     chat:     whether a chat model is asked in its chat template.
     controls: variants that put a score in context. `floor`: the information for the answer is missing; `ceiling`: the
               context contains nothing else. Each is a value of the field `control`, which is empty otherwise.
+    arms:     a fact of its questions (`nearer`) whose parts tables always show apart; empty: none.
+    readers:  facts of its questions that hold the score of a reader without a model. `chance` is that of guessing;
+              others (`lexical`) are printed below tables by their names.
     uses:     data that --data may give: `text` (a haystack), `examples` (labelled texts); empty: none.
     n_new:    most tokens of a free answer, which the model writes and `grade` grades; 0: answers are fixed.
     limits:   of parameters: the smallest and the largest number, or all allowed words.
@@ -170,6 +173,8 @@ class Task(ABC):
     metric: ClassVar[str] = "accuracy"
     chat: ClassVar[bool] = True
     controls: ClassVar[tuple[str, ...]] = ()
+    arms: ClassVar[str] = ""
+    readers: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[str] = ""
     n_new: ClassVar[int] = 0
     limits: ClassVar[Mapping[str, tuple[Any, ...]]] = {}

@@ -75,7 +75,8 @@ def begins_where(name, vocabulary, prompt, question):
     if name in ("associative_recall", "key_value"):
         return context, [*question.query[1:], *question.target]
     if name in ("passkey", "recency_decoy"):
-        return context, f"The pass key is {target}."
+        thing = re.search(r"(\w+ \w+) is$", query)[1]
+        return context, f"The {thing} is {target}."
     if name == "variable_tracking":
         # The chain begins with the box that gets the number.
         return context, re.compile(rf"Box \w+ gets the number {target}\.")

@@ -33,6 +33,9 @@ VERSION = 1
 # Prefix of the columns of grades.
 GRADE = "grade."
 
+# Prefix of the columns of facts of the questions.
+META = "meta."
+
 # Number of parts that depths are shown in.
 _DEPTHS = 5
 
@@ -68,8 +71,8 @@ class RunAnswers:
         check_version(store)
         columns = _columns(store)
         fact, type_ = _fact(store, by) if by else ("", None)
-        if type_:
-            # A fact of several types is read below, where damage is found again.
+        if type_ and fact not in {column.name for column in columns}:
+            # A fact of several types is read below, where damage is found again; so is one that is a column already.
             with contextlib.suppress(StoreError):
                 facts_column = Field(fact, type_, required=False, category=True)
                 frame, others = store.columns("answer", [*columns, facts_column])
@@ -134,6 +137,7 @@ def _columns(store: RunStore) -> list[Field]:
     """Fields that a table needs: scored and graded answers have different ones."""
     provenance = store.header["provenance"]
     fields = [field for field in ANSWER.fields if field.name != "question"]
+    fields += [Field(f"{META}{reader}", "float64") for reader in provenance.get("readers", ())]
     grades = next(answer_records(store), {}).get("grade")
     if grades:
         return [*fields, *graded(grades)]
@@ -149,7 +153,7 @@ def _fact(store: RunStore, by: str) -> tuple[str, str | None]:
     for record in store.holding(f"{json.dumps(by, ensure_ascii=False)}:"):
         value = record.get("meta", {}).get(by)
         if value is not None:
-            return f"meta.{by}", _TYPES.get(type(value))
+            return f"{META}{by}", _TYPES.get(type(value))
     return "", None
 
 

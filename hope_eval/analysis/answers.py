@@ -17,6 +17,7 @@ import numpy as np
 from hope_eval.analysis import stopping
 from hope_eval.analysis.answer_columns import (
     GRADE,
+    META,
     VERSION,
     ColumnAnswers,
     RunAnswers,
@@ -28,7 +29,7 @@ from hope_eval.analysis.intervals import Clusters
 from hope_eval.analysis.rows import Row, RunTable, without_seed
 from hope_eval.errors import OptionError, StoreError
 from hope_eval.lengths import short_length
-from hope_eval.metrics import ERRORS
+from hope_eval.metrics import ERRORS, metric_of
 from hope_eval.runs.columns import Record
 from hope_eval.runs.kinds import PERPLEXITY
 from hope_eval.runs.records.answer import ANSWER
@@ -137,13 +138,14 @@ def table(
 
     lengths: columns; None: all that the run has.
     n:       contexts of each column at most; None: all.
-    by:      a fact of the questions (depth, distance, rule…) that divides each column; empty: columns are not divided.
+    by:      a fact of the questions (depth, distance, rule…) that divides each column; empty: the arms of the task do,
+             if it has any.
     missing: columns that an interrupted run lacks get the status `missing`; otherwise they raise an error.
 
     Raises StoreError for a run that lacks a column, is damaged, or was written by a newer version.
     """
     provenance = stores[0].header["provenance"]
-    runs = [RunAnswers.read(store, by) for store in stores]
+    runs = [RunAnswers.read(store, by or provenance.get("arms", "")) for store in stores]
     if lengths is None:
         lengths = sorted({length for run in (runs if missing else runs[:1]) for length in run.lengths})
     if not lengths and not missing:
@@ -253,10 +255,25 @@ def _hole(runs: Sequence[RunAnswers], length: int, asked: ColumnAnswers, missing
 def _measured(
     base: Row, asked: ColumnAnswers, provenance: Mapping[str, Any], shares: Mapping[str, bool]
 ) -> Iterator[Row]:
-    """Yield one row for every metric of a column, the main one first.
+    """Yield one row for every metric of a column, the main one first, then those of readers without a model.
 
     shares: whether each grade is a share.
     """
+    main, *others = _metrics(base, asked, provenance, shares)
+    yield {**main, "chance": _chance(asked, provenance)}
+    yield from others
+
+
+def _chance(asked: ColumnAnswers, provenance: Mapping[str, Any]) -> float | None:
+    """What guessing scores in the main metric; None: not known."""
+    if "chance" in provenance.get("readers", ()):
+        return float(asked.all(f"{META}chance").mean())
+    return float((1 / asked.all("n_answers")).mean()) if provenance["metric"] == "choice_accuracy" else None
+
+
+def _metrics(
+    base: Row, asked: ColumnAnswers, provenance: Mapping[str, Any], shares: Mapping[str, bool]
+) -> Iterator[Row]:
     facts = {
         "n": len(asked.contexts),
         "n_questions": len(asked.seeds[0]),
@@ -272,11 +289,17 @@ def _measured(
     main = f"{GRADE}{provenance['metric']}"
     for name, share in sorted(shares.items(), key=lambda grade: grade[0] != main):
         yield row(name.removeprefix(GRADE), lambda a, name=name: a[name], share)  # type: ignore[misc]
-    if shares:
-        return
+    if not shares:
+        yield from _of_tokens(asked, provenance, row)
+    for name in provenance.get("readers", ()):
+        if name != "chance":
+            yield row(name, lambda a, name=name: a[f"{META}{name}"])  # type: ignore[misc]
+
+
+def _of_tokens(asked: ColumnAnswers, provenance: Mapping[str, Any], row: Callable[..., Row]) -> Iterator[Row]:
+    """Yield the metrics of answers that were scored token by token."""
     if provenance["metric"] == "choice_accuracy":
-        chance = float((1 / asked.all("n_answers")).mean())
-        yield {**row("choice_accuracy", lambda a: a["nll"] < a["best_other"]), "chance": chance}
+        yield row("choice_accuracy", lambda a: a["nll"] < a["best_other"])
     yield row("accuracy", lambda a: a["hits"] == a["n_target"])
     # The mean over tokens of an answer, then over answers of a context.
     yield row("token_accuracy", lambda a: a["hits"] / a["n_target"])
@@ -286,7 +309,7 @@ def _measured(
     if provenance["family"] == "copy":
         yield row("first_error", lambda a: a["first_error"], share=False)
         for kind in ERRORS:
-            yield row(f"error_{kind}", lambda a, kind=kind: a["error"] == kind)  # type: ignore[misc]
+            yield row(f"error_{kind}", lambda a, kind=kind: a["error"] == kind)
 
 
 def _controlled(
@@ -327,6 +350,7 @@ def _notes(runs: Sequence[RunAnswers], rows: Sequence[Row]) -> list[str]:
     main = [row for row in measured if row["metric"] == provenance["metric"] and not row["slice"]]
     return [
         _asked_note(runs[0], main),
+        *_reader_notes(provenance.get("readers", ()), measured),
         _interval_note(len(runs), main),
         *_low_ceiling(measured),
         *_broken(runs),
@@ -343,9 +367,22 @@ def _asked_note(run: RunAnswers, main: Sequence[Row]) -> str:
         return line
     n, n_questions = (sorted({row[key] for row in main}) for key in ("n", "n_questions"))
     chances = {round(row["chance"], 4) for row in main if row["chance"] is not None}
-    chance = f"; chance {chances.pop():.3g}" if len(chances) == 1 and provenance["metric"] == "choice_accuracy" else ""
+    chance = f"; chance {'to'.join(f' {end:.3g} ' for end in sorted({min(chances), max(chances)}))}" if chances else ""
     on = f"on {_between(n)} context{'s' * (n != [1])} a length"
     return f"{line}; {_between(n_questions)} question{'s' * (n_questions != [1])} {on}{chance}"
+
+
+def _reader_notes(readers: Sequence[str], measured: Sequence[Row]) -> Iterator[str]:
+    """Notes on what readers without a model score, on all questions and on each part of them."""
+    for reader in readers:
+        scores: dict[str, list[float]] = {}
+        for row in measured:
+            if row["metric"] == reader:
+                scores.setdefault(row["slice"], []).append(row["value"])
+        means = {part: f"{np.mean(values):.2f}" for part, values in scores.items()}
+        if means:
+            parts = ", ".join(f"{mean} with {part}" for part, mean in means.items() if part)
+            yield f"{metric_of(reader).label}, without a model: {means['']}" + (f" ({parts})" if parts else "")
 
 
 def _interval_note(n_seeds: int, main: Sequence[Row]) -> str:

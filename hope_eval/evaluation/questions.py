@@ -185,6 +185,8 @@ class Questions(Measurement[Contexts, Batch]):
             "one_line": task.one_line,
             "source": task.source,
             "controls": list(task.controls),
+            "arms": task.arms,
+            "readers": list(task.readers),
             "encoding": facts_of(model.encoding),
             "data": self.material.name,
             "about": f"{model.about}, {'chat template' if vocabulary.chat else f'prefix {start}'}",

@@ -12,6 +12,7 @@ from commands import hope_eval
 from fakes import Oracle, Parrot, Recency, Uniform, fake, zoo_tokenizer
 
 from hope_eval.analysis import answers
+from hope_eval.analysis.compare import compare
 from hope_eval.data.labelled import LabelledTexts
 from hope_eval.errors import LengthError, OptionError, TaskError
 from hope_eval.evaluation import loop, questions
@@ -32,7 +33,7 @@ def metrics(store: RunStore, *lengths: int) -> dict[str, float]:
     """Return the metrics of a run at one length, which may be left out if it has no other."""
     rows = answers.table([store], lengths or None).rows
     assert len({row["length"] for row in rows}) == 1
-    return {row["metric"]: row["value"] for row in rows}
+    return {row["metric"]: row["value"] for row in rows if not row["slice"]}
 
 
 def statuses(store: RunStore, lengths) -> dict[int, str]:
@@ -47,7 +48,7 @@ def lines(store: RunStore) -> list[str]:
 def test_the_oracle_is_right_about_everything(name, tmp_path):
     task = task_class(name)()
     store = run(fake(Oracle(prompts(task, (400, 800), 2))), task, (400, 800), tmp_path)
-    rows = answers.table([store]).rows
+    rows = [row for row in answers.table([store]).rows if not row["slice"]]
     assert {row["status"] for row in rows} == {"ok"}
     for metric in {"accuracy", "token_accuracy", task.metric}:
         assert [row["value"] for row in rows if row["metric"] == metric] == [1.0, 1.0], metric
@@ -70,6 +71,34 @@ def test_uniform_is_at_chance(text, n, chance, tmp_path):
     assert row["metric"] == "choice_accuracy"
     assert row["chance"] == chance
     assert row["low"] < chance < row["high"]
+
+
+class Nearest(Oracle):
+    """Takes the number that is nearer to the question, whichever is asked for."""
+
+    def answer(self, question: Question) -> list[int]:
+        right = question.meta["nearer"] == "right"
+        return list(map(int, question.target if right else question.choices[0]))
+
+
+def test_a_table_shows_the_arms_of_a_task_apart_and_a_reader_without_a_model_beside_them(tmp_path):
+    task = task_class("recency_decoy")()
+    store = run(fake(Nearest(prompts(task, (300, 600), 5))), task, (300, 600), tmp_path, 5)
+    table = answers.table([store])
+    shown = [(row["slice"], row["value"]) for row in table.rows if row["headline"] and row["metric"] == task.metric]
+    assert shown == 2 * [("", 0.5), ("nearer decoy", 0.0), ("nearer right", 1.0)]
+    compared = compare([table]).scores
+    kept = compared[(compared.metric == task.metric) & compared.headline]
+    assert kept.slice.tolist() == [part for part, _ in shown]
+    reader = [(row["slice"], row["value"]) for row in table.rows if row["metric"] == "lexical"]
+    assert reader == [(part, 0.5) for part, _ in shown]
+    noted = "lexical match, without a model: 0.50 (0.50 with nearer decoy, 0.50 with nearer right)"
+    assert noted in table.notes
+    assert {row["chance"] for row in table.rows if row["metric"] == task.metric} == {0.5}
+    # Another fact may divide the table instead, also one that a reader scores by.
+    for fact in ("depth", "lexical"):
+        parts = {row["slice"].split()[0] for row in answers.table([store], by=fact).rows if row["slice"]}
+        assert parts == {fact}
 
 
 @pytest.mark.parametrize("name", sorted({*FIXED} - {"label_map", "recency_decoy"}))

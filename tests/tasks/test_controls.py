@@ -28,7 +28,8 @@ def tells(name, vocabulary, prompt, question):
         ids = prompt.context.tolist()
         return any(ids[at : at + len(wanted)] == wanted for at in range(len(ids)))
     if name in ("passkey", "recency_decoy"):
-        return f"The pass key is {target}." in context
+        thing = re.search(r"(\w+ \w+) is$", text(vocabulary, question.query))[1]
+        return f"The {thing} is {target}." in context
     if name == "variable_tracking":
         box = re.search(r"box (\w+)", text(vocabulary, question.query))[1]
         return f"gets the number {target}." in context and f"Box {box} gets" in context
@@ -56,7 +57,7 @@ def test_the_floor_lacks_what_the_answer_depends_on_and_nothing_else(name, vocab
             assert not tells(name, vocabulary, floor, question)
         if name not in ("associative_recall", "key_value"):
             context = context_text(vocabulary, floor)
-            assert not re.search(r"The (?:old )?pass key|The word for|gets the number|what box|Instruction", context)
+            assert not re.search(r"The pass key|The word for|gets the number|what box|Instruction", context)
 
 
 @pytest.mark.parametrize("name", [name for name in task_names() if "ceiling" in task_class(name).controls])

@@ -6,10 +6,10 @@ from collections import Counter
 from itertools import pairwise
 
 import pytest
-from prompting import IN_HAYSTACKS, LENGTHS, NEEDLES, context_text, module_of, occurrences, prompts, target_text, text
+from prompting import IN_HAYSTACKS, LENGTHS, NEEDLES, context_text, module_of, prompts, target_text, text
 
 from hope_eval.data.vocabulary import PROSE
-from hope_eval.task import parse_task
+from hope_eval.task import generator, parse_task, task_class
 
 
 def test_the_value_of_a_key_follows_it_once(vocabulary):
@@ -126,33 +126,95 @@ def test_chains_that_are_followed_in_the_order_of_the_text_lead_to_the_answer(op
             assert len(others) == task.n_chains - 1
 
 
+def told_of(vocabulary, prompt, question):
+    """Return which number of a thing is asked for, and the numbers that the context tells of it, in their order."""
+    which, thing = re.fullmatch(r"\n The (first|last) (\w+ \w+) is", text(vocabulary, question.query)).groups()
+    return which, re.findall(rf"The {thing} is ([\d ]+)\.", context_text(vocabulary, prompt))
+
+
 @pytest.mark.parametrize("haystack", ["prose", "text"])
 @pytest.mark.parametrize("nearer", ["either", "right", "decoy"])
-def test_the_decoy_is_where_it_is_said_to_be(haystack, nearer, vocabulary):
+@pytest.mark.parametrize("n_things", [1, 3])
+def test_the_first_and_the_last_number_of_a_thing_are_told_in_the_same_words(haystack, nearer, n_things, vocabulary):
+    task = parse_task(f"recency_decoy:nearer={nearer},haystack={haystack},n_things={n_things}")
+    for prompt in prompts(task, vocabulary, 600, n=10):
+        assert len(prompt.questions) == n_things * (2 if nearer == "either" else 1)
+        seen = Counter(question.meta["nearer"] for question in prompt.questions)
+        assert seen == dict.fromkeys(["right", "decoy"] if nearer == "either" else [nearer], n_things)
+        for question in prompt.questions:
+            which, told = told_of(vocabulary, prompt, question)
+            assert which == {"right": "last", "decoy": "first"}[question.meta["nearer"]]
+            right, other = told if which == "first" else told[::-1]
+            assert right == target_text(vocabulary, question)
+            assert [text(vocabulary, choice).strip() for choice in question.choices] == [other]
+            assert all(one != two for one, two in zip(right.split(), other.split(), strict=True))
+
+
+# Readers who do not read which number is asked for: the place of the number that they take, of those in the context.
+BLIND = {
+    "nearest": lambda told, which: told[-1],
+    "furthest": lambda told, which: told[0],
+    "largest": lambda told, which: max(told),
+    "smallest": lambda told, which: min(told),
+    "other digits": lambda told, which: max(told, key=lambda number: len(set(number))),
+}
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("reader", BLIND)
+def test_who_does_not_read_which_number_is_asked_for_is_at_chance(reader, joined, vocabulary):
+    right, asked_for = [], Counter()
+    for number in range(150):
+        rng = generator("blind", joined, number)
+        task = task_class("recency_decoy")()
+        task = task.varied(rng, 256) if joined else task
+        prompt = task.prompt(vocabulary, 256, rng, joined)
+        for question in prompt.questions:
+            which, told = told_of(vocabulary, prompt, question)
+            right.append(BLIND[reader](told, which) == target_text(vocabulary, question))
+            asked_for[which] += 1
+    assert abs(sum(right) / len(right) - 0.5) < 0.1
+    assert abs(asked_for["first"] / asked_for.total() - 0.5) < 0.1
+
+
+def test_the_words_beside_a_number_do_not_tell_which_is_asked_for(vocabulary):
+    lexical = module_of("recency_decoy").lexical_match
+    for haystack in ("prose", "text"):
+        for prompt in prompts(f"recency_decoy:n_things=2,haystack={haystack}", vocabulary, 600):
+            assert {question.meta["lexical"] for question in prompt.questions} == {0.5}
+    # Where the outdated number is told in other words, a reader without a model gets all.
+    encode = vocabulary.encode
+    for told in (
+        " The pass key is 7 3. Snow. The old pass key was 2 5.",
+        " The old pass key was 2 5. The pass key is 7 3.",
+    ):
+        context = [token for piece in re.findall(r" \S+?(?=[ .]|$)|\.", told) for token in encode(piece)]
+        answers = [[*encode(" 7"), *encode(" 3")], [*encode(" 2"), *encode(" 5")]]
+        assert lexical(context, encode(" The pass key is"), answers) == 1.0
+        assert lexical(context, encode(" The old pass key was"), answers) == 0.0
+        assert lexical(context, encode(" Which is it?"), answers) == 0.5
+        assert lexical(context, encode(" The pass key is"), [encode(" 8"), answers[1]]) == 0.0
+
+
+def test_a_row_to_train_on_asks_for_each_thing_once(vocabulary):
+    """The answer to a second question about a thing would be the number that the first answer left."""
     seen = Counter()
-    for prompt in prompts(f"recency_decoy:nearer={nearer},haystack={haystack}", vocabulary, 600, n=40):
-        (question,) = prompt.questions
-        context, glue = context_text(vocabulary, prompt), " " * (haystack == "prose")
-        (right,) = re.findall(r"The pass key is ([\d ]+)\.", context)
-        (old,) = re.findall(r"The old pass key was ([\d ]+)\.", context)
-        told = [vocabulary.encode(glue + words) for words in ("The pass key is", "The old pass key was")]
-        (now,), (then,) = (occurrences(prompt.context, words) for words in told)
-        assert right == target_text(vocabulary, question)
-        assert [text(vocabulary, choice).strip() for choice in question.choices] == [old]
-        assert all(one != two for one, two in zip(right.split(), old.split(), strict=True))
-        assert question.meta["nearer"] == ("decoy" if then > now else "right")
-        # The nearer of the two stands in the last quarter, the other one in the first half.
-        assert min(now, then) < 0.58 * len(prompt.context)
-        assert max(now, then) > 0.68 * len(prompt.context)
-        seen[question.meta["nearer"]] += 1
-    assert set(seen) == ({"right", "decoy"} if nearer == "either" else {nearer})
-    if nearer == "either":
-        assert min(seen.values()) >= 8
+    for number in range(60):
+        rng = generator("rows", number)
+        task = task_class("recency_decoy")().varied(rng, 256)
+        prompt = task.prompt(vocabulary, 256, rng, joined=True)
+        things = [re.search(r"(?:first|last) (\w+ \w+)", text(vocabulary, q.query))[1] for q in prompt.questions]
+        assert len(set(things)) == len(things) == task.n_things
+        seen.update([("things", task.n_things), ("digits", task.digits)])
+        seen.update(("depth", int(question.meta["depth"] * 4)) for question in prompt.questions)
+    assert set(seen) == {("things", n) for n in (1, 2, 3, 4)} | {("digits", n) for n in range(2, 7)} | {
+        ("depth", n) for n in range(4)
+    }
 
 
 # Needles of all tasks that hide some.
 PLANTED = (
-    r"The word for the [a-z]+ [a-z]+ is \w+\.|The (?:old )?pass key (?:is|was) [\d ]+\d\.|"
+    r"The word for the [a-z]+ [a-z]+ is \w+\.|The \w+ (?:key|code|number) is [\d ]+\d\.|"
     r"Box \w+ gets (?:the number [\d ]+\d|what box \w+ holds)\."
 )
 

@@ -21,7 +21,7 @@ OTHERS = {
     "n_symbols": 128, "n": 4, "n_answer": 5, "n_questions": 3, "n_string": 12, "n_given": 5, "distance": 130,
     "n_pairs": 9, "digits": 4, "depth": 0.25, "n_needles": 5, "n_values": 2, "n_asked": 2, "haystack": "text",
     "n_classes": 3, "n_words": 1, "text_length": 5, "n_shots": 11, "placement": "packed", "n_instructions": 2,
-    "nearer": "right", "n_chains": 3, "n_hops": 1,
+    "nearer": "right", "n_things": 2, "n_chains": 3, "n_hops": 1,
 }  # fmt: skip
 RULE = {"rule_induction": "reverse", "instruction_at_distance": "no_comma"}
 
@@ -171,7 +171,8 @@ key_value:n_questions=0 variable_tracking:n_chains=0 variable_tracking:n_chains=
 variable_tracking:n_hops=40 variable_tracking:haystack=tale passkey:digits=0 passkey:depth=2
 needle:n_needles=0 needle:n_needles=3000 needle:n_values=0 needle:depth=1.5 needle:haystack=tale
 needle_multi_key:n_needles=3000 needle_multi_query:n_needles=3 recency_decoy:nearer=left
-recency_decoy:haystack=tale label_map:n_classes=200 label_map:n_questions=0 label_map:text_length=0
+recency_decoy:haystack=tale recency_decoy:n_things=9 label_map:n_classes=200 label_map:n_questions=0
+label_map:text_length=0
 label_map:placement=somewhere rule_induction:rule=guess rule_induction:n_questions=0
 rule_induction:placement=somewhere instruction_at_distance:distance=20 instruction_at_distance:n_instructions=0
 instruction_at_distance:n_instructions=5 instruction_at_distance:rule=guess instruction_at_distance:haystack=tale
