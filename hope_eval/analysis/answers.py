@@ -367,7 +367,8 @@ def _asked_note(run: RunAnswers, main: Sequence[Row]) -> str:
         return line
     n, n_questions = (sorted({row[key] for row in main}) for key in ("n", "n_questions"))
     chances = {round(row["chance"], 4) for row in main if row["chance"] is not None}
-    chance = f"; chance {'to'.join(f' {end:.3g} ' for end in sorted({min(chances), max(chances)}))}" if chances else ""
+    ends = [f"{end:.3g}" for end in sorted(chances)]
+    chance = f"; chance {' to '.join(dict.fromkeys([ends[0], ends[-1]]))}" if ends else ""
     on = f"on {_between(n)} context{'s' * (n != [1])} a length"
     return f"{line}; {_between(n_questions)} question{'s' * (n_questions != [1])} {on}{chance}"
 

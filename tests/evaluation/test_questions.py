@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,6 +100,17 @@ def test_a_table_shows_the_arms_of_a_task_apart_and_a_reader_without_a_model_bes
     for fact in ("depth", "lexical"):
         parts = {row["slice"].split()[0] for row in answers.table([store], by=fact).rows if row["slice"]}
         assert parts == {fact}
+
+
+def test_what_a_guess_scores_is_said_where_it_differs_from_question_to_question(tmp_path):
+    task = task_class("rule_induction")()
+    told = prompts(task, (200, 300), 4)
+    table = answers.table([run(fake(Oracle(told)), task, (200, 300), tmp_path, 4)])
+    asked = [question.meta["chance"] for prompt in told for question in prompt.questions]
+    expected = [pytest.approx(np.mean(half), abs=1e-3) for half in (asked[: len(asked) // 2], asked[len(asked) // 2 :])]
+    assert [row["chance"] for row in table.rows if row["metric"] == "accuracy"] == expected
+    assert [row["chance"] for row in table.rows if row["metric"] == "token_accuracy"] == [None, None]
+    assert re.search(r"16 questions on 4 contexts a length; chance 0\.\d+( to 0\.\d+)?$", table.notes[0])
 
 
 @pytest.mark.parametrize("name", sorted({*FIXED} - {"label_map", "recency_decoy"}))

@@ -30,7 +30,7 @@ def test_a_line_to_train_on_is_as_long_as_asked_for_and_only_targets_are_scored(
         ("associative_recall", "9f789d87f5389323"),
         ("passkey", "6371e3a01f086799"),
         ("label_map", "41438dd81a923332"),
-        ("rule_induction", "f9576c64142b8b86"),
+        ("rule_induction", "157328748f8187ec"),
     ],
 )
 def test_training_lines_are_those_that_the_zoo_was_trained_on(kind, digest, vocabulary):
