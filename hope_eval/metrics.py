@@ -228,8 +228,26 @@ _METRICS = {
             for kind, meaning in ERRORS.items()
         ),
         *(
-            Metric(name, label, f"the main metric {meaning}", shown="never", control=True)
+            # Where tables show the floor, it is no score of a line's own.
+            Metric(
+                name,
+                label,
+                f"the main metric {meaning}",
+                shown="never",
+                compared=False if name == "floor" else None,
+                control=True,
+            )
             for name, (label, meaning) in _CONTROLS.items()
+        ),
+        Metric(
+            "above_floor",
+            "above the floor",
+            "the main metric minus that of the same contexts without what the answer depends on (floor); 0: answers do "
+            "not depend on it.",
+            share=False,
+            compared=True,
+            from_zero=True,
+            stands_for=("strict", "loose"),
         ),
         Metric(
             "lexical",

@@ -156,6 +156,8 @@ class Task(ABC):
     chat:     whether a chat model is asked in its chat template.
     controls: variants that put a score in context. `floor`: the information for the answer is missing; `ceiling`: the
               context contains nothing else. Each is a value of the field `control`, which is empty otherwise.
+    above:    `floor`, if this control is always asked, on every context; its score is subtracted from the main metric
+              context by context, and the difference, `above_floor`, is the headline. Empty: no.
     arms:     a fact of its questions (`nearer`) whose parts tables always show apart; empty: none.
     readers:  facts of its questions that hold the score of a reader without a model. `chance` is that of guessing;
               others (`lexical`) are printed below tables by their names.
@@ -173,6 +175,7 @@ class Task(ABC):
     metric: ClassVar[str] = "accuracy"
     chat: ClassVar[bool] = True
     controls: ClassVar[tuple[str, ...]] = ()
+    above: ClassVar[str] = ""
     arms: ClassVar[str] = ""
     readers: ClassVar[tuple[str, ...]] = ()
     uses: ClassVar[str] = ""

@@ -5,10 +5,9 @@
 
 The operations are Python functions, so the right answers are computed.
 
-Many answers can be guessed by their shape: three letters between brackets are the text itself. `chance` is the score of a
-reader who sees the shape of each example's answer (how many letters, upper-case or not, brackets) and no letter of it: the
-share of right answers among those that the rules of these shapes give to the question. It is computed for each question,
-and is 0.5 on average.
+Many answers can be guessed by their shape: three letters between brackets are the text itself. `chance` is the score
+of a reader who sees the shape of each answer (how many letters, upper-case or not, brackets) and no letter of it, and
+takes one of the rules that give these shapes. It is computed for each question, and is 0.5 on average.
 """
 
 from collections.abc import Callable, Iterator, Sequence

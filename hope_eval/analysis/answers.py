@@ -59,6 +59,9 @@ _LEAST_SCALE = 0.05
 # Tokens before and after the first error that are searched for its kind.
 _REACH = 8
 
+# The metric of a task whose scores are above those of a control.
+ABOVE = "above_floor"
+
 # Number of answers that are read to learn which facts questions have.
 _FIRST = 1_000
 
@@ -153,6 +156,7 @@ def table(
     rows = [row for length in lengths for row in _rows_at(length, runs, n, missing)]
     shown = {provenance["metric"], "permuted", "loose"}
     shown |= {"token_accuracy"} if provenance["family"] == "copy" else set()
+    shown |= {ABOVE, provenance["above"]} if provenance.get("above") else set()
     rows = [{**row, "headline": row["metric"] in shown} for row in rows]
     return RunTable(
         rows,
@@ -201,7 +205,8 @@ def _rows_at(length: int, runs: Sequence[RunAnswers], n: int | None, missing: bo
     hole = _hole(runs, length, asked, missing)
     if hole:
         nan = math.nan
-        metrics = [provenance["metric"], *(["token_accuracy"] if provenance["family"] == "copy" else [])]
+        metrics = [ABOVE] if provenance.get("above") else []
+        metrics += [provenance["metric"], *(["token_accuracy"] if provenance["family"] == "copy" else [])]
         return [
             {**base, "metric": name, "value": nan, "low": nan, "high": nan, "status": hole, "share": None}
             for name in metrics
@@ -209,6 +214,8 @@ def _rows_at(length: int, runs: Sequence[RunAnswers], n: int | None, missing: bo
     shares = _shares(runs)
     measured = list(_measured(base, asked, provenance, shares))
     rows = measured + _controlled(base, runs, length, measured[0], provenance, shares)
+    # The headline of a task that has it comes first.
+    rows.sort(key=lambda row: row["metric"] != ABOVE)
     for label, part in _slices(runs, asked):
         rows += _measured({**base, "slice": label}, part, provenance, shares)
     return rows
@@ -326,6 +333,7 @@ def _controlled(
         asked = ColumnAnswers.of([run.column(length, None, control) for run in runs])
         if asked:
             rows.append({**next(_measured(base, asked, provenance, shares)), "metric": control})
+    rows += [_above(main, row) for row in rows if row["metric"] == provenance.get("above")]
     ends = {row["metric"]: row["value"] for row in rows}
     scale = ends.get("ceiling", math.nan) - ends.get("floor", math.nan)
     if scale > _LEAST_SCALE:
@@ -333,6 +341,16 @@ def _controlled(
         facts = {key: main[key] for key in main if key != "clusters"}
         rows.append({**facts, **scaled, "metric": "normalised", "share": False})
     return rows
+
+
+def _above(main: Row, floor: Row) -> Row:
+    """Row of the main metric minus that of a control, context by context."""
+    names = [name for name in main["clusters"].names if name in set(floor["clusters"].names)]
+    pair = [row["clusters"].on(names) for row in (main, floor)]
+    with_it, without = (clusters.numerators / clusters.denominators for clusters in pair)
+    clusters = Clusters(with_it - without, np.ones_like(with_it), tuple(names))
+    facts = {**asdict(clusters.interval()), "n": len(names), "clusters": clusters}
+    return {**main, **facts, "metric": ABOVE, "share": False, "chance": None}
 
 
 def _slices(runs: Sequence[RunAnswers], asked: ColumnAnswers) -> Iterator[tuple[str, ColumnAnswers]]:
@@ -367,7 +385,8 @@ def _asked_note(run: RunAnswers, main: Sequence[Row]) -> str:
         return line
     n, n_questions = (sorted({row[key] for row in main}) for key in ("n", "n_questions"))
     chances = {round(row["chance"], 4) for row in main if row["chance"] is not None}
-    chance = f"; chance {'to'.join(f' {end:.3g} ' for end in sorted({min(chances), max(chances)}))}" if chances else ""
+    ends = [f"{end:.3g}" for end in sorted(chances)]
+    chance = f"; chance {' to '.join(dict.fromkeys([ends[0], ends[-1]]))}" if ends else ""
     on = f"on {_between(n)} context{'s' * (n != [1])} a length"
     return f"{line}; {_between(n_questions)} question{'s' * (n_questions != [1])} {on}{chance}"
 

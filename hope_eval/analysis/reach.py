@@ -176,9 +176,11 @@ def _curve(rows: "DataFrame", metric: str, shared: set[int]) -> _Curve | None:
         ends.append(sorted((sign * row.low, sign * row.high)) if row.status == "ok" else (-np.inf, -np.inf))
     draws = np.stack(np.broadcast_arrays(*columns), axis=1)
     controls = {name: rows[rows.metric == name].value.dropna() for name in ("floor", "ceiling")}
+    # What is above the floor has its floor at 0.
+    shift = float(controls["floor"].iloc[0]) if metric == "above_floor" and len(controls["floor"]) else 0.0
     chances = rows_of_metric.chance.dropna().astype(float)
     # The measured floor varies, chance does not: take the higher one.
-    floor = max([*(float(value) for value in controls["floor"].head(1)), *chances.head(1), 0.0])
+    floor = max([*(float(value) - shift for value in controls["floor"].head(1)), *chances.head(1), 0.0])
     return _Curve(
         [int(row.length) for row in curve_rows],
         np.array([sign * row.value if row.status == "ok" else -np.inf for row in curve_rows]),
@@ -187,7 +189,7 @@ def _curve(rows: "DataFrame", metric: str, shared: set[int]) -> _Curve | None:
         draws,
         float(rows_of_metric.train_length.iloc[0] or math.nan),
         floor if sign > 0 else -np.inf,
-        max([float(value) for value in controls["ceiling"].head(1)], default=-np.inf),
+        max([float(value) - shift for value in controls["ceiling"].head(1)], default=-np.inf),
         np.array([int(row.length) in shared for row in curve_rows]),
     )
 

@@ -138,15 +138,15 @@ class Questions(Measurement[Contexts, Batch]):
     def series(self) -> Sequence[Contexts]:
         """Contexts of each length that is long enough, and of its controls; those of the ceiling come first."""
         task, lengths = self.task, [length for length in self.readable if length >= self.needed]
-        n, n_controls = self.n_contexts, _n_controls(self.n_contexts)
-        controls = task.controls if self.controls else ()
+        n = self.n_contexts
+        controls = [control for control in task.controls if self.controls or control == task.above]
         series = []
         if "ceiling" in controls and lengths:
-            series.append(Contexts(n_controls, _controlled(task, "ceiling"), "ceiling", lengths[-1]))
+            series.append(Contexts(_n_controls(n), _controlled(task, "ceiling"), "ceiling", lengths[-1]))
         for length in lengths:
             series.append(Contexts(n, task, "", length))
             series += [
-                Contexts(n_controls, _controlled(task, control), control, length)
+                Contexts(n if control == task.above else _n_controls(n), _controlled(task, control), control, length)
                 for control in controls
                 if control != "ceiling"
             ]
@@ -185,6 +185,7 @@ class Questions(Measurement[Contexts, Batch]):
             "one_line": task.one_line,
             "source": task.source,
             "controls": list(task.controls),
+            "above": task.above,
             "arms": task.arms,
             "readers": list(task.readers),
             "encoding": facts_of(model.encoding),
@@ -239,9 +240,10 @@ class Questions(Measurement[Contexts, Batch]):
         return [batch for batch in list(unread)[1:] if batch in shorter]
 
     def n_most(self, series: Contexts, n_measured: Mapping[Contexts, int]) -> int:
-        """Contexts of a control: a share of those that were asked at its length."""
+        """Contexts of a control: a share of those that were asked at its length, or all of them."""
         asked = [n for other, n in n_measured.items() if (other.length, other.control) == (series.length, "")]
-        return min(series.n, *map(_n_controls, asked)) if asked else series.n
+        wanted = asked if series.control == series.task.above else list(map(_n_controls, asked))
+        return min([series.n, *wanted])
 
     def place(self, series: Contexts) -> dict[str, Any]:
         """Length and control."""

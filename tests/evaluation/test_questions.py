@@ -2,7 +2,9 @@
 
 import copy
 import json
-from dataclasses import dataclass
+import re
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from hope_eval.data.labelled import LabelledTexts
 from hope_eval.errors import LengthError, OptionError, TaskError
 from hope_eval.evaluation import loop, questions
 from hope_eval.evaluation.material import Material, vocabulary_for
+from hope_eval.metrics import distinct
 from hope_eval.model.checkpoint import load
 from hope_eval.model.reading import OutOfMemory
 from hope_eval.model.scoring import LanguageModel
@@ -101,6 +104,17 @@ def test_a_table_shows_the_arms_of_a_task_apart_and_a_reader_without_a_model_bes
         assert parts == {fact}
 
 
+def test_what_a_guess_scores_is_said_where_it_differs_from_question_to_question(tmp_path):
+    task = task_class("rule_induction")()
+    told = prompts(task, (200, 300), 4)
+    table = answers.table([run(fake(Oracle(told)), task, (200, 300), tmp_path, 4)])
+    asked = [question.meta["chance"] for prompt in told for question in prompt.questions]
+    expected = [pytest.approx(np.mean(half), abs=1e-3) for half in (asked[: len(asked) // 2], asked[len(asked) // 2 :])]
+    assert [row["chance"] for row in table.rows if row["metric"] == "accuracy"] == expected
+    assert [row["chance"] for row in table.rows if row["metric"] == "token_accuracy"] == [None, None]
+    assert re.search(r"16 questions on 4 contexts a length; chance 0\.\d+( to 0\.\d+)?$", table.notes[0])
+
+
 @pytest.mark.parametrize("name", sorted({*FIXED} - {"label_map", "recency_decoy"}))
 def test_uniform_guesses_nothing_of_what_is_to_be_said(name, tmp_path):
     found = metrics(run(fake(Uniform()), task_class(name)(), (500,), tmp_path, 1))
@@ -167,18 +181,57 @@ def test_permuted_labels_are_asked_too(tmp_path):
     assert found["permuted"] == found["last"] == 0, "it was told nothing of them, and ties are wrong"
 
 
-@pytest.mark.parametrize("said", [" a calm grey sea", " A calm, grey sea", ""])
+def saying(task: Task, said: str, length: int, n: int) -> list[Prompt]:
+    """Return prompts of a task whose answer is a text; `{topic}` in it is the topic that is asked for."""
+    return [
+        Prompt(
+            prompt.context,
+            tuple(
+                Question(q.query, [*zoo_tokenizer().encode(said.format(**q.meta), add_special_tokens=False), 0])
+                for q in prompt.questions
+            ),
+        )
+        for prompt in prompts(task, (length,), n)
+    ]
+
+
+@pytest.mark.parametrize(
+    "said", [" {topic} was all that we ever saw", " {topic} was all that We ever saw", " {topic}", " a grey sea", ""]
+)
 def test_a_free_answer_is_written_and_graded(said, tmp_path, monkeypatch):
     task = parse_task("instruction_at_distance:rule=lower")
-    monkeypatch.setattr(type(task), "n_new", 12)
-    told = []
-    for prompt in prompts(task, (300,), 2):
-        ids = zoo_tokenizer().encode(said, add_special_tokens=False)
-        told.append(Prompt(prompt.context, tuple(Question(q.query, [*ids, 0]) for q in prompt.questions)))
-    store = run(fake(Oracle(told)), task, (300,), tmp_path)
-    assert {record["text"] for record in store.records} == {said.strip()}
-    assert metrics(store) == {key: float(said == " a calm grey sea") for key in ("strict", "loose", "followed")}
+    monkeypatch.setattr(type(task), "n_new", 30)
+    store = run(fake(Oracle(saying(task, said, 300, 2))), task, (300,), tmp_path)
+    asked = [record for record in store.records if not record["control"]]
+    assert [record["text"] for record in asked] == [said.format(**record["meta"]).strip() for record in asked]
+    right = float("that we" in said)
+    assert metrics(store) == {"strict": right, "loose": right, "followed": right, "floor": 0, "above_floor": right}
     assert {record["fill"] for record in store.records} == {1.0}
+
+
+# On every topic, and following what is followed by not doing something.
+CONSTANT = " storm city house school journey bread dog snow spring night market tower"
+
+
+def test_a_constant_answer_is_nothing_above_the_floor_which_is_always_asked(tmp_path, monkeypatch):
+    task = task_class("instruction_at_distance")()
+    monkeypatch.setattr(type(task), "n_new", 40)
+    both = [saying(of, CONSTANT, 200, 20) for of in (task, replace(task, control="floor"))]
+    store = run(fake(Oracle(both[0] + both[1])), task, (200,), tmp_path, 20, controls=False)
+    assert Counter(record["control"] for record in store.records) == {"": 20, "floor": 20}
+    table = answers.table([store])
+    values = {row["metric"]: row for row in table.rows}
+    assert 0.1 < values["strict"]["value"] == values["floor"]["value"] < 0.6
+    assert (values["above_floor"]["value"], values["above_floor"]["n"]) == (0, 20)
+    shown = [row["metric"] for row in table.rows if row["headline"]]
+    assert shown == ["above_floor", "strict", "loose", "floor"], "the headline comes first"
+    # Who answers as told, and only then.
+    store = run(fake(Oracle(both[0]), "told"), task, (200,), tmp_path, 20, controls=False)
+    values = {row["metric"]: row["value"] for row in answers.table([store]).rows}
+    assert values["above_floor"] == values["strict"] > values["floor"] == 0
+    compared = compare([table, answers.table([store])])
+    assert set(compared.differences.metric) == {"above_floor", "strict", "loose"}, "the floor is no score of its own"
+    assert distinct(compared.differences.metric) == ["above_floor"], "it stands for the others"
 
 
 class Stop(Exception):  # noqa: N818

@@ -9,7 +9,7 @@ from prompting import asked, context_text, controlled, module_of, prompts, targe
 
 from hope_eval.data.vocabulary import PROSE
 from hope_eval.errors import TaskError
-from hope_eval.task import Vocabulary, task_class
+from hope_eval.task import Vocabulary, generator, task_class
 
 
 def shots_of(context):
@@ -164,3 +164,43 @@ def test_rules_do_what_they_are_called():
         "sort": "a b c d", "upper-case": "D A C B", "drop vowels": "d c b", "in brackets": "( d a c b )",
     }  # fmt: skip
     assert rules["drop vowels"](["a", "e"]) == ["none"]
+
+
+def test_the_chance_of_a_rule_is_that_of_a_guess_among_rules_whose_answers_have_its_shape():
+    chances = module_of("rule_induction").chances
+
+    def chance(rule, *shown, asked):
+        (found,) = chances(rule, [list(letters) for letters in shown], [list(asked)])
+        return found
+
+    # copy, reverse, rotate, swap ends and sort give letters as many as there are; so does dropping vowels, without any.
+    assert chance("reverse", "bdc", asked="fhgk") == 1 / 6
+    assert chance("reverse", "bda", asked="fhgk") == 1 / 5
+    assert chance("reverse", "bda", asked="fhg") == 2 / 5, "swapping ends gives the same"
+    assert chance("first", "bdc", asked="fhg") == 1 / 3, "or the last, or the second"
+    assert chance("drop last", "bdc", asked="fhg") == 1 / 2
+    assert chance("drop first", "abd", asked="afg") == 2 / 3, "dropping vowels gives the same"
+    for alone in ("upper-case", "in brackets", "repeat"):
+        assert chance(alone, "bdc", asked="fhg") == 1, "no other rule has that shape"
+
+
+def test_chance_is_a_half_on_average_and_told_of_every_question(vocabulary):
+    told = [q.meta["chance"] for prompt in prompts("rule_induction", vocabulary, 300, n=150) for q in prompt.questions]
+    assert np.mean(told) == pytest.approx(0.5, abs=0.08)
+    sort = prompts("rule_induction:rule=sort", vocabulary, 300, n=30)
+    assert np.mean([question.meta["chance"] for prompt in sort for question in prompt.questions]) < 0.35
+
+
+def test_rows_of_64_tokens_are_long_enough_for_rules_in_every_variation(vocabulary):
+    task = task_class("rule_induction")()
+    for length, n in ((64, 200), (256, 100)):
+        seen = Counter()
+        for number in range(n):
+            rng = generator("rows", length, number)
+            varied = task.varied(rng, length)
+            prompt = varied.prompt(vocabulary, length, rng, joined=True)
+            assert len(prompt.row()[0]) == length
+            n_shots = len(shots_of(context_text(vocabulary, prompt)))
+            assert n_shots == prompt.questions[0].meta["shots"] >= 2
+            seen.update([varied.placement, f"{n_shots} shots", f"{len(prompt.questions)} questions"])
+        assert {"fill", "packed", "spread", "2 shots", "3 shots", "1 questions", "2 questions"} <= set(seen)

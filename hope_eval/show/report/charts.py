@@ -128,7 +128,7 @@ def curves(
         # Markers in the legend are not dashed.
         .resolve_legend(strokeDash="independent")
     )
-    layers = alt.layer(*_rules(rows, y, bool(baseline)), by_line)
+    layers = alt.layer(*_rules(rows, bool(baseline)), by_line)
     return _spec(layers.properties(width="container", height=300), drawn, description)
 
 
@@ -211,7 +211,7 @@ def _log_axis(rows: Sequence[Row]) -> Spec:
     return {"values": [step * 10.0**power for power in powers for step in steps], "format": ",~g" if high < 6 else "~e"}
 
 
-def _rules(rows: Sequence[Row], metric: str, differences: bool) -> list[Any]:
+def _rules(rows: Sequence[Row], differences: bool) -> list[Any]:
     """Rules to compare values with: the training length, chance, no difference."""
     alt = _altair()
     at, multiples = _positions(rows), in_multiples(rows)
@@ -229,7 +229,9 @@ def _rules(rows: Sequence[Row], metric: str, differences: bool) -> list[Any]:
         layers.append(label.encode(text="name:N", y=alt.value(0)))
     if differences:
         layers.append(_level(0.0).mark_rule(color=_INK, opacity=0.7))
-    for chance in sorted({row["chance"] for row in rows if row.get("chance") and metric == "choice_accuracy"}):
+    # One that follows from the examples differs a little from length to length.
+    chances = {round(row["chance"], 2) for row in rows if row.get("chance") and not math.isnan(row["chance"])}
+    for chance in sorted(chances):
         layers.append(_level(chance).mark_rule(color=_INK, opacity=0.6, strokeDash=[1, 3]))
         label = _level(chance).mark_text(align="right", baseline="bottom", dx=-4, dy=-2, color=_MUTED, fontSize=11)
         layers.append(label.encode(text=alt.value("chance"), x=alt.value("width")))
