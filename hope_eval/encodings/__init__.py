@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from hope_eval.errors import EncodingError, did_you_mean
+from hope_eval.lengths import number_text
 from hope_eval.plugins import module_from_file, module_name, only_class
 
 # What an encoding acts on: queries and keys, embeddings, or the logits of attention.
@@ -230,7 +231,7 @@ class EncodingSpec:
     def __str__(self) -> str:
         if not self.parameters:
             return self.name
-        return f"{self.name}:" + ",".join(f"{key}={value:g}" for key, value in self.parameters)
+        return f"{self.name}:" + ",".join(f"{key}={number_text(value)}" for key, value in self.parameters)
 
     def build(self, geometry: Geometry) -> PositionEncoding:
         """Build the encoding for a model. Raises EncodingError for a parameter outside its limits."""
@@ -252,8 +253,9 @@ def _check_limits(cls: type[PositionEncoding], key: str, value: float) -> None:
     least, greatest = cls.limits.get(key, (-math.inf, math.inf))
     if not (math.isfinite(value) and least <= value <= greatest):
         raise EncodingError(
-            f"`{key}` of `{cls.name()}` must be from {least:g} to {greatest:g}, got {value:g}",
-            f"{cls.name()}:{key}={hyper_parameters(cls)[key]:g} is the default",
+            f"`{key}` of `{cls.name()}` must be from {number_text(least)} to {number_text(greatest)}, "
+            f"got {number_text(value)}",
+            f"{cls.name()}:{key}={number_text(hyper_parameters(cls)[key])} is the default",
         )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from hope_eval.encodings import PositionEncoding, encoding_class, encoding_names, hyper_parameters
+from hope_eval.lengths import number_text
 
 
 def listed() -> list[dict[str, Any]]:
@@ -14,7 +15,7 @@ def listed() -> list[dict[str, Any]]:
         {
             "encoding": name,
             "kind": cls.kind(),
-            "parameters": ", ".join(f"{key}={value:g}" for key, value in hyper_parameters(cls).items()),
+            "parameters": ", ".join(f"{key}={number_text(value)}" for key, value in hyper_parameters(cls).items()),
             "relative": "yes" if cls.relative else "no",
             "nested-safe": "yes" if cls.nested_safe else "no",
             "zoo": "yes" if cls.bundled else "no",
