@@ -127,7 +127,8 @@ def other_table(
     if protocol_class(name).name == identity["protocol"]:
         given = {**identity["parameters"], **given}
     prefixed = identity["prefix_token"] is not None
-    return table(stores, protocol_named(name, **{**given, "prefixed": prefixed}), lengths, n_documents)
+    protocol = protocol_named(name, **{**given, "prefixed": prefixed}).fitted(identity["train_length"])
+    return table(stores, protocol, lengths, n_documents)
 
 
 @dataclass(frozen=True)
