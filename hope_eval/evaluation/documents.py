@@ -66,10 +66,11 @@ def choose(
             n_short += 1
             continue
         text, is_whole = document.text, True
-        if not whole and sizes is not None:
-            n_kept, is_whole = int(sizes.sum()), False
-            text = text[:n_kept].encode()[:n_kept].decode(errors="ignore")
         n_bytes = len(text.encode())
+        if not whole and sizes is not None:
+            # The last token may end within a character.
+            n_bytes, is_whole = int(sizes.sum()), False
+            text = text[:n_bytes].encode()[:n_bytes].decode(errors="ignore")
         chosen.append(TokenizedDocument(document.id, len(chosen), ids, sizes, n_bytes, n_words(text), is_whole))
         if len(chosen) == n_documents:
             break
