@@ -7,7 +7,7 @@ import torch
 import transformers
 from conftest import VOCAB_SIZE, Uniform, byte_tokenizer, story, tiny_model, tiny_module
 from fakes import zoo_tokenizer
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from hope_eval.errors import LengthError, OptionError
@@ -268,6 +268,19 @@ def test_pieces_of_a_character_have_their_own_bytes(kind):
         assert text.startswith(whole)
         assert len(whole) == len(text[:n_bytes].decode(errors="ignore").encode())
         assert (len(whole) == n_bytes) == ("\ufffd" not in tokenizer.decode(ids[:n]))
+
+
+def test_a_piece_of_two_bytes_has_two_of_three():
+    # Three characters that differ in their first byte only: the other two become one token.
+    alike = [bytes([first, 0xB8, 0x96]).decode() for first in (0xE4, 0xE5, 0xE6)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=257, initial_alphabet=letters, show_progress=False)
+    tokenizer.train_from_iterator([" ".join(alike * 9)], trainer)
+    ((ids, sizes),) = encode(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ["".join(alike)])
+    assert len(ids) == 6
+    assert sizes.tolist() == [1, 2, 1, 2, 1, 2]
 
 
 def test_a_token_of_a_byte_has_one_byte():
