@@ -5,6 +5,7 @@ Lengths may also be multiples of the training length, `1x,2x,4x`: `resolved` giv
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from itertools import pairwise
 
 from hope_eval.errors import LengthError
@@ -19,7 +20,14 @@ class Times:
     factor: float
 
     def __str__(self) -> str:
-        return f"{self.factor:g}x"
+        return f"{Decimal(repr(float(self.factor))).normalize():f}x"
+
+    @classmethod
+    def heading(cls, length: int, train_length: int) -> str:
+        """A length as a multiple, with three digits, or as many as tell it from the next length: `1x`, `1.001x`."""
+        exact = length / train_length
+        digits = next(n for n in range(3, 18) if round(float(f"{exact:.{n}g}") * train_length) == length)
+        return f"{exact:.{digits}g}x"
 
 
 Lengths = tuple[int, ...] | tuple[Times, ...]
@@ -99,6 +107,14 @@ def parse_count(text: str) -> int:
     if not match or not float(match[1]):
         raise LengthError(f"`{text}` is not a valid number of tokens", "write 500k, 100M or 1.5B")
     return round(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2]])
+
+
+def number_text(value: float) -> str:
+    """A number as `:g` writes it if that is exact, else with all its digits: 2, 0.1, 1048576."""
+    text = f"{value:g}"
+    if float(text) == value or value != value:
+        return text
+    return str(int(value)) if float(value).is_integer() else repr(float(value))
 
 
 def short_length(length: int) -> str:

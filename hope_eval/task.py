@@ -29,6 +29,7 @@ import numpy as np
 from hope_eval.data.labelled import LabelledTexts
 from hope_eval.data.vocabulary import PROSE, Haystack, Ids, Vocabulary, lay_out
 from hope_eval.errors import ContextTooShortError, TaskError, did_you_mean
+from hope_eval.lengths import number_text
 from hope_eval.plugins import classes_in, module_from_file
 
 __all__ = [
@@ -192,7 +193,7 @@ class Task(ABC):
             elif not limit[0] <= value <= limit[1]:
                 raise TaskError(
                     f"`{key}` of `{self.name}` cannot be {value}",
-                    f"from {limit[0]:g} to {limit[1]:g}: {self.name}:{key}=…",
+                    f"from {number_text(limit[0])} to {number_text(limit[1])}: {self.name}:{key}=…",
                 )
 
     @abstractmethod

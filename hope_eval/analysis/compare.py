@@ -22,7 +22,7 @@ from hope_eval.analysis.differences import best, compared_rows, differences, win
 from hope_eval.analysis.reach import effective_lengths
 from hope_eval.analysis.rows import INTERNAL, PILLARS, Row, RunTable, by_seed, joint_notes, subject
 from hope_eval.errors import ComparisonError, OptionError, StoreError, did_you_mean
-from hope_eval.lengths import short_length
+from hope_eval.lengths import Times, short_length
 from hope_eval.metrics import metric_of
 from hope_eval.protocols import protocol_of_run
 from hope_eval.runs.kinds import PERPLEXITY, PPL, kind_of
@@ -239,7 +239,8 @@ def _rows(table: RunTable, columns: str) -> Iterable[Row]:
     for row in table.rows:
         heading = row["label"] or short_length(row["length"])
         if columns == "multiples":
-            heading = f"{row['extrapolation']:.3g}x" if row["extrapolation"] else "?"
+            trained = identity["train_length"]
+            heading = Times.heading(row["length"], trained) if trained else "?"
         yield {
             "slice": "",
             "headline": metric_of(row["metric"]).shown == "always",

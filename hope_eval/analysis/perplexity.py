@@ -127,7 +127,8 @@ def other_table(
     if protocol_class(name).name == identity["protocol"]:
         given = {**identity["parameters"], **given}
     prefixed = identity["prefix_token"] is not None
-    return table(stores, protocol_named(name, **{**given, "prefixed": prefixed}), lengths, n_documents)
+    protocol = protocol_named(name, **{**given, "prefixed": prefixed}).fitted(identity["train_length"])
+    return table(stores, protocol, lengths, n_documents)
 
 
 @dataclass(frozen=True)
@@ -284,14 +285,14 @@ def _scores(
     """The nll and bytes of each window of a document, and whether all its tokens were read; or a status."""
     record = tokens.documents[document]
     n_tokens, is_whole = record["n_tokens"], record.get("whole", True)
-    windows = windows_of(n_tokens)
+    windows, name = windows_of(n_tokens), record.get("name", document)
     if not is_whole and windows_of(n_tokens + 1) != windows:
-        raise _not_held(tokens, cell, f"`{document}` to its end; {n_tokens:,} of its tokens were read")
+        raise _not_held(tokens, cell, f"`{name}` to its end; {n_tokens:,} of its tokens were read")
     unread = next((window for window in windows if not tokens.covers(document, window)), None)
     if unread is not None:
         if any(unread.n_read >= failure["n_read"] for failure in tokens.out_of_memory):
             return "oom"
-        raise _not_held(tokens, cell, f"tokens {unread.start + 1} to {unread.stop} of `{document}`")
+        raise _not_held(tokens, cell, f"tokens {unread.start + 1} to {unread.stop} of `{name}`")
     nlls = [tokens.nll(document, window).astype(np.float64) for window in windows]
     if not all(np.isfinite(nll).all() for nll in nlls):
         return "nan"

@@ -6,8 +6,8 @@
     half      where the score has fallen half way from ceiling to floor: isotonic fit, between lengths by log2; the
               interval holds both of these lengths
     area      mean score over log2(length / training length), over the lengths that all lines share
-    useful    the last context at which the same tokens are distinguishably likelier than with every shorter one
-    breaking  the first context at which the same tokens are distinguishably less likely than with a shorter one
+    useful    the last length at which the same tokens are distinguishably likelier than at every shorter one
+    breaking  the first length at which the same tokens are distinguishably less likely than at a shorter one
 
 Intervals are over draws of the contexts, which are the same ones at all lengths. A length that passes counts only if
 all shorter ones pass, except for `ppl`: its buckets are different tokens, some of them harder. If the greatest length
@@ -15,7 +15,10 @@ passes too, the effective length is at least that (`censored` is `>=`); if the s
 score at the shortest length is not distinguishable from chance, there is no value.
 
 `useful` and `breaking` compare with every shorter context rather than with the shortest one alone: against the
-shortest, a context that no longer helps would still count as useful, and a harmful one as harmless.
+shortest, a context that no longer helps would still count as useful, and a harmful one as harmless. Both are facts of
+the models that were measured: documents are drawn, training seeds are not. Their interval holds what resampled
+documents give, and every length at which a gain (before that, a harm) of 0.05 nats is not excluded. Without a gain:
+`no gain` if a gain of 0.05 nats is excluded at all lengths, else `cannot tell`.
 
 Source: RULER (2404.06654) for the largest length that passes with all shorter ones; the 85 % are its usual
 threshold of 85.6 made relative.
@@ -27,16 +30,17 @@ from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from scipy.special import ndtr, ndtri
 
 from hope_eval.analysis.differences import compared_rows, each
 from hope_eval.analysis.intervals import ALPHA, Clusters, difference, holm
-from hope_eval.lengths import parse_length, short_length
+from hope_eval.lengths import short_length
 from hope_eval.metrics import distinct, metric_of
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-# Nats by which a bucket may be worse than the best bucket of the training window.
+# Nats by which a bucket may be worse than the best bucket of the training window, and below which no gain matters.
 _SLACK = 0.05
 _SHARE = 0.85
 
@@ -54,8 +58,11 @@ DEFINITIONS = {
     "ci": "as `relative`, for the lower limits of the scores; high: for the upper limits",
     "half": "where the score has fallen half way from ceiling to floor (isotonic fit)",
     AREA: "mean score over log2(length / training length), in the metric's unit, over the lengths that all lines share",
-    "useful": "last context at which the same tokens are distinguishably likelier than with every shorter one",
-    "breaking": "first context at which the same tokens are distinguishably less likely than with a shorter one",
+    "useful": "most tokens read at which the same block is distinguishably likelier than after every shorter context; "
+    "no gain: one of 0.05 nats is excluded; cannot tell: it is not, more documents are needed",
+    "breaking": "fewest tokens read at which the same block is distinguishably less likely than after a shorter "
+    "context; "
+    "cannot tell: none is seen, but 0.05 nats are not excluded",
 }
 
 
@@ -323,28 +330,121 @@ def _area(curve: _Curve, sign: float) -> dict[str, Any]:
     return {"value": float(mean(values)), "low": float(low), "high": float(high), "censored": ""}
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """Change of the nll of the same tokens at each length, from the best shorter one; a gain is below 0.
+
+    lengths:  tokens read, ascending [L]; the changes are those of all but the first [L - 1].
+    verdicts: 1 a distinguishable gain, -1 a distinguishable harm, 0 neither, [L - 1].
+    drawn:    verdicts of resampled documents [D, L - 1].
+    low, high: limits of the changes that hold together [L - 1].
+    """
+
+    lengths: list[int]
+    verdicts: np.ndarray
+    drawn: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+
+    @classmethod
+    def of(cls, cells: list[Any]) -> "_Steps":
+        """The steps of the rows of a model, by ascending length."""
+        scores = [_within_model(row.clusters) for row in cells]
+        best = [int(np.argmin([row.value for row in cells[:at]])) for at in range(1, len(cells))]
+        changes = [difference(scores[at], scores[before]) for at, before in enumerate(best, 1)]
+        values, low, high, p = (np.array([getattr(x, key) for x in changes]) for key in ("value", "low", "high", "p"))
+        errors = np.maximum((high - low) / 2 / float(ndtri(1 - ALPHA / 2)), np.finfo(float).tiny)
+        draws = np.stack([scores[at].draws - scores[before].draws for at, before in enumerate(best, 1)], axis=-1)
+        # With so many comparisons, an interval has to be that much wider.
+        wider = float(ndtri(1 - ALPHA / 2 / len(changes)) / ndtri(1 - ALPHA / 2))
+        return cls(
+            [int(row.length) for row in cells],
+            _verdicts(values, np.array(holm(list(p)))),
+            _verdicts(draws, _holm_rows(2 * ndtr(-np.abs(draws / errors)))),
+            values - wider * (values - low),
+            values + wider * (high - values),
+        )
+
+    @property
+    def harm(self) -> int:
+        """Number of the first length with a harm; the number of lengths: none has one."""
+        return int(_first_harm(self.verdicts))
+
+    def useful(self) -> dict[str, Any]:
+        """The last length with a gain before any harm, and its interval."""
+        value, draws = int(_last_gain(self.verdicts)), _last_gain(self.drawn)
+        may_gain = [at for at in range(1, self.harm) if -self.low[at - 1] >= _SLACK]
+        if not value:
+            return _nothing("cannot tell" if may_gain else "no gain")
+        low, high = np.quantile(draws, [ALPHA / 2, 1 - ALPHA / 2], method="inverted_cdf").astype(int)
+        return {
+            "value": float(self.lengths[value]),
+            "low": float(self.lengths[min(low, value)]),
+            "high": float(self.lengths[max([high, value, *may_gain])]),
+            "censored": ">=" if value == len(self.verdicts) else "",
+        }
+
+    def breaking(self) -> dict[str, Any]:
+        """The first length with a harm, and its interval; above the greatest length if any harm is below the slack."""
+        n = len(self.lengths)
+        may_harm = [at for at in range(1, self.harm) if self.high[at - 1] >= _SLACK]
+        if self.harm == n:
+            whole = {**_nothing(">"), "value": float(self.lengths[-1])}
+            return _nothing("cannot tell") if may_harm else whole
+        low, high = np.quantile(_first_harm(self.drawn), [ALPHA / 2, 1 - ALPHA / 2], method="inverted_cdf").astype(int)
+        return {
+            "value": float(self.lengths[self.harm]),
+            "low": float(self.lengths[min([low, self.harm, *may_harm])]),
+            "high": float(self.lengths[min(max(high, self.harm), n - 1)]),
+            "censored": "",
+        }
+
+
+def _within_model(clusters: Clusters) -> Clusters:
+    """Means over the training seeds: the seeds are these, and no others are inferred to."""
+    numerators, denominators = (x.mean(0, keepdims=True) for x in (clusters.numerators, clusters.denominators))
+    return Clusters(numerators, denominators, clusters.names, clusters.proportion)
+
+
+def _nothing(reason: str) -> dict[str, Any]:
+    return {"value": math.nan, "low": math.nan, "high": math.nan, "censored": reason}
+
+
+def _verdicts(changes: np.ndarray, p: np.ndarray) -> np.ndarray:
+    verdicts: np.ndarray = np.where(p < ALPHA, -np.sign(changes), 0)
+    return verdicts
+
+
+def _holm_rows(p: np.ndarray) -> np.ndarray:
+    """P values corrected as by `holm`, each row by itself, [D, N] -> [D, N]."""
+    order, n = np.argsort(p, axis=-1), p.shape[-1]
+    steps = np.maximum.accumulate(np.take_along_axis(p, order, -1) * np.arange(n, 0, -1), axis=-1)
+    corrected = np.empty_like(p)
+    np.put_along_axis(corrected, order, np.minimum(1.0, steps), -1)
+    return corrected
+
+
+def _first_harm(verdicts: np.ndarray) -> np.ndarray:
+    """Number of the first length with a harm, [..., L - 1] -> [...]; L: none has one."""
+    harms = verdicts < 0
+    first: np.ndarray = np.where(harms.any(-1), harms.argmax(-1), harms.shape[-1]) + 1
+    return first
+
+
+def _last_gain(verdicts: np.ndarray) -> np.ndarray:
+    """Number of the last length with a gain before any harm, [..., L - 1] -> [...]; 0: none has one."""
+    places = np.arange(1, verdicts.shape[-1] + 1)
+    last: np.ndarray = np.where((verdicts > 0) & (places < _first_harm(verdicts)[..., None]), places, 0).max(-1)
+    return last
+
+
 def _useful_and_breaking(rows: "DataFrame", metric: str) -> list[tuple[str, dict[str, Any]]]:
     cells = [row for row in each(rows[rows.metric == metric].sort_values("length")) if row.status == "ok"]
-    contexts = [parse_length(row.label.removeprefix("c=")) for row in cells]
-    gaps, least = [], 0
-    for number in range(1, len(cells)):
-        gaps.append(difference(cells[number].clusters, cells[least].clusters))
-        if cells[number].value < cells[least].value:
-            least = number
-    verdicts = [
-        0 if not p < ALPHA else (1 if gap.value < 0 else -1)
-        for gap, p in zip(gaps, holm([gap.p for gap in gaps]), strict=True)
-    ]
-    harm = next((number for number, verdict in enumerate(verdicts) if verdict < 0), len(verdicts))
-    helped = [number for number in range(harm) if verdicts[number] > 0]
-    nan = math.nan
-    useful = float(contexts[helped[-1] + 1]) if helped else nan
-    unseen = "no gain seen" if not helped else ">=" if helped[-1] == len(verdicts) - 1 else ""
-    breaking = {"value": float(contexts[min(harm + 1, len(contexts) - 1)]), "low": nan, "high": nan}
-    return [
-        ("useful", {"value": useful, "low": nan, "high": nan, "censored": unseen}),
-        ("breaking", {**breaking, "censored": "" if harm < len(verdicts) else ">"}),
-    ]
+    if len(cells) < 2 or len(cells[0].clusters.names) < 2:
+        few = _nothing("one document")
+        return [("useful", few), ("breaking", few)]
+    steps = _Steps.of(cells)
+    return [("useful", steps.useful()), ("breaking", steps.breaking())]
 
 
 def _parity(

@@ -156,7 +156,8 @@ models = gathered(
         "--train-length",
         callback=read_length,
         metavar="LENGTH",
-        help="Length the model was trained at.  [default: from its config]",
+        help="Length the model was trained at; needed if the config was stretched without training.  "
+        "[default: from its config]",
     ),
     click.option(
         "--loader",

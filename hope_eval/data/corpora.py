@@ -19,8 +19,10 @@ import lzma
 import sys
 import sysconfig
 import zlib
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +41,7 @@ _SKIPPED = {"__pycache__", "test", "tests", "idle_test", "site-packages", "dist-
 
 @dataclass(frozen=True)
 class Document:
-    """One text. `id` is unique within its corpus and the same on every machine."""
+    """One text. `id` says where it stands: a file of a folder, a line of a file, a package."""
 
     id: str
     text: str
@@ -47,15 +49,31 @@ class Document:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts, with a name and a fingerprint of their ids and contents."""
+    """Texts, with a name.
+
+    fingerprint: of the texts, whatever the names and the order of the files that they are in.
+    """
 
     name: str
     documents: tuple[Document, ...]
     fingerprint: str
 
+    @cached_property
+    def keys(self) -> tuple[str, ...]:
+        """Key of each document: a hash of its text, 16 hexadecimal digits; equal texts are numbered, `…-2`."""
+        return _keys(self.documents)
+
+    def keyed(self, seed: int) -> list[tuple[str, Document]]:
+        """Documents with their keys, in a random order that follows from (seed, text) alone.
+
+        A new document does not move the others, and another name of a file changes nothing.
+        """
+        pairs = zip(self.keys, self.documents, strict=True)
+        return sorted(pairs, key=lambda pair: _digest(f"{seed}/{pair[0]}"))
+
     def in_order(self, seed: int) -> list[Document]:
-        """Documents in a random order that follows from (seed, id) alone: a new document does not move the others."""
-        return sorted(self.documents, key=lambda document: _digest(f"{seed}/{document.id}"))
+        """Documents in the order of `keyed`."""
+        return [document for _, document in self.keyed(seed)]
 
 
 def load_corpus(name: str, field: str = "text") -> Corpus:
@@ -85,12 +103,18 @@ def load_corpus(name: str, field: str = "text") -> Corpus:
     return Corpus(label, tuple(documents), _fingerprint(documents))
 
 
-def _fingerprint(documents: list[Document]) -> str:
-    digest = hashlib.sha256()
+def _keys(documents: Sequence[Document]) -> tuple[str, ...]:
+    seen: Counter[str] = Counter()
+    keys = []
     for document in documents:
-        digest.update(_digest(document.id))
-        digest.update(_digest(document.text))
-    return digest.hexdigest()[:16]
+        key = _digest(document.text).hex()[:16]
+        seen[key] += 1
+        keys.append(key if seen[key] == 1 else f"{key}-{seen[key]}")
+    return tuple(keys)
+
+
+def _fingerprint(documents: Sequence[Document]) -> str:
+    return _digest(" ".join(sorted(_keys(documents)))).hex()[:16]
 
 
 def _digest(text: str) -> bytes:

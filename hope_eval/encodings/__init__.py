@@ -28,6 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from hope_eval.errors import EncodingError, did_you_mean
+from hope_eval.lengths import number_text
 from hope_eval.plugins import module_from_file, module_name, only_class
 
 # What an encoding acts on: queries and keys, embeddings, or the logits of attention.
@@ -234,7 +235,7 @@ class EncodingSpec:
     def __str__(self) -> str:
         if not self.parameters:
             return self.name
-        return f"{self.name}:" + ",".join(f"{key}={value:g}" for key, value in self.parameters)
+        return f"{self.name}:" + ",".join(f"{key}={number_text(value)}" for key, value in self.parameters)
 
     def build(self, geometry: Geometry) -> PositionEncoding:
         """Build the encoding for a model. Raises EncodingError for a parameter outside its limits."""
@@ -261,10 +262,11 @@ def _check_limits(cls: type[PositionEncoding], key: str, value: float) -> None:
     if not (math.isfinite(value) and least <= value <= greatest):
         default = parameters_of(cls)[key]
         raise EncodingError(
-            f"`{key}` of `{cls.name()}` must be from {least:g} to {greatest:g}, got {value:g}",
+            f"`{key}` of `{cls.name()}` must be from {number_text(least)} to {number_text(greatest)}, "
+            f"got {number_text(value)}",
             f"leave `{key}` out: it then follows from the model"
             if default is None
-            else f"{cls.name()}:{key}={default:g} is the default",
+            else f"{cls.name()}:{key}={number_text(default)} is the default",
         )
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from hope_eval.encodings import Geometry
 from hope_eval.encodings.rope import Rope
 from hope_eval.errors import EncodingError
+from hope_eval.lengths import number_text
 
 
 class Hope(Rope):
@@ -49,8 +50,8 @@ class Hope(Rope):
         # theta_0 = 1 is the fastest pair of all.
         if self.threshold > 1.0:
             raise EncodingError(
-                f"a training length of {self.train_length:g} leaves `hope` no pair to rotate: even the fastest makes "
-                f"less than {multiplier:g} turns",
+                f"a training length of {number_text(self.train_length)} leaves `hope` no pair to rotate: even the "
+                f"fastest makes less than {number_text(multiplier)} turns",
                 f"train_length must be at least {math.ceil(2 * math.pi * multiplier)}",
             )
 

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,23 +54,26 @@ def choose(
     Shorter documents are counted and left out; nothing is padded or glued. Raises CorpusError if fewer than `minimum`
     remain, and names the longest of the others.
     """
-    key = (model.tokenizer_fingerprint, corpus.fingerprint, needed, n_documents, minimum, seed, whole)
-    if key[0] and key in _chosen:
-        return _chosen[key]
+    choice = (model.tokenizer_fingerprint, corpus.fingerprint, needed, n_documents, minimum, seed, whole)
+    if choice[0] and choice in _chosen:
+        return _chosen[choice]
     minimum = max(1, minimum)
     chosen: list[TokenizedDocument] = []
     longest, n_short = 0, 0
-    for document, ids, sizes in _tokenized(model, corpus.in_order(seed), None if whole else needed):
+    keys, documents = zip(*corpus.keyed(seed), strict=True)
+    for key, (document, ids, sizes) in zip(keys, _tokenized(model, documents, None if whole else needed), strict=False):
         if len(ids) < needed:
             longest = max(longest, len(ids))
             n_short += 1
             continue
         text, is_whole = document.text, True
-        if not whole and sizes is not None:
-            n_kept, is_whole = int(sizes.sum()), False
-            text = text[:n_kept].encode()[:n_kept].decode(errors="ignore")
         n_bytes = len(text.encode())
-        chosen.append(TokenizedDocument(document.id, len(chosen), ids, sizes, n_bytes, n_words(text), is_whole))
+        if not whole and sizes is not None:
+            # The last token may end within a character.
+            n_bytes, is_whole = int(sizes.sum()), False
+            text = text[:n_bytes].encode()[:n_bytes].decode(errors="ignore")
+        place = len(chosen)
+        chosen.append(TokenizedDocument(key, place, ids, sizes, n_bytes, n_words(text), is_whole, document.id))
         if len(chosen) == n_documents:
             break
     if len(chosen) < minimum:
@@ -81,12 +84,12 @@ def choose(
             "lower --lengths or --min-documents, or give longer documents with --data",
         )
     _chosen.clear()
-    _chosen[key] = Chosen(chosen, n_short)
-    return _chosen[key]
+    _chosen[choice] = Chosen(chosen, n_short)
+    return _chosen[choice]
 
 
 def _tokenized(
-    model: LanguageModel, documents: list[Document], n: int | None
+    model: LanguageModel, documents: Sequence[Document], n: int | None
 ) -> Iterator[tuple[Document, np.ndarray, np.ndarray | None]]:
     """Documents with their ids and the bytes of each token, of the first n tokens at most; None: of all."""
     for start in range(0, len(documents), _TOKENIZED_AT_ONCE):

@@ -78,7 +78,7 @@ class Perplexity(Measurement[Series, Batch]):
         Raises CorpusError, LengthError or OptionError.
         """
         token = model.prefix_token(prefix)
-        protocol = replace(protocol, prefixed=token is not None)
+        protocol = replace(protocol, prefixed=token is not None).fitted(model.train_length)
         # Cells beyond a learned position table stay empty, unless there is no other cell.
         model.check_length(min(cell.length for cell in protocol.cells(lengths)))
         needed, whole = protocol.document_tokens(lengths), protocol.reads_whole(lengths)

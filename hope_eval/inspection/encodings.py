@@ -7,6 +7,7 @@ import torch
 
 from hope_eval import zoo
 from hope_eval.encodings import PositionEncoding, encoding_class, encoding_names, parameters_of
+from hope_eval.lengths import number_text
 
 
 def listed() -> list[dict[str, Any]]:
@@ -16,7 +17,7 @@ def listed() -> list[dict[str, Any]]:
             "encoding": name,
             "kind": cls.kind(),
             "parameters": ", ".join(
-                key if value is None else f"{key}={value:g}" for key, value in parameters_of(cls).items()
+                key if value is None else f"{key}={number_text(value)}" for key, value in parameters_of(cls).items()
             ),
             "relative": "yes" if cls.relative else "no",
             "nested-safe": "yes" if cls.nested_safe else "no",

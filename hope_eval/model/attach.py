@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hope_eval.encodings import EncodingSpec, PositionEncoding, encoding_class, parse_encoding
 from hope_eval.errors import EncodingError
 from hope_eval.model import rope_types
-from hope_eval.model.configs import geometry_of, model_type, text_config, training_length
+from hope_eval.model.configs import formula_length, geometry_of, model_type, text_config
 
 # The architecture of this package's own decoder, whose config names its encoding.
 DECODER = "hope_eval"
@@ -24,7 +24,7 @@ def attach(model: nn.Module, encoding: str | EncodingSpec, train_length: int | N
 
     model:        a transformers model whose config has `rope_parameters` (Llama, Mistral, Qwen, Gemma, OLMo, Phi…).
     encoding:     `hope`, `hope:multiplier=2,theta=50000`, `nope`, or the path of a Python file that defines one.
-    train_length: tokens; by default from the config (see `configs.training_length`).
+    train_length: tokens, L_train of the formulas; by default from the config (see `configs.formula_length`).
 
     The base of the frequencies stays as it is in the config unless the encoding says `theta=`; the rotated part of each
     head stays in any case. The config is changed too, so that `save_pretrained` keeps the encoding.
@@ -39,7 +39,7 @@ def attach(model: nn.Module, encoding: str | EncodingSpec, train_length: int | N
 
     rope_types.register(modeling_rope_utils, encoding_class(spec.name))
     rope = config.rope_parameters
-    length = train_length or (training_length(config) or (0, ""))[0]
+    length = train_length or (formula_length(config) or (0, ""))[0]
     layer_types = [key for key, value in rope.items() if isinstance(value, dict)]
     encodings = {
         layer_type: spec.build(replace(geometry_of(config, layer_type or None), train_length=length))

@@ -35,7 +35,7 @@ from hope_eval.model.attach import (
     set_rope_parameters,
 )
 from hope_eval.model.checkpoint_files import Location, fingerprint, located, read_json
-from hope_eval.model.configs import text_config, training_length
+from hope_eval.model.configs import ORIGINAL, formula_length, text_config, training_length
 from hope_eval.model.device import device_named, planned_device
 from hope_eval.model.kernels.chunked_layers import Compile
 from hope_eval.model.parallel import sequence
@@ -61,6 +61,8 @@ class Checkpoint:
     fingerprint:         of weights, config and tokenizer, 16 hexadecimal digits.
     train_length:        tokens; None if unknown.
     train_length_source: the key of the config, or the option, that gives it.
+    formula_length:      tokens, L_train in formulas of other encodings: the length before the model was stretched,
+                         or the option; None if unknown.
     compiling:           whether the token-wise layers are compiled for long inputs; `auto`: where it pays.
     group:               the processes that share the model or the texts; None: this process works alone.
     """
@@ -71,12 +73,14 @@ class Checkpoint:
     fingerprint: str
     train_length: int | None
     train_length_source: str
+    formula_length: int | None = None
     compiling: Compile = "auto"
     group: Group | None = None
 
     def __post_init__(self) -> None:
         self._own_frequencies = effective_inverse_frequencies(self.module)
         config = text_config(self.module)
+        self._own_formula_length = formula_length(config)
         self._own: dict[str, Any] = {key: copy.deepcopy(getattr(config, key, None)) for key in _ENCODING_KEYS}
         self._own_encoding = encoding_label(self.module)
         self._own_nested_safe = is_nested_safe(self.module)
@@ -94,7 +98,7 @@ class Checkpoint:
             label = self._own_encoding
         else:
             spec = parse_encoding(encoding)
-            attach(self.module, spec, self.train_length)
+            attach(self.module, spec, self.formula_length)
             # At the training length, dynamic NTK and LongRoPE are plain RoPE; their frequencies change later.
             same = self._same_frequencies() and is_nested_safe(self.module) == self._own_nested_safe
             label = str(spec) if same else f"{spec}(swap)"
@@ -105,7 +109,7 @@ class Checkpoint:
                 module=self.module,
                 tokenizer=self.tokenizer,
                 train_length=self.train_length,
-                train_length_source=self.train_length_source,
+                train_length_source=self._source(encoding),
                 encoding=label,
                 fingerprint=self.fingerprint,
                 compiling=self.compiling,
@@ -123,6 +127,15 @@ class Checkpoint:
             if hasattr(text_config(self.module), key):
                 setattr(text_config(self.module), key, value)
         assert self._same_frequencies()
+
+    def _source(self, encoding: str) -> str:
+        """Where the training length comes from, and the length in formulas if it is another one."""
+        length, key = self._own_formula_length or (0, "")
+        # Another encoding uses what --train-length says.
+        in_use = encoding == NATIVE or length == self.formula_length
+        if not (key.endswith(ORIGINAL) and in_use) or length == self.train_length:
+            return self.train_length_source
+        return f"{self.train_length_source}; formulas use {length:,}: {key}"
 
     def _same_frequencies(self) -> bool:
         original, now = self._own_frequencies, effective_inverse_frequencies(self.module)
@@ -187,10 +200,11 @@ def load_checkpoint(
             module, tokenizer = _from_folder(location, numbers, where, trust_remote_code)
         digest = "" if outline else fingerprint(location, group)
     config = text_config(module)
-    length, source = (training_length(config) if config is not None else None) or (None, "")
+    length, source = training_length(config) or (None, "")
+    in_formulas, _ = formula_length(config) or (None, "")
     if train_length:
-        length, source = train_length, "--train-length"
-    return Checkpoint(label, module, tokenizer, digest, length, source, compiling, group)
+        length, source, in_formulas = train_length, "--train-length", train_length
+    return Checkpoint(label, module, tokenizer, digest, length, source, in_formulas, compiling, group)
 
 
 def _check_options(name: str, loader: str | None, outline: bool, sharing: Group | None) -> None:

@@ -4,7 +4,10 @@ from typing import Any
 
 from torch import nn
 
-from hope_eval.encodings import Geometry
+from hope_eval.encodings import Geometry, RopeExtension, encoding_class, encoding_names
+
+# Key of the length that a model had before it was stretched.
+ORIGINAL = "original_max_position_embeddings"
 
 
 def text_config(model: nn.Module) -> Any:
@@ -44,17 +47,59 @@ def inner_width(config: Any) -> int:
 
 
 def training_length(config: Any) -> tuple[int, str] | None:
-    """Training length of a text config, and its key; None if the config lacks it."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    nested = [value for value in rope.values() if isinstance(value, dict)]
-    key = "original_max_position_embeddings"
-    for values, where in [(rope, "rope_parameters."), *((value, "rope_parameters.*.") for value in nested)]:
-        if values.get(key):
-            return int(values[key]), where + key
-    for name in (key, "max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        if getattr(config, name, None):
-            return int(getattr(config, name)), name
+    """Training length of a text config, and its key; None if the config lacks it.
+
+    A model whose rotary frequencies are stretched (YaRN, LongRoPE, Llama 3, PI, dynamic NTK) was trained to
+    `max_position_embeddings`, and its formulas use the length before that: `formula_length`.
+    """
+    original, whole = _original_length(config), _whole_length(config)
+    if original and whole and _is_stretched(config):
+        return max(whole, original, key=lambda length: length[0])
+    return original or whole
+
+
+def formula_length(config: Any, layer_type: str | None = None) -> tuple[int, str] | None:
+    """Length that stands for L_train in the formulas of encodings, and its key; None if the config lacks it.
+
+    It is the training length before a model was stretched.
+
+    layer_type: the layers that are meant, if these have frequencies of their own.
+    """
+    return _original_length(config, layer_type) or _whole_length(config)
+
+
+def _original_length(config: Any, layer_type: str | None = None) -> tuple[int, str] | None:
+    rope = _rope_parameters(config)
+    nested = {key: value for key, value in rope.items() if isinstance(value, dict)}
+    # The layers that are meant come first.
+    places = [(rope, "rope_parameters."), *((nested[name], f"rope_parameters.{name}.") for name in nested)]
+    places.sort(key=lambda place: place[1] != f"rope_parameters.{layer_type}.")
+    for values, where in places:
+        if values.get(ORIGINAL):
+            return int(values[ORIGINAL]), where + ORIGINAL
+    length = number_of(config, ORIGINAL)
+    return (length, ORIGINAL) if length else None
+
+
+def _whole_length(config: Any) -> tuple[int, str] | None:
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        length = number_of(config, name)
+        if length:
+            return length, name
     return None
+
+
+def _is_stretched(config: Any) -> bool:
+    classes = map(encoding_class, encoding_names())
+    stretching = {cls.rope_type for cls in classes if issubclass(cls, RopeExtension)}
+    rope = _rope_parameters(config)
+    layers = [value for value in rope.values() if isinstance(value, dict)] or [rope]
+    return any(layer.get("rope_type", layer.get("type")) in stretching for layer in layers)
+
+
+def _rope_parameters(config: Any) -> dict[str, Any]:
+    # Configs with code of their own may have the older key only.
+    return getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
 
 
 def geometry_of(config: Any, layer_type: str | None = None) -> Geometry:
@@ -64,7 +109,7 @@ def geometry_of(config: Any, layer_type: str | None = None) -> Geometry:
     return Geometry(
         head_dim=int(head_dim * rope.get("partial_rotary_factor", 1.0)),
         n_heads=config.num_attention_heads,
-        train_length=(training_length(config) or (0, ""))[0],
+        train_length=(formula_length(config, layer_type) or (0, ""))[0],
         rope_theta=float(rope["rope_theta"]),
         d_model=config.hidden_size,
     )

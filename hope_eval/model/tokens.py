@@ -4,6 +4,7 @@ Shape letters: T tokens.
 """
 
 import hashlib
+import re
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ def encode(tokenizer: Any, texts: Sequence[str]) -> list[tuple[np.ndarray, np.nd
         verbose=False,
     )
     return [
-        (np.asarray(ids, np.int32), bytes_of_tokens(text, np.asarray(offsets, np.int64).reshape(-1, 2)))
+        (np.asarray(ids, np.int32), bytes_of_tokens(tokenizer, text, ids, np.asarray(offsets, np.int64).reshape(-1, 2)))
         for text, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
     ]
 
@@ -42,20 +43,65 @@ def _plain_ids(tokenizer: Any, text: str) -> Sequence[int]:
     return list(ids)
 
 
-def bytes_of_tokens(text: str, offsets_T2: np.ndarray) -> np.ndarray:
+def bytes_of_tokens(tokenizer: Any, text: str, ids: Sequence[int], offsets_T2: np.ndarray) -> np.ndarray:
     """UTF-8 bytes of each token, uint32 [T].
 
-    Tokens that are pieces of one character share its offsets: the first piece gets all its bytes. Characters between
-    tokens count for the next token, characters at the end for the last one, so that the sum is the length of the text.
+    Tokens that are pieces of one character share its offsets. A tokenizer of bytes says how many bytes each of them
+    has; those of other tokenizers get equal shares of the character. Characters between tokens count for the next
+    token, characters at the end for the last one, so that the sum is the length of the text.
     """
     if not len(offsets_T2):
         return np.zeros(0, np.uint32)
     points = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
     widths = 1 + (points > 0x7F).astype(np.int64) + (points > 0x7FF) + (points > 0xFFFF)
     bytes_before = np.concatenate([[0], np.cumsum(widths)])
-    ends = np.maximum.accumulate(bytes_before[offsets_T2[:, 1]])
+    last = np.maximum.accumulate(offsets_T2[:, 1])
+    ends = bytes_before[last]
     ends[-1] = bytes_before[-1]
-    return np.diff(ends, prepend=0).astype(np.uint32)
+    sizes = np.diff(ends, prepend=0)
+    # Tokens that share a character, directly or by one between them, are divided anew.
+    joined = offsets_T2[1:, 0] < last[:-1]
+    shared = np.concatenate([joined, [False]]) | np.concatenate([[False], joined])
+    if not shared.any():
+        return sizes.astype(np.uint32)
+    members = np.flatnonzero(shared)
+    firsts = np.flatnonzero(~np.concatenate([[False], joined])[members])
+    parts, wanted = _own_bytes(tokenizer, np.asarray(ids)[members]), sizes[members]
+    wrong = np.add.reduceat(parts, firsts) != np.add.reduceat(wanted, firsts)
+    for first, stop in np.column_stack([firsts, [*firsts[1:], len(members)]])[wrong]:
+        parts[first:stop] = _shared(offsets_T2[members[first:stop]], bytes_before, int(wanted[first:stop].sum()))
+    sizes[members] = parts
+    return sizes.astype(np.uint32)
+
+
+def _own_bytes(tokenizer: Any, ids_T: np.ndarray) -> np.ndarray:
+    """Bytes of tokens as their names say, [T]: those of byte-level BPE, `<0xE3>`, and plain text."""
+    backend = tokenizer.backend_tokenizer
+    # Byte-level tokenizers write each byte as one letter.
+    steps = (backend.normalizer, backend.pre_tokenizer, backend.decoder)
+    by_letter = any(b"ByteLevel" in step.__getstate__() for step in steps if step is not None)
+    added = backend.get_added_tokens_decoder()
+
+    def size(number: int, name: str) -> int:
+        if by_letter and number not in added:
+            return len(name)
+        return 1 if re.fullmatch("<0x[0-9A-Fa-f]{2}>", name) else len(name.replace("\u2581", " ").encode())
+
+    distinct, places = np.unique(ids_T, return_inverse=True)
+    names = tokenizer.convert_ids_to_tokens(distinct.tolist())
+    return np.array([size(number, name) for number, name in zip(distinct.tolist(), names, strict=True)])[places]
+
+
+def _shared(offsets_T2: np.ndarray, bytes_before: np.ndarray, total: int) -> np.ndarray:
+    """Bytes of tokens that share characters: each character in equal parts, in whole bytes that add up to the total."""
+    shares = np.zeros(len(offsets_T2))
+    for at in range(int(offsets_T2.min()), int(offsets_T2.max())):
+        covers = (offsets_T2[:, 0] <= at) & (at < offsets_T2[:, 1])
+        shares[covers] += (bytes_before[at + 1] - bytes_before[at]) / max(1, covers.sum())
+    # What is between tokens, before or after them.
+    shares *= total / shares.sum()
+    ends = np.rint(np.cumsum(shares)).astype(np.int64)
+    return np.diff(ends, prepend=0)
 
 
 def prefix_token(tokenizer: Any, policy: PrefixPolicy) -> int | None:

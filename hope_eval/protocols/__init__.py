@@ -170,6 +170,7 @@ class Protocol:
     varies:   the parts of its cells' ids that differ between columns: `L` of `prefix:L=4096`. Runs whose other parts
               differ are not compared.
     uses:     data that --data may give, as for a task: `text`.
+    version:  raised when the same parameters read or score other tokens.
     prefixed: whether a prefix token B is read first. Without it, the first token of a read is not scored.
 
     Raises OptionError for a parameter outside its limits.
@@ -181,6 +182,7 @@ class Protocol:
     axis: ClassVar[Axis] = "length"
     varies: ClassVar[tuple[str, ...]] = ("L",)
     uses: ClassVar[str] = "text"
+    version: ClassVar[int] = 1
 
     prefixed: bool = True
 
@@ -197,6 +199,10 @@ class Protocol:
     def __post_init__(self) -> None:
         for setting in settings_of(type(self)):
             _check_limits(self.name, setting, getattr(self, setting.name))
+
+    def fitted(self, train_length: int | None) -> "Protocol":
+        """The protocol for a model of that training length: parameters that follow from it are filled in."""
+        return self
 
     def cells(self, lengths: Sequence[int]) -> list[Cell]:
         """The columns for these lengths, ascending."""
@@ -220,6 +226,8 @@ class Protocol:
         A protocol of your own adds a hash of its windows: another file of the same name is another run.
         """
         identity: dict[str, object] = {"protocol": self.name, "parameters": self.parameters()}
+        if self.version > 1:
+            identity["protocol_version"] = self.version
         if not self.is_bundled:
             needed = self.document_tokens(lengths)
             cells = [_as_record(cell, (needed, 2 * needed + 1)) for cell in self.cells(lengths)]
@@ -362,11 +370,21 @@ def _short_path(file: str) -> str:
 
 
 def protocol_of_run(header: Mapping[str, Any]) -> Protocol:
-    """The protocol that a run was measured with, by its header."""
+    """The protocol that a run was measured with, by its header.
+
+    Raises StoreError if that was another version of the protocol.
+    """
     identity, facts = header["identity"], header["provenance"].get("protocol")
     if facts:
         return Recorded(identity, facts)
-    return protocol_named(identity["protocol"], **identity["parameters"])
+    name, version = identity["protocol"], identity.get("protocol_version", 1)
+    if version != protocol_class(name).version:
+        raise StoreError(
+            f"a run of {identity['model']} was made by version {version} of the protocol `{name}`; "
+            f"this hope-eval has version {protocol_class(name).version}",
+            f"measure it again with --protocol {name}, and remove the old run: hope-eval runs rm",
+        )
+    return protocol_named(name, **identity["parameters"])
 
 
 def protocol_names() -> list[str]:

@@ -1,52 +1,67 @@
 """The same k tokens, read with more and more context: what more context does to them.
 
-    context_gain(c) = nll(shortest context) - nll(c)
+    context_gain(L) = nll(shortest read) - nll(L)
 
-The scored block ends the longest length. A column is named by its context c; the model reads c + k tokens, and B.
+A read of L tokens is the prefix B, a context, and the block of k tokens that are scored. With c the tokens before the
+block, B counted, L = c + k. The block ends the longest read of each document, so all reads score the same tokens.
+
+    lengths 256, 512; k = 64; reads 128, 256, 512: the least of the lengths is halved while there is room for the block
+    and `shortest` tokens before it. By default, k is a quarter of the training length, 256 at most, and `shortest` half
+    of k: then the shortest read lies inside the training window.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hope_eval.lengths import short_length
 from hope_eval.protocols import Cell, Column, Protocol, Window, WindowsOf, parameter
+
+# Most tokens of a block, and their share of the training length.
+_MOST, _SHARE = 256, 4
 
 
 @dataclass(frozen=True)
 class Paired(Protocol):
-    """The same k tokens read with c = 64, 128, … tokens of context."""
+    """The same k tokens read with more and more context."""
 
     one_line = "the same k tokens, read with more and more context"
     title = "The same tokens with more context"
     axis = "context"
     varies = ("c",)
+    # 1: k was 256 for all models, and columns were named by the context without the block.
+    version = 2
 
-    k: int = parameter(256, "tokens that are scored", least=1)
-    shortest: int = parameter(64, "shortest context before them", least=1)
+    k: int | None = parameter(
+        None, f"tokens that are scored; by default a quarter of the training length, at most {_MOST}", least=1
+    )
+    shortest: int | None = parameter(None, "fewest tokens before them, prefix counted; by default half of k", least=1)
+
+    def fitted(self, train_length: int | None) -> "Paired":
+        k = self.k or max(1, min(_MOST, (train_length or _SHARE * _MOST) // _SHARE))
+        return replace(self, k=k, shortest=self.shortest or max(1 + self.prefixed, k // 2))
 
     def cells(self, lengths: Sequence[int]) -> list[Cell]:
-        longest = self._longest(lengths)
-        self._check_lengths(
-            [max(lengths)], self.shortest + self.k + self.prefixed, "the shortest context, k and the prefix"
-        )
-        contexts = [self.shortest]
-        while contexts[-1] < longest:
-            contexts.append(min(2 * contexts[-1], longest))
-        gain = Column("context_gain", of=self._windows(self.shortest, longest))
+        fitted = self.fitted(None)
+        assert fitted.k is not None
+        assert fitted.shortest is not None
+        k, least = fitted.k, fitted.k + max(fitted.shortest, 1 + self.prefixed)
+        self._check_lengths([max(lengths)], least, f"k = {k} scored tokens and the shortest context before them")
+        reads = sorted(length for length in set(lengths) if length >= least)
+        while reads[0] // 2 >= least:
+            reads.insert(0, reads[0] // 2)
+        at = reads[-1] - k - self.prefixed
+        gain = Column("context_gain", of=self._windows(reads[0], k, at))
         return [
             Cell(
-                self._id(f"c={context}", f"k={self.k}", f"at={longest}"),
-                context + self.k + self.prefixed,
-                windows := self._windows(context, longest),
+                self._id(f"c={read - k}", f"k={k}", f"at={at}"),
+                read,
+                windows := self._windows(read, k, at),
                 "document",
-                f"c={short_length(context)}",
-                (replace(gain, minus=windows),),
+                columns=(replace(gain, minus=windows),),
             )
-            for context in contexts
+            for read in reads
         ]
 
-    def _longest(self, lengths: Sequence[int]) -> int:
-        return max(lengths) - self.k - self.prefixed
-
-    def _windows(self, context: int, longest: int) -> WindowsOf:
-        return lambda n_tokens: [Window(longest - context, longest + self.k, longest, longest + self.k, self.prefixed)]
+    def _windows(self, n_read: int, k: int, at: int) -> WindowsOf:
+        """The read of n tokens that ends with the block at `at`."""
+        start = at + k + self.prefixed - n_read
+        return lambda n_tokens: [Window(start, at + k, at, at + k, self.prefixed)]

@@ -25,10 +25,12 @@ from hope_eval.runs.store import RunStore
 class TokenizedDocument:
     """A document in a model's own tokens.
 
+    id:     key of its text, see `Corpus.keys`.
     index:  its place in the sample.
     ids:    int32 [T], no special tokens.
     bytes:  UTF-8 bytes of each token, uint32 [T]; None if the tokenizer does not give them.
     whole:  ids, n_bytes and n_words are of the whole document, and not only of its beginning.
+    name:   where it stands in the user's data.
     """
 
     id: str
@@ -38,10 +40,11 @@ class TokenizedDocument:
     n_bytes: int
     n_words: int
     whole: bool = True
+    name: str = ""
 
     def record(self) -> Record:
         """Its record in a run, without the bytes of each token."""
-        return DOCUMENT.record(self.id, self.index, len(self.ids), self.n_bytes, self.n_words, self.whole)
+        return DOCUMENT.record(self.id, self.index, len(self.ids), self.n_bytes, self.n_words, self.whole, self.name)
 
 
 def n_words(text: str) -> int:

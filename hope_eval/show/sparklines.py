@@ -18,7 +18,7 @@ from rich.text import Text
 from hope_eval.analysis.rows import subject
 from hope_eval.lengths import short_length
 from hope_eval.metrics import is_share, metric_of
-from hope_eval.show.figures.rows import Row, context_of, records
+from hope_eval.show.figures.rows import Row, records
 from hope_eval.show.palette import noted_styles, styles
 from hope_eval.show.tables import number
 
@@ -66,7 +66,7 @@ def _is_number(row: Row) -> bool:
 
 
 def _place(row: Row) -> float:
-    return context_of(row) or float(row["length"])
+    return float(row["length"])
 
 
 def _called(row: Row) -> str:
@@ -83,8 +83,7 @@ def _spark(rows_of_line: list[Row], places: list[float], rows: list[Row]) -> str
         if _is_number(row):
             share = (scaled(row["value"]) - least) / ((most - least) or 1.0)
             bars[_place(row)] = _BARS[min(int(share * len(_BARS)), len(_BARS) - 1)]
-    # A block of `paired` reads its context and the block itself.
-    trained = rows_of_line[0]["train_length"] - (rows_of_line[0]["length"] - _place(rows_of_line[0]))
+    trained = rows_of_line[0]["train_length"]
     drawn = ["".join(bars.get(place, _GAP) for place in part) for part in (
         [place for place in places if not place > trained], [place for place in places if place > trained]
     )]  # fmt: skip

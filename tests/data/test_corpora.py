@@ -53,12 +53,47 @@ def test_the_order_is_not_that_of_the_disk(tmp_path):
     assert [document.id for document in load_corpus(str(tmp_path)).documents] == names
 
 
-def test_the_fingerprint_is_that_of_ids_and_texts(tmp_path):
-    (tmp_path / "a.txt").write_text("one")
-    first = load_corpus(str(tmp_path / "a.txt")).fingerprint
-    assert load_corpus(str(tmp_path / "a.txt")).fingerprint == first
-    (tmp_path / "a.txt").write_text("two")
-    assert load_corpus(str(tmp_path / "a.txt")).fingerprint != first
+def folder_of(path, files):
+    for name, text in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    return load_corpus(str(path))
+
+
+def test_the_fingerprint_is_that_of_the_texts(tmp_path):
+    texts = {"a.txt": "one", "b.txt": "two"}
+    first = folder_of(tmp_path / "first", texts).fingerprint
+    assert folder_of(tmp_path / "first", {}).fingerprint == first
+    assert folder_of(tmp_path / "named", {"x.txt": "one", "y.md": "two"}).fingerprint == first
+    assert folder_of(tmp_path / "swapped", {"a.txt": "two", "b.txt": "one"}).fingerprint == first
+    for number, files in enumerate((
+        {"a.txt": "one"}, {"a.txt": "one", "b.txt": "Two"}, {"a.txt": "onet", "b.txt": "wo"},
+        {**texts, "c.txt": "one"}, {"a.txt": "one", "b.txt": "one"},
+    )):  # fmt: skip
+        assert folder_of(tmp_path / str(number), files).fingerprint != first, files
+
+
+def test_samples_follow_from_the_texts_and_not_from_the_names_of_their_files(tmp_path):
+    texts = [f"text {number}" for number in range(6)]
+    corpora = []
+    for name in ("a.jsonl", "another name.jsonl"):
+        (tmp_path / name).write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        corpora.append(load_corpus(str(tmp_path / name)))
+    corpora.append(folder_of(tmp_path / "files", {f"{6 - number}.txt": text for number, text in enumerate(texts)}))
+    for seed in range(5):
+        orders = [[(key, document.text) for key, document in corpus.keyed(seed)] for corpus in corpora]
+        assert orders[0] == orders[1] == orders[2]
+    assert len({tuple(document.text for document in corpora[0].in_order(seed)) for seed in range(5)}) > 1
+    # A new text does not move the others.
+    more = folder_of(tmp_path / "files", {"0.txt": "more"}).in_order(0)
+    assert [d.text for d in more if d.text != "more"] == [d.text for d in corpora[0].in_order(0)]
+
+
+def test_equal_texts_are_documents_of_their_own(tmp_path):
+    corpus = folder_of(tmp_path, {"a.txt": "same", "b.txt": "other", "c.txt": "same"})
+    assert len(set(corpus.keys)) == 3
+    assert corpus.keys[2] == f"{corpus.keys[0]}-2"
+    assert sorted(document.id for document in corpus.in_order(0)) == ["a.txt", "b.txt", "c.txt"]
 
 
 def test_line_ends_are_part_of_a_text(tmp_path):

@@ -456,3 +456,28 @@ def test_public_names_are_there():
         assert getattr(hope_eval, name) is not None
     with pytest.raises(AttributeError):
         _ = hope_eval.nothing
+
+
+@pytest.mark.parametrize(
+    ("given", "written"),
+    [
+        ("hope:train_length=1048576", "hope:train_length=1048576"),
+        ("hope:train_length=1048577", "hope:train_length=1048577"),
+        ("hope:train_length=1234567.125", "hope:train_length=1234567.125"),
+        ("prope:fraction=0.1234567", "prope:fraction=0.1234567"),
+        # As it was always written, since that is exact.
+        ("hope:train_length=1048580", "hope:train_length=1.04858e+06"),
+        ("hope:multiplier=2.0", "hope:multiplier=2"),
+        ("hope:multiplier=1e6", "hope:multiplier=1e+06"),
+        ("prope:fraction=0.1", "prope:fraction=0.1"),
+    ],
+)
+def test_no_number_of_an_encoding_is_rounded(given, written):
+    spec = parse_encoding(given)
+    assert str(spec) == written
+    assert parse_encoding(str(spec)) == spec
+
+
+def test_an_error_tells_the_number_that_was_given():
+    with pytest.raises(EncodingError, match=r"got 1000000\.25"):
+        parse_encoding("yarn:factor=1000000.25")

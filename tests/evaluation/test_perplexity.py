@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -127,10 +128,13 @@ def test_bucket_and_last_k_are_slices_of_one_read(tmp_path):
 
 def test_paired_scores_the_same_tokens_with_more_and_more_context(tmp_path):
     slow = tiny_model().module.double()
-    lengths, k, longest = [300], 8, 300 - 8 - 1
-    rows, _ = measured(protocol_named("paired", k=k), lengths, tmp_path)
+    k, longest = 8, 300 - 8 - 1
+    rows, _ = measured(protocol_named("paired", k=k), [9, 100, 300], tmp_path)
+    # 9 tokens have no room for the block and its shortest context.
+    reads = [12, 25, 50, 100, 300]
+    assert sorted({length for length, _ in rows}) == reads
     gains = {}
-    for context in (64, 128, 256, longest):
+    for context in (read - k - 1 for read in reads):
         means = []
         for text in TEXTS:
             ids = ids_of(text)
@@ -139,8 +143,34 @@ def test_paired_scores_the_same_tokens_with_more_and_more_context(tmp_path):
             )
         row = rows[context + k + 1, "nll"]
         assert row["value"] == pytest.approx(np.mean(means), rel=1e-5)
-        gains[context] = rows[64 + k + 1, "nll"]["value"] - row["value"]
+        gains[context] = rows[12, "nll"]["value"] - row["value"]
         assert rows[context + k + 1, "context_gain"]["value"] == pytest.approx(gains[context], abs=1e-9)
+
+
+@pytest.mark.parametrize(("train_length", "k"), [(256, 64), (64, 16), (2000, 256), (1 << 17, 256), (None, 256), (3, 1)])
+def test_the_block_of_paired_is_a_quarter_of_the_training_length_and_begins_inside_it(train_length, k):
+    trained = train_length or 4 * k
+    for prefixed in (True, False):
+        protocol = replace(protocol_named("paired"), prefixed=prefixed).fitted(train_length)
+        assert protocol.k == k
+        cells = protocol.cells([4 * trained])
+        assert cells[0].length <= trained
+        assert cells[-1].length == 4 * trained
+        for cell in cells:
+            (window,) = cell.windows(10**6)
+            assert (window.n_read, window.n_scored) == (cell.length, k)
+            assert cell.protocol == f"paired:c={cell.length - k},k={k},at={window.scored_start}"
+    assert protocol_named("paired", k=100, shortest=30).fitted(train_length).parameters()["k"] == 100
+
+
+def test_a_run_of_an_older_paired_is_refused_with_a_remedy(tmp_path):
+    _, tokens = measured(protocol_named("paired"), [64], tmp_path)
+    identity = tokens.header["identity"]
+    assert (identity["protocol_version"], identity["parameters"]["k"]) == (2, 16)
+    del identity["protocol_version"]
+    with pytest.raises(StoreError, match="version 1 of the protocol `paired`") as caught:
+        table([tokens])
+    assert "--protocol paired" in caught.value.hint
 
 
 def test_without_a_prefix_the_first_token_is_not_scored(tmp_path):

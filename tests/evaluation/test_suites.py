@@ -6,7 +6,16 @@ import pytest
 
 from hope_eval.errors import HopeEvalError, LengthError, OptionError, TaskError
 from hope_eval.evaluation.suites import parse_measure, suite_named, suites
-from hope_eval.lengths import DEFAULT, Times, parse_count, parse_length, parse_lengths, resolved, short_length
+from hope_eval.lengths import (
+    DEFAULT,
+    Times,
+    lengths_text,
+    parse_count,
+    parse_length,
+    parse_lengths,
+    resolved,
+    short_length,
+)
 from hope_eval.protocols import Protocol
 from hope_eval.task import FAMILIES, Task, parse_task
 
@@ -170,6 +179,19 @@ def test_a_hint_to_ascend_can_be_used_as_it_is():
         with pytest.raises(LengthError) as caught:
             parse_lengths(text)
         assert parse_lengths(caught.value.hint.removeprefix("--lengths ")) == lengths
+
+
+@pytest.mark.parametrize("text", ["1x", "0.5x", "1.0000001x", "100x", "1048577x", "0.00001x", "2x,1048576.5x"])
+def test_a_length_is_written_so_that_it_reads_as_the_same(text):
+    assert lengths_text(parse_lengths(text)) == text
+
+
+def test_columns_of_two_lengths_have_two_headings():
+    headings = {length: Times.heading(length, 1000) for length in (333, 1000, 1001, 2500, 1_024_000, 1_024_001)}
+    assert headings[333] == "0.333x"
+    assert headings[1001] == "1.001x"
+    assert headings[1_024_000] == "1024x"
+    assert len(set(headings.values())) == 6
 
 
 def test_training_lengths_are_tokens_of_one_model():

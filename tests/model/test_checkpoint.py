@@ -8,6 +8,7 @@ from conftest import VOCAB_SIZE, byte_tokenizer, tiny_config, tiny_module
 
 from hope_eval.errors import CheckpointError, EncodingError, OptionError
 from hope_eval.model.checkpoint import load, load_checkpoint
+from hope_eval.model.configs import formula_length, training_length
 from hope_eval.task import Sample
 
 SAMPLE = Sample([0], list(range(1, 100)))
@@ -32,6 +33,62 @@ def test_a_folder(checkpoint):
 def test_the_training_length_can_be_told(checkpoint):
     model = load(str(checkpoint), device="cpu", train_length=32)
     assert (model.train_length, model.train_length_source) == (32, "--train-length")
+
+
+STRETCHED = {
+    "llama3": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 8.0},
+    "longrope": {"rope_type": "longrope", "factor": 8.0, "short_factor": [1.0] * 8, "long_factor": [8.0] * 8},
+}
+
+
+def stretched(kind, folder, **changes):
+    """A checkpoint stretched from 16 to 128 tokens, as Llama-3.1 is from 8k to 128k."""
+    rope = {"rope_theta": 1e4, "original_max_position_embeddings": 16, **STRETCHED[kind]}
+    changes = {"rope_parameters": rope, "max_position_embeddings": 128, **changes}
+    tiny_module(**changes).save_pretrained(folder)
+    byte_tokenizer().save_pretrained(folder)
+    return str(folder)
+
+
+BEFORE = "formulas use 16: rope_parameters.original_max_position_embeddings"
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+def test_a_stretched_checkpoint_was_trained_to_its_stretched_length(kind, tmp_path):
+    loaded = load_checkpoint(stretched(kind, tmp_path), device="cpu")
+    model = loaded.with_encoding()
+    assert (model.encoding, model.train_length) == (kind, 128)
+    assert model.train_length_source == f"max_position_embeddings; {BEFORE}"
+    # HoPE's threshold follows the length before: 2 pi / 16 keeps one pair of 8; 2 pi / 128 would keep three.
+    swapped = loaded.with_encoding("hope")
+    assert (swapped.train_length, swapped.train_length_source) == (128, f"max_position_embeddings; {BEFORE}")
+    assert int((swapped.module.model.rotary_emb.inv_freq > 0).sum()) == 1
+    assert loaded.with_encoding().encoding == kind
+
+
+@pytest.mark.parametrize("kind", STRETCHED)
+def test_the_training_length_of_a_config_stretched_without_training_can_be_told(kind, tmp_path):
+    loaded = load_checkpoint(stretched(kind, tmp_path), device="cpu", train_length=64)
+    assert loaded.with_encoding().train_length_source == f"--train-length; {BEFORE}"
+    swapped = loaded.with_encoding("hope")
+    assert (swapped.train_length, swapped.train_length_source) == (64, "--train-length")
+    assert swapped.module.config.rope_parameters["original_max_position_embeddings"] == 64
+
+
+def test_layers_of_a_stretched_checkpoint_may_have_lengths_of_their_own(tmp_path):
+    rope = {"rope_theta": 1e4, "original_max_position_embeddings": 16, **STRETCHED["yarn"]}
+    layers = {"full_attention": rope, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4}}
+    config = tiny_config("gemma3_text", max_position_embeddings=128, rope_parameters=layers)
+    assert training_length(config) == (128, "max_position_embeddings")
+    where = "rope_parameters.full_attention.original_max_position_embeddings"
+    assert formula_length(config, "full_attention") == (16, where)
+
+
+def test_a_stretched_length_is_at_least_the_original_one():
+    rope = {"rope_theta": 1e4, "original_max_position_embeddings": 64, **STRETCHED["yarn"]}
+    config = tiny_config(max_position_embeddings=32, rope_parameters=rope)
+    assert training_length(config) == (64, "rope_parameters.original_max_position_embeddings")
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bfloat16", torch.bfloat16), ("float16", torch.float16)])

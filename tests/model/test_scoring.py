@@ -6,6 +6,9 @@ import pytest
 import torch
 import transformers
 from conftest import VOCAB_SIZE, Uniform, byte_tokenizer, story, tiny_model, tiny_module
+from fakes import zoo_tokenizer
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from hope_eval.errors import LengthError, OptionError
 from hope_eval.evaluation.loop import batch_size
@@ -14,6 +17,7 @@ from hope_eval.model.checkpoint import load
 from hope_eval.model.kernels import nll
 from hope_eval.model.reading import OutOfMemory, Reader
 from hope_eval.model.scoring import LanguageModel
+from hope_eval.model.tokens import encode
 from hope_eval.task import Prompt, Question, Sample, Vocabulary, generator, parse_task
 
 IDS = np.random.default_rng(0).integers(1, VOCAB_SIZE, 150)
@@ -232,6 +236,74 @@ def test_bytes_of_tokens_add_up_to_the_text(text):
     ((ids, sizes),) = tiny_model().encode([text])
     assert sizes.sum() == len(text.encode())
     assert len(ids) == len(sizes)
+
+
+SCRIPTS = "日本語の絵文字😀🎉 é, naïve.\n世界。 한국어 👩‍👩‍👧  x  é"
+
+
+def pieces(kind: str) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of bytes that cuts characters: of the zoo, with NFC before it, or as Llama 2's."""
+    if kind == "fallback":
+        vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {"<unk>": 256, "▁": 257, "x": 258, "世": 259}
+        tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
+        tokenizer.normalizer = normalizers.Replace(" ", "▁")
+        tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback()])
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+    tokenizer = Tokenizer.from_str(zoo_tokenizer().backend_tokenizer.to_str())
+    if kind == "NFC":
+        tokenizer.normalizer = normalizers.NFC()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["byte-level", "NFC"])
+def test_pieces_of_a_character_have_their_own_bytes(kind):
+    tokenizer = pieces(kind)
+    ((ids, sizes),) = encode(tokenizer, [SCRIPTS])
+    # The bytes of the first n tokens: what is decoded, up to a character that is not finished.
+    text = SCRIPTS.encode()
+    assert sizes.sum() == len(text)
+    for n in range(1, len(ids) + 1):
+        whole = tokenizer.decode(ids[:n]).rstrip("\ufffd").encode()
+        n_bytes = int(sizes[:n].sum())
+        assert text.startswith(whole)
+        assert len(whole) == len(text[:n_bytes].decode(errors="ignore").encode())
+        assert (len(whole) == n_bytes) == ("\ufffd" not in tokenizer.decode(ids[:n]))
+
+
+def test_a_piece_of_two_bytes_has_two_of_three():
+    # Three characters that differ in their first byte only: the other two become one token.
+    alike = [bytes([first, 0xB8, 0x96]).decode() for first in (0xE4, 0xE5, 0xE6)]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=257, initial_alphabet=letters, show_progress=False)
+    tokenizer.train_from_iterator([" ".join(alike * 9)], trainer)
+    ((ids, sizes),) = encode(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ["".join(alike)])
+    assert len(ids) == 6
+    assert sizes.tolist() == [1, 2, 1, 2, 1, 2]
+
+
+def test_a_token_of_a_byte_has_one_byte():
+    ((ids, sizes),) = encode(pieces("fallback"), [SCRIPTS])
+    assert sizes.tolist() == [3 if number == 259 else 1 for number in ids]
+    assert sizes.sum() == len(SCRIPTS.encode())
+
+
+def test_a_normaliser_that_joins_characters_keeps_their_bytes():
+    ((ids, sizes),) = encode(pieces("NFC"), ["e\u0301" * 20])
+    assert len(ids) == 40
+    assert np.abs(np.cumsum(sizes)[1::2] - 3 * np.arange(1, 21)).max() < 3
+    assert sizes.sum() == 60
+
+
+def test_pieces_that_tell_no_bytes_share_a_character_evenly():
+    tokenizer = Tokenizer(models.WordLevel({"(": 0, "株": 1, ")": 2, "<unk>": 3}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    # One character of three bytes, normalised to `(株)`.
+    ((ids, sizes),) = encode(PreTrainedTokenizerFast(tokenizer_object=tokenizer), ["㈱㈱"])
+    assert ids.tolist() == [0, 1, 2, 0, 1, 2]
+    assert sizes.tolist() == [1, 1, 1, 1, 1, 1]
 
 
 def test_tokens_of_ascii_text_have_their_own_bytes():

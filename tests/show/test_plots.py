@@ -278,12 +278,11 @@ def test_parts_of_the_answers_are_not_drawn_as_lengths():
 
 
 def test_context_gain_is_drawn_over_context_with_zero():
-    about = {"section": "ppl@paired", "metric": "context_gain"}
-    rows = [row(length=c + 257, label=f"c={c}", value=c / 512, **about) for c in (64, 128, 256)]
+    about = {"section": "ppl@paired", "metric": "context_gain", "axis": "context"}
+    rows = [row(length=length, value=length / 1024, **about) for length in (128, 256, 512)]
     (axes,) = plots.gain(frame(*rows)).axes
-    assert line_of(axes, "rope").get_xdata().tolist() == [64, 128, 256]
+    assert line_of(axes, "rope").get_xdata().tolist() == [128, 256, 512]
     assert set(line_of(axes, "zero").get_ydata()) == {0}
-    # 1,024 tokens of context and block were read in training.
     assert axes.get_ylim()[0] < 0
 
 

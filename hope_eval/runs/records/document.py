@@ -18,15 +18,19 @@ class Document(RecordKind):
         Field("n_bytes", "int64"),
         Field("n_words", "int32"),
         Field("whole", "bool", required=False),
+        Field("name", "string", required=False),
     )
     is_common = True
 
-    def record(self, document: str, index: int, n_tokens: int, n_bytes: int, n_words: int, whole: bool) -> Record:
+    def record(
+        self, document: str, index: int, n_tokens: int, n_bytes: int, n_words: int, whole: bool, name: str = ""
+    ) -> Record:
         """A record of the kind.
 
         document: its id.
         index:    its place in the sample.
         whole:    whether the numbers are of all its tokens, and not only of the first.
+        name:     where it stands in the user's data.
         """
         record: Record = {
             "kind": self.name,
@@ -36,7 +40,7 @@ class Document(RecordKind):
             "n_bytes": n_bytes,
             "n_words": n_words,
         }
-        return record if whole else {**record, "whole": False}
+        return record | ({} if whole else {"whole": False}) | ({"name": name} if name else {})
 
     def key(self, record: Record) -> tuple[Hashable, ...]:
         """Its id."""

@@ -23,11 +23,11 @@ from hope_eval.show.figures.rows import (
     Row,
     Scale,
     check_any,
-    context_of,
     corpus_of,
     counted,
     heading,
     interval_of,
+    is_of_one_block,
     panels_of,
     records,
     sentence,
@@ -80,7 +80,7 @@ def curve(
     relative: length in multiples of the training length; lines without one are left out, and the caption names them.
     width:    `single` or `double`, the columns of a paper.
     """
-    rows = [row for row in records(scores) if not row["slice"] and context_of(row) is None]
+    rows = [row for row in records(scores) if not row["slice"] and not is_of_one_block(row)]
     return _curves(
         panels_of(rows, lambda rows_of_task: metric), metric, MULTIPLES if relative else TOKENS, False, width
     )
@@ -117,7 +117,7 @@ def accuracy(
 @in_print
 def gain(scores: "DataFrame", *, width: str = "double") -> "Figure":
     """Draw how much better the same tokens are predicted the more context they have, against the least."""
-    rows = [row for row in records(scores) if not row["slice"] and context_of(row) is not None]
+    rows = [row for row in records(scores) if not row["slice"] and is_of_one_block(row)]
     return _curves(panels_of(rows, lambda rows_of_task: "context_gain"), "context_gain", CONTEXTS, False, width)
 
 

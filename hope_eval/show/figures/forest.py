@@ -9,7 +9,7 @@ from hope_eval.analysis.differences import SAME
 from hope_eval.analysis.rows import subject
 from hope_eval.lengths import short_length
 from hope_eval.metrics import distinct, metric_of
-from hope_eval.show.figures.rows import Row, check_any, context_of, counted, records, sentence
+from hope_eval.show.figures.rows import Row, check_any, counted, records, sentence
 from hope_eval.show.figures.sheet import (
     FAINT,
     INK,
@@ -131,7 +131,7 @@ def _is_of(row: Row, group: tuple[str, str, str]) -> bool:
 
 
 def _place(row: Row) -> tuple[float, str]:
-    return context_of(row) or row["length"], row["label"] or short_length(int(row["length"]))
+    return row["length"], row["label"] or short_length(int(row["length"]))
 
 
 def _columns(rows: list[Row]) -> list[tuple[float, str]]:

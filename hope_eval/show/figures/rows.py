@@ -3,12 +3,12 @@
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from hope_eval.analysis.rows import hole_name
 from hope_eval.errors import OptionError
-from hope_eval.lengths import parse_length, short_length
+from hope_eval.lengths import short_length
 from hope_eval.metrics import interval_way, is_share, metric_of
 from hope_eval.runs.kinds import kind_of
 from hope_eval.show.palette import Style, noted_styles, styles
@@ -50,20 +50,12 @@ MULTIPLES = Scale(
     "multiples of the training length",
     "length / training length",
 )
-# A read ends where its training length does, so its context is shorter than that by the block it stands before.
-CONTEXTS = Scale(
-    lambda row: context_of(row) or math.nan,
-    lambda row: max(1.0, row["train_length"] - row["length"] + (context_of(row) or math.nan)),
-    lambda value: short_length(int(value)),
-    "context",
-    "context before the block [tokens]",
-    "context and block beyond the training length",
-)
+CONTEXTS = replace(TOKENS, title="context", label="tokens read: context and block")
 
 
-def context_of(row: Row) -> float | None:
-    """The context that a block of `paired` has, from its label `c=1k`; None for other protocols."""
-    return float(parse_length(row["label"][2:])) if row["label"].startswith("c=") else None
+def is_of_one_block(row: Row) -> bool:
+    """Whether its tokens are the same at all lengths, as those of `paired` are."""
+    return bool(row.get("axis") == "context")
 
 
 @dataclass(frozen=True)

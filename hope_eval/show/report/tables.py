@@ -133,12 +133,8 @@ def glance(results: Results) -> Table | None:
         groups.append((topic, len(at)))
         keys += [(topic, name) for name in at]
         zones = {name: {row["zone"] for row in rows if heading(row) == name} for name in at}
-        # Headings such as 32-64 are too wide above a sign: a bucket gets its upper end; a context of `paired` keeps its
-        # name, which is less than the number of tokens read.
-        short_already = in_multiples(rows) or any(name.startswith("c=") for name in at)
-        short = {
-            name: name.removeprefix("c=") if short_already else short_length(int(length)) for name, length in at.items()
-        }
+        # Headings such as 32-64 are too wide above a sign: a bucket gets its upper end.
+        short = {name: name if in_multiples(rows) else short_length(int(length)) for name, length in at.items()}
         headings += [TableColumn(short[name], "", zones[name] == {"beyond"}) for name in at]
     lines = []
     for line, rows in grouped(results.compared, lambda row: row["line"]).items():
