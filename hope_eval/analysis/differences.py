@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hope_eval.analysis.gate import joint_words
 from hope_eval.analysis.intervals import ALPHA, Clusters, Difference, difference, holm
 from hope_eval.metrics import metric_of
 
@@ -71,6 +72,7 @@ def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
                     "p": gap.p,
                     "n": n,
                     "paired": paired,
+                    "gate": joint_words(row, base.loc[row.column]),
                 }
             )
         for line in dict.fromkeys(entry["line"] for entry in entries_of_measure):
@@ -79,7 +81,7 @@ def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
                 entry |= {"p_holm": p, "verdict": verdict(entry["metric"], entry["value"], p)}
         entries += entries_of_measure
     names = [*_MEASURE, "protocol", "column", "length", "label", "axis", "line", "encoding", "baseline"]
-    return pandas.DataFrame(entries, columns=[*names, "value", "low", "high", "p", "p_holm", "verdict", "n", "paired"])
+    return pandas.DataFrame(entries, columns=[*names, "value", "low", "high", "p", "p_holm", "verdict", "n", "paired", "gate"])
 
 
 def verdict(metric: str, value: float, p: float) -> str:

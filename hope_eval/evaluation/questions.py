@@ -185,6 +185,7 @@ class Questions(Measurement[Contexts, Batch]):
             "one_line": task.one_line,
             "source": task.source,
             "controls": list(task.controls),
+            "shots_grow": task.shots_grow,
             "encoding": facts_of(model.encoding),
             "data": self.material.name,
             "about": f"{model.about}, {'chat template' if vocabulary.chat else f'prefix {start}'}",
