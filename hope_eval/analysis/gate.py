@@ -173,10 +173,13 @@ def _without(words: Sequence[str], option: str) -> list[str]:
     ]
 
 
-def joint_words(*rows: Any) -> str:
-    """Words on a difference between rows: the worst that holds for one of them."""
-    words = {getattr(row, "gate", "") for row in rows}
-    return next((worst for worst in DEFINITIONS if worst in words), "")
+def by_words(rows: Iterable[Mapping[str, Any]]) -> dict[str, dict[str, list[str]]]:
+    """Lines of these rows by the words of the gate on them and by task: {words: {task: [line]}}."""
+    gates: dict[str, dict[str, list[str]]] = {}
+    for words, task, line in dict.fromkeys((row.get("gate") or "", row["task"], row["line"]) for row in rows):
+        if words in DEFINITIONS:
+            gates.setdefault(words, {}).setdefault(task, []).append(line)
+    return gates
 
 
 def gate_notes(gates: Iterable[Gate | None]) -> list[str]:

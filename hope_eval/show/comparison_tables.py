@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hope_eval.analysis.differences import BETTER, SAME, WORSE, each
+from hope_eval.analysis.gate import by_words
 from hope_eval.analysis.reach import AREA, DEFINITIONS, worded
 from hope_eval.analysis.rows import PILLARS, Row, subject
 from hope_eval.errors import OptionError, StoreError
@@ -155,7 +156,9 @@ def _differences(frame: "DataFrame", baseline: str) -> Iterator[Block]:
             remarks={number: remarks[names] for number, (names, _) in enumerate(together)},
         )
         how = "on the same contexts" if rows.paired.all() else "NOT on the same contexts: texts or samples differ"
-        yield Block(f"{section_title(str(section))}: minus {baseline}, {how}", content, [marks, _UNADJUSTED])
+        gates = by_words({**row, "gate": row.get("baseline_gate"), "line": baseline} for row in rows_of(main))
+        notes = [f"{baseline}: {words} ({', '.join(tasks)})" for words, tasks in gates.items()]
+        yield Block(f"{section_title(str(section))}: minus {baseline}, {how}", content, [marks, _UNADJUSTED, *notes])
 
 
 def _signed(value: float) -> str:
