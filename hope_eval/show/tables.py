@@ -38,8 +38,8 @@ _LATEX = str.maketrans(
 
 _HEADINGS = ("model", "encoding", "trained at", "metric")
 
-# Least width of the words below a name.
-_NARROW = 15
+# Least width of the words below a name, and of the first names, which may be folded.
+_NARROW, _NAME = 15, 12
 
 # Marks a number that was measured beyond the training length of its model.
 BEYOND = "*"
@@ -237,7 +237,7 @@ def _table(*headings: str) -> Table:
         right = heading in ("trained at", "length", "value", "definition")
         table.add_column(heading, overflow="fold", no_wrap=heading != "model", justify="right" if right else "left")
     # A long name may be folded, a number may not.
-    table.columns[0].min_width = 12
+    table.columns[0].min_width = _NAME
     return table
 
 
@@ -277,6 +277,8 @@ def _long_table(content: Grid) -> Table:
             words = [names[at] if number == 0 else "" for at in shown[:-1]]
             words.append(below[number] if number < len(below) else "")
             table.add_row(*words, column, _rich_value(cell), cell.interval, end_section=number + 1 == len(filled))
+    # No room is kept for names that need none: at 80 columns, intervals would be cut.
+    table.columns[0].min_width = min(_NAME, max((len(names[0]) for names, _ in content.lines), default=_NAME))
     return table
 
 
