@@ -286,7 +286,7 @@ def test_the_report_says_it_first_and_claims_nothing_beyond(runs):
         found = findings(results(runs, baseline=baseline))
         assert found[0].name == "Learned at one length only"
         assert found[0].texts[0] == "copy: position."
-        said = [text for finding in found[1:] for text in finding.texts]
+        said = [text for finding in found[1:] for text in (finding.name, *finding.texts)]
         # Both are right beyond the window, and that is not told: nothing is compared there.
         assert not any("beyond" in text.lower() for text in said)
     assert any("none for position" in text for finding in found for text in finding.texts)
