@@ -194,6 +194,5 @@ def gate_notes(gates: Iterable[Gate | None]) -> list[str]:
             models.append(gate.model)
     for (command, detail), tasks in reasons.items():
         of = "; ".join(f"{task} by {', '.join(dict.fromkeys(models))}" for task, models in tasks.items())
-        why = f"to see whether it was learned at shorter lengths too: {command}" if command else detail
-        notes.append(f"{NOT_RUN}: {of}: {why}")
+        notes.append(f"{NOT_RUN}: {of}; {f'this command runs it: {command}' if command else detail}")
     return notes

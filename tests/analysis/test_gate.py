@@ -152,7 +152,7 @@ def test_no_command_is_given_where_it_would_not_help():
     gate = gate_of(rows({**asked, 256: 1}), "zoo:rope rope", "hope-eval copy")
     (note,) = gate_notes([gate])
     assert gate.words == NOT_RUN
-    assert note == "gate not run: copy by zoo:rope rope: it fits into too few lengths inside the training window"
+    assert note == "gate not run: copy by zoo:rope rope; it fits into too few lengths inside the training window"
 
 
 # The runs of a model that copies at its training length only, and of one that copies everywhere.
