@@ -32,8 +32,10 @@ class Times:
 
 Lengths = tuple[int, ...] | tuple[Times, ...]
 
-# Lengths of a command without --lengths.
+# Lengths of a command without --lengths: of perplexity; and of tasks, two of them inside the training window, for the
+# gate (hope_eval/analysis/gate.py).
 DEFAULT: tuple[Times, ...] = (Times(0.5), Times(1), Times(2), Times(4))
+OF_TASKS: tuple[Times, ...] = (Times(0.3), Times(0.6), Times(1), Times(2), Times(4))
 
 
 def parse_lengths(text: str) -> Lengths:

@@ -231,6 +231,11 @@ class Task(ABC):
         return length - fixed
 
     @property
+    def shots_grow(self) -> bool:
+        """Whether longer contexts hold more examples: then short ones are harder, and are no gate for long ones."""
+        return False
+
+    @property
     def name(self) -> str:
         """Name of its class in lower case: `copy_text`."""
         return task_name(type(self))

@@ -53,6 +53,11 @@ class LabelMap(Task):
         "placement": ("fill", "packed", "spread"),
     }
 
+    @property
+    def shots_grow(self) -> bool:
+        """Whether the examples fill the context."""
+        return not self.n_shots
+
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
         made_up = vocabulary.examples is None
         n_classes, example = (self._made_up if made_up else self._brought)(vocabulary, rng, joined)

@@ -62,6 +62,11 @@ class RuleInduction(Task):
 
     limits = {"n_questions": (1, 1000), "n_shots": (0, 1 << 30), "placement": ("fill", "packed", "spread")}
 
+    @property
+    def shots_grow(self) -> bool:
+        """Whether the examples fill the context."""
+        return not self.n_shots
+
     def prompt(self, vocabulary: Vocabulary, length: int, rng: np.random.Generator, joined: bool = False) -> Prompt:  # noqa: D102
         if self.rule and self.rule not in RULES:
             raise TaskError(f"no rule is called `{self.rule}`", f"one of {', '.join(RULES)}")

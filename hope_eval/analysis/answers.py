@@ -5,6 +5,7 @@ Questions on one context are one cluster. Columns of a table are lengths; a cell
 138)`, `oom`, `nan`, `missing`, or `-` past the end of a learned position table.
 """
 
+import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -25,9 +26,10 @@ from hope_eval.analysis.answer_columns import (
     are_shares,
     check_version,
 )
+from hope_eval.analysis.gate import Gate, command_for, gate_of, judged
 from hope_eval.analysis.intervals import Clusters
 from hope_eval.analysis.rows import Row, RunTable, without_seed
-from hope_eval.errors import OptionError, StoreError
+from hope_eval.errors import HopeEvalError, OptionError, StoreError
 from hope_eval.lengths import short_length
 from hope_eval.metrics import ERRORS, metric_of
 from hope_eval.runs.columns import Record
@@ -37,6 +39,7 @@ from hope_eval.runs.records.infeasible import INFEASIBLE
 from hope_eval.runs.records.oom import OOM
 from hope_eval.runs.records.until import UNTIL
 from hope_eval.runs.store import RunStore, check_merged
+from hope_eval.task import parse_task
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -158,15 +161,47 @@ def table(
     shown |= {"token_accuracy"} if provenance["family"] == "copy" else set()
     shown |= {ABOVE, provenance["above"]} if provenance.get("above") else set()
     rows = [{**row, "headline": row["metric"] in shown} for row in rows]
+    model = f"{_name(stores)} {stores[0].header['identity']['encoding']}"
+    gate = _gate(runs, rows, model)
+    rows = [{**row, "gate": gate.words if gate and judged(row) else ""} for row in rows]
     return RunTable(
         rows,
         _notes(runs, rows),
-        f"{_name(stores)} {stores[0].header['identity']['encoding']}",
+        model,
         provenance["about"],
         ", ".join(store.id for store in stores),
         _facts(stores[0]),
         tuple(stores),
+        gate,
     )
+
+
+def _gate(runs: Sequence[RunAnswers], rows: Sequence[Row], model: str) -> Gate | None:
+    """The gate of a table. It judges all lengths that the runs have, whether the table shows them or not."""
+    header = runs[0].store.header
+    identity, provenance = header["identity"], header["provenance"]
+    if _shots_grow(header):
+        return None
+    shown, trained = {row["length"] for row in rows}, identity["train_length"] or 0
+    others = sorted({length for run in runs for length in run.lengths if length <= trained} - shown)
+    headline = {row["metric"] for row in rows if row["headline"]}
+    unseen = [
+        {**row, "headline": row["metric"] in headline}
+        for length in others
+        for row in _rows_at(length, runs, None, missing=True)
+    ]
+    command = command_for(provenance.get("command") or "", identity, provenance["family"])
+    return gate_of([*rows, *unseen], model, command)
+
+
+def _shots_grow(header: Mapping[str, Any]) -> bool:
+    """Whether longer contexts of the task hold more examples; for runs that do not say so, from the task itself."""
+    grow = header["provenance"].get("shots_grow")
+    if grow is None:
+        # The task of a user's file is not known by its name.
+        with contextlib.suppress(HopeEvalError):
+            grow = parse_task(header["identity"]["task"]).shots_grow
+    return bool(grow)
 
 
 def _facts(store: RunStore) -> tuple[str, ...]:

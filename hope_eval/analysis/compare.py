@@ -246,6 +246,7 @@ def _rows(table: RunTable, columns: str) -> Iterable[Row]:
             "headline": metric_of(row["metric"]).shown == "always",
             "clusters": None,
             "share": False,
+            "gate": "",
             **row,
             "section": f"{PPL}@{identity['protocol']}" if protocol else row["family"],
             "section_title": protocol.title if protocol else PILLARS.get(row["family"], row["family"]),

@@ -27,6 +27,9 @@ BETTER, WORSE, SAME = "better", "worse", "not distinguishable"
 # A row, and draws of its number.
 _Drawn = tuple[Any, np.ndarray]
 
+# Words of the gate on a line and on its baseline.
+_GATES = ["gate", "baseline_gate"]
+
 _MEASURE = ["section", "family", "task", "metric"]
 
 
@@ -71,6 +74,8 @@ def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
                     "p": gap.p,
                     "n": n,
                     "paired": paired,
+                    "gate": getattr(row, "gate", ""),
+                    "baseline_gate": base.loc[row.column].get("gate", ""),
                 }
             )
         for line in dict.fromkeys(entry["line"] for entry in entries_of_measure):
@@ -79,7 +84,9 @@ def differences(scores: "DataFrame", baseline: str) -> "DataFrame":
                 entry |= {"p_holm": p, "verdict": verdict(entry["metric"], entry["value"], p)}
         entries += entries_of_measure
     names = [*_MEASURE, "protocol", "column", "length", "label", "axis", "line", "encoding", "baseline"]
-    return pandas.DataFrame(entries, columns=[*names, "value", "low", "high", "p", "p_holm", "verdict", "n", "paired"])
+    return pandas.DataFrame(
+        entries, columns=[*names, "value", "low", "high", "p", "p_holm", "verdict", "n", "paired", *_GATES]
+    )
 
 
 def verdict(metric: str, value: float, p: float) -> str:

@@ -12,7 +12,8 @@
 Intervals are over draws of the contexts, which are the same ones at all lengths. A length that passes counts only if
 all shorter ones pass, except for `ppl`: its buckets are different tokens, some of them harder. If the greatest length
 passes too, the effective length is at least that (`censored` is `>=`); if the shortest fails, it is less (`<`). If the
-score at the shortest length is not distinguishable from chance, there is no value.
+score at the shortest length is not distinguishable from chance, there is no value. A task that was learned at one
+length only (hope_eval/analysis/gate.py) has `-` for all of them.
 
 `useful` and `breaking` compare with every shorter context rather than with the shortest one alone: against the
 shortest, a context that no longer helps would still count as useful, and a harmful one as harmless. Both are facts of
@@ -33,6 +34,7 @@ import numpy as np
 from scipy.special import ndtr, ndtri
 
 from hope_eval.analysis.differences import compared_rows, each
+from hope_eval.analysis.gate import ONE_LENGTH
 from hope_eval.analysis.intervals import ALPHA, Clusters, difference, holm
 from hope_eval.lengths import short_length
 from hope_eval.metrics import distinct, metric_of
@@ -108,7 +110,10 @@ def effective_lengths(scores: "DataFrame", differences: "DataFrame") -> "DataFra
             if curve is None:
                 continue
             parity = _parity(differences, section, task, metric, line, curve.train_length)
+            words = _gate(rows, metric)
             for definition, extent in _extents(metric, curve, rows):
+                if words == ONE_LENGTH:
+                    extent = {"value": math.nan, "low": math.nan, "high": math.nan, "censored": "-"}
                 ratio = extent["value"] / curve.train_length
                 entries.append(
                     {
@@ -124,6 +129,7 @@ def effective_lengths(scores: "DataFrame", differences: "DataFrame") -> "DataFra
                         **extent,
                         "ratio": math.nan if definition == AREA else ratio,
                         **parity,
+                        "gate": words,
                     }
                 )
     columns = [
@@ -139,7 +145,14 @@ def effective_lengths(scores: "DataFrame", differences: "DataFrame") -> "DataFra
         "value",
     ]
     columns += ["low", "high", "censored", "ratio", "in_window", "in_window_low", "in_window_high", "in_window_verdict"]
+    columns.append("gate")
     return pandas.DataFrame(entries, columns=columns)
+
+
+def _gate(rows: "DataFrame", metric: str) -> str:
+    """Words of the gate on a metric; empty if it is not judged."""
+    words = rows[rows.metric == metric].get("gate")
+    return "" if words is None else str(words.iloc[0])
 
 
 def _shared_lengths(scores: "DataFrame") -> dict[tuple[str, str], set[int]]:

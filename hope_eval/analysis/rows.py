@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from hope_eval.analysis.gate import Gate, gate_notes
 from hope_eval.runs.kinds import PERPLEXITY, PPL, kind_of
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ class RunTable:
     run:   id of the run.
     facts: facts of the questions that can divide columns.
     stores: the run, or one for each training seed.
+    gate:  whether the task was learned at more than one length; None: not judged.
     """
 
     rows: list[Row]
@@ -33,11 +35,13 @@ class RunTable:
     run: str
     facts: tuple[str, ...] = ()
     stores: tuple["RunStore", ...] = ()
+    gate: Gate | None = None
 
 
 def joint_notes(tables: Sequence[RunTable]) -> list[str]:
     """The notes of several tables, each fact once; facts about models with the models' names."""
-    notes = list(dict.fromkeys(note for table in tables for note in table.notes))
+    notes = gate_notes(table.gate for table in tables)
+    notes += dict.fromkeys(note for table in tables for note in table.notes)
     for about in dict.fromkeys(table.about for table in tables):
         models = ", ".join(dict.fromkeys(table.model for table in tables if table.about == about))
         notes.append(f"{models}: {about}")

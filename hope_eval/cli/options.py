@@ -185,7 +185,7 @@ grid = gathered(
         callback=read_lengths,
         metavar="LENGTHS",
         help="Context lengths in the model's own tokens: 2k,8k,32k; or in training lengths: 1x,4x.  "
-        "[default: 0.5x,1x,2x,4x]",
+        "[default: 0.5x,1x,2x,4x; of tasks 0.3x,0.6x,1x,2x,4x]",
     ),
     click.option(
         "--samples",

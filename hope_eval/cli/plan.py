@@ -10,7 +10,7 @@ import click
 
 from hope_eval.cli import options
 from hope_eval.errors import OptionError
-from hope_eval.lengths import DEFAULT, lengths_text
+from hope_eval.lengths import lengths_text
 
 if TYPE_CHECKING:
     from hope_eval.evaluation.plan import Plan
@@ -79,8 +79,7 @@ class _Question:
         from hope_eval.evaluation.suites import Entry, parse_measure, suite_named
 
         if self.tasks:
-            lengths = grid.lengths or DEFAULT
-            return tuple(Entry(parse_measure(name), lengths, grid.samples, written=name) for name in self.tasks)
+            return tuple(Entry(parse_measure(name), grid.lengths, grid.samples, written=name) for name in self.tasks)
         return suite_named(self.suite or "quick").with_changes(grid.lengths, grid.samples).entries
 
 

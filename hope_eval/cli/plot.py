@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hope_eval.analysis.gate import NOT_RUN
 from hope_eval.cli import options
 from hope_eval.errors import OptionError, did_you_mean
 
@@ -52,6 +53,10 @@ def plot(
         raise OptionError("a sketch on the terminal has no --kind or --metric", "add --out figure.png")
     comparison = options.comparison_of(**rest, by_fact="depth" if kind == "heatmap" else "")
     frame = _of_section(comparison.scores, section)
+    for words in comparison.notes:
+        # A figure has no room for a command.
+        if words.startswith(NOT_RUN):
+            click.echo(words, err=True)
     if out is None:
         from hope_eval.show.sparklines import sparklines
 

@@ -10,7 +10,6 @@ import click
 from hope_eval.cli import options
 from hope_eval.cli.measuring import measured, show
 from hope_eval.errors import OptionError
-from hope_eval.lengths import DEFAULT
 from hope_eval.protocols import (
     DEFAULT_PROTOCOL,
     protocol_class,
@@ -100,7 +99,7 @@ def ppl(
         pool_seeds=pool_seeds,
         command=options.command_line(),
     )
-    entry = Entry(protocol_named(name or DEFAULT_PROTOCOL, **parameters), grid.lengths or DEFAULT, grid.samples)
+    entry = Entry(protocol_named(name or DEFAULT_PROTOCOL, **parameters), grid.lengths, grid.samples)
     show(measured([entry], models, run, how), run.form)
 
 

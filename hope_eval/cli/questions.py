@@ -8,7 +8,6 @@ import click
 
 from hope_eval.cli import options
 from hope_eval.cli.measuring import measured, show
-from hope_eval.lengths import DEFAULT
 
 if TYPE_CHECKING:
     from hope_eval.analysis.rows import RunTable
@@ -77,7 +76,7 @@ def _command(family: str) -> click.Command:
             from hope_eval.evaluation.suites import Entry
 
             entries = [
-                Entry(variant, grid.lengths or DEFAULT, grid.samples)
+                Entry(variant, grid.lengths, grid.samples)
                 for name in tasks or MAIN[family]
                 for variant in options.at_distances(_task(name, family), distance)
             ]

@@ -110,9 +110,9 @@ class Job(ABC):
     def in_tokens(self, choice: Choice) -> tuple[int, ...]:
         """Lengths of a choice that are read."""
         lengths = self.measurement.lengths
-        if self.entry.lengths is Entry.lengths:
+        if self.entry.lengths is None:
             # All models are read at the lengths of the first.
-            wanted = {lengths[self.entry.lengths.index(length)] for length in choice.lengths}
+            wanted = {lengths[self.entry.all_lengths.index(length)] for length in choice.lengths}
             return tuple(length for length in lengths if length in wanted)
         return resolved(choice.lengths, self.subject.model.train_length)
 

@@ -128,7 +128,9 @@ def planned(
             jobs[number].append(job)
         start = time.perf_counter()
     choices = [
-        Choice(entry.lengths, max(job.measurement.n_samples for job in of_entry), entry.controls and options.controls)
+        Choice(
+            entry.all_lengths, max(job.measurement.n_samples for job in of_entry), entry.controls and options.controls
+        )
         for (entry, _), of_entry in zip(prepared, jobs, strict=True)
     ]
     return Plan(tuple(entry for entry, _ in prepared), jobs, list(choices))

@@ -188,6 +188,7 @@ class Questions(Measurement[Contexts, Batch]):
             "above": task.above,
             "arms": task.arms,
             "readers": list(task.readers),
+            "shots_grow": task.shots_grow,
             "encoding": facts_of(model.encoding),
             "data": self.material.name,
             "about": f"{model.about}, {'chat template' if vocabulary.chat else f'prefix {start}'}",

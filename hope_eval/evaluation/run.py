@@ -169,8 +169,8 @@ class CommonLengths:
 
     def of(self, entry: Entry, number: int, train_length: int | None) -> tuple[int, ...]:
         """Lengths of the entry of that number, for a model of that training length."""
-        lengths = resolved(entry.lengths, train_length)
-        return self._first.setdefault(number, lengths) if entry.lengths is Entry.lengths else lengths
+        lengths = resolved(entry.all_lengths, train_length)
+        return self._first.setdefault(number, lengths) if entry.lengths is None else lengths
 
 
 def measurement_of(

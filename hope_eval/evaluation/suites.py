@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hope_eval.errors import OptionError, did_you_mean
-from hope_eval.lengths import DEFAULT, Lengths, parse_lengths
+from hope_eval.lengths import DEFAULT, OF_TASKS, Lengths, parse_lengths
 from hope_eval.protocols import DEFAULT_PROTOCOL, Protocol, parse_protocol
 from hope_eval.runs.kinds import PPL
 from hope_eval.task import FOLDER, Task, parse_task
@@ -31,16 +31,22 @@ class Entry:
     """One measurement of a suite.
 
     what:     a task, or a perplexity protocol.
+    lengths:  None: the default of either.
     samples:  contexts of a task, or documents of a perplexity; None: the default of either.
     controls: whether the controls of a task are measured too.
     written:  as the user wrote it, such as `my/task.py:n=4`; empty: as `what` prints.
     """
 
     what: Task | Protocol
-    lengths: Lengths = DEFAULT
+    lengths: Lengths | None = None
     samples: int | None = None
     controls: bool = True
     written: str = ""
+
+    @property
+    def all_lengths(self) -> Lengths:
+        """Its lengths, or the default ones."""
+        return self.lengths or (DEFAULT if isinstance(self.what, Protocol) else OF_TASKS)
 
     def __str__(self) -> str:
         """As it is written on a command line: `needle:n_needles=4`, `ppl:sliding:stride=64`."""
@@ -114,7 +120,7 @@ def _entry(values: Mapping[str, Any], suite: str) -> Entry:
         raise OptionError(f"a task of the suite `{suite}` has no name", '{ task = "copy", samples = 8 }')
     if samples is not None and (type(samples) is not int or samples < 1):
         raise OptionError(f"`samples` of `{text}` in the suite `{suite}` is {samples!r}", "a whole number from 1 on")
-    lengths = parse_lengths(str(values["lengths"])) if "lengths" in values else DEFAULT
+    lengths = parse_lengths(str(values["lengths"])) if "lengths" in values else None
     controls = values.get("controls", True)
     if not isinstance(controls, bool):
         raise OptionError(f"`controls` of `{text}` in the suite `{suite}` is {controls!r}", "true or false")

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from hope_eval.analysis.differences import BETTER, SAME, WORSE, each
+from hope_eval.analysis.gate import by_words
 from hope_eval.analysis.reach import AREA, DEFINITIONS, worded
 from hope_eval.analysis.rows import PILLARS, Row, subject
 from hope_eval.errors import OptionError, StoreError
@@ -140,7 +141,9 @@ def _differences(frame: "DataFrame", baseline: str) -> Iterator[Block]:
         main = _distinct(rows)
         columns = list(dict.fromkeys(main.sort_values("length", kind="stable").column))
         lines: dict[tuple[str, str], dict[str, PrintedNumber]] = {}
+        remarks: dict[tuple[str, ...], str] = {}
         for row in each(main):
+            remarks[row.line, _measure(row)] = getattr(row, "gate", "")
             interval = "" if math.isnan(row.low) else f"[{_signed(row.low)}, {_signed(row.high)}]"
             cell = PrintedNumber(f"{_signed(row.value)} {_VERDICTS[row.verdict]}", interval)
             lines.setdefault((row.line, _measure(row)), {})[row.column] = cell
@@ -150,9 +153,12 @@ def _differences(frame: "DataFrame", baseline: str) -> Iterator[Block]:
             ("line", "metric"),
             columns,
             [(names, [cells.get(column, PrintedNumber("")) for column in columns]) for names, cells in together],
+            remarks={number: remarks[names] for number, (names, _) in enumerate(together)},
         )
         how = "on the same contexts" if rows.paired.all() else "NOT on the same contexts: texts or samples differ"
-        yield Block(f"{section_title(str(section))}: minus {baseline}, {how}", content, [marks, _UNADJUSTED])
+        gates = by_words({**row, "gate": row.get("baseline_gate"), "line": baseline} for row in rows_of(main))
+        notes = [f"{baseline}: {words} ({', '.join(tasks)})" for words, tasks in gates.items()]
+        yield Block(f"{section_title(str(section))}: minus {baseline}, {how}", content, [marks, _UNADJUSTED, *notes])
 
 
 def _signed(value: float) -> str:
@@ -179,9 +185,11 @@ def _effective_lengths(frame: "DataFrame", baseline: str) -> Iterator[Block]:
 def _extents(frame: "DataFrame", definitions: Sequence[str], baseline: str) -> Grid:
     columns = [*definitions, *(["in window"] if baseline else [])]
     lines: dict[tuple[str, ...], dict[str, PrintedNumber]] = {}
+    remarks: dict[tuple[str, ...], str] = {}
     for row in each(frame):
         trained = short_length(int(row.train_length)) if row.train_length == row.train_length else "?"
         cells = lines.setdefault((row.line, trained, _measure(row)), {})
+        remarks[row.line, trained, _measure(row)] = getattr(row, "gate", "")
         beyond = row.definition != AREA and row.value > row.train_length
         cells[row.definition] = PrintedNumber(*worded(row), beyond)
         if row.in_window_verdict:
@@ -191,7 +199,9 @@ def _extents(frame: "DataFrame", definitions: Sequence[str], baseline: str) -> G
     together = sorted(lines.items(), key=lambda item: order.index(item[0][2]))
     headings = ("line", "trained at", "metric")
     rows = [(names, [c.get(x, PrintedNumber("")) for x in columns]) for names, c in together]
-    return Grid(headings, columns, rows, across="definition")
+    return Grid(
+        headings, columns, rows, "definition", {number: remarks[names] for number, (names, _) in enumerate(together)}
+    )
 
 
 def _wins(frame: "DataFrame") -> Grid:
@@ -220,6 +230,7 @@ def wide(frame: "DataFrame") -> "DataFrame":
         "slice",
         "train_length",
         "run",
+        "gate",
     ]
     keys = [name for name in names if name in frame]
     order = list(dict.fromkeys(frame.sort_values("length", kind="stable").column))

@@ -18,7 +18,7 @@ from rich.text import Text
 from hope_eval.analysis.rows import subject
 from hope_eval.lengths import short_length
 from hope_eval.metrics import is_share, metric_of
-from hope_eval.show.figures.rows import Row, records
+from hope_eval.show.figures.rows import Row, gates_of, marked, records
 from hope_eval.show.palette import noted_styles, styles
 from hope_eval.show.tables import number
 
@@ -34,6 +34,7 @@ def sparklines(scores: "DataFrame", console: Console | None = None) -> None:
     """Print the numbers of the tables as sparklines; without colours if the console or NO_COLOR asks for that."""
     console = console or Console(highlight=False)
     rows = [row for row in records(scores) if not row["slice"] and _is_shown(row)]
+    rows = marked(rows, rows)
     style_of = styles(((row["line"], row["encoding"]) for row in rows), noted_styles(rows))
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
     table.add_column("line", overflow="fold")
@@ -52,7 +53,8 @@ def sparklines(scores: "DataFrame", console: Console | None = None) -> None:
             table.add_row(Text(f"  {line}"), drawn, *ends, end_section=line == lines[-1])
     console.print(table)
     legend = f"{_TRAINED} end of the training length; gap: no number; perplexity on a logarithmic scale"
-    console.print(Text(legend, style="dim"), soft_wrap=True)
+    for words in filter(None, (legend, *gates_of(rows).split(" · "))):
+        console.print(Text(words, style="dim"), soft_wrap=True)
 
 
 def _is_shown(row: Row) -> bool:

@@ -11,8 +11,9 @@ give all rows as they are; table, markdown and latex put lengths side by side, o
 import json
 import math
 import sys
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rich import box
@@ -36,6 +37,9 @@ _LATEX = str.maketrans(
 )
 
 _HEADINGS = ("model", "encoding", "trained at", "metric")
+
+# Least width of the words below a name, and of the first names, which may be folded.
+_NARROW, _NAME = 15, 12
 
 # Marks a number that was measured beyond the training length of its model.
 BEYOND = "*"
@@ -72,13 +76,28 @@ class Grid:
 
     The last name groups lines: a rule is drawn where it changes.
 
-    across: heading of the columns, for terminals that are too narrow to show them side by side.
+    across:  heading of the columns, for terminals that are too narrow to show them side by side.
+    remarks: words below the last name of a line, by the number of the line.
     """
 
     headings: tuple[str, ...]
     columns: list[str]
     lines: list[tuple[tuple[str, ...], list[PrintedNumber]]]
     across: str = "length"
+    remarks: Mapping[int, str] = field(default_factory=dict)
+
+    def remark(self, number: int) -> list[str]:
+        """The remark on a line, in rows that are no wider than its last name, or than the longest word."""
+        name = self.lines[number][0][-1]
+        return textwrap.wrap(self.remarks.get(number, ""), max(len(name), _NARROW))
+
+    @property
+    def remarked(self) -> list[tuple[tuple[str, ...], list[PrintedNumber]]]:
+        """The lines, with the remark of each behind its last name."""
+        notes = [f": {self.remarks[number]}" if self.remarks.get(number) else "" for number in range(len(self.lines))]
+        return [
+            ((*names[:-1], names[-1] + note), cells) for (names, cells), note in zip(self.lines, notes, strict=True)
+        ]
 
     @property
     def any_beyond(self) -> bool:
@@ -145,6 +164,7 @@ def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
     """
     columns: dict[str, int] = {}
     lines: dict[tuple[str, ...], dict[str, PrintedNumber]] = {}
+    remarks: dict[tuple[str, ...], str] = {}
     for row in rows:
         # Rows of a single run have no `headline`; the metric decides.
         if not row.get("headline", metric_of(row["metric"]).shown != "never"):
@@ -153,10 +173,9 @@ def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
         columns[heading] = row["length"]
         trained = short_length(int(row["train_length"])) if _is_known(row["train_length"]) else "?"
         name = f"{row['model']} ({row['twin']})" if row.get("twin") else row["model"]
-        line = lines.setdefault(
-            (name, row["encoding"], trained, metric_name(row), str(row.get("line", row.get("run")))), {}
-        )
-        line[heading] = _cell(row)
+        key = (name, row["encoding"], trained, metric_name(row), str(row.get("line", row.get("run"))))
+        lines.setdefault(key, {})[heading] = _cell(row)
+        remarks[key] = row.get("gate") or ""
     ordered = sorted(columns, key=lambda heading: columns[heading])
     # All perplexities first, then the other metrics: lines that are compared stand below each other.
     metrics = list(dict.fromkeys(key[3] for key in lines))
@@ -168,6 +187,7 @@ def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
             ((model, encoding, trained, metric), [line.get(column, PrintedNumber("")) for column in ordered])
             for (model, encoding, trained, metric, _), line in together
         ],
+        remarks={number: remarks[key] for number, (key, _) in enumerate(together)},
     )
 
 
@@ -217,7 +237,7 @@ def _table(*headings: str) -> Table:
         right = heading in ("trained at", "length", "value", "definition")
         table.add_column(heading, overflow="fold", no_wrap=heading != "model", justify="right" if right else "left")
     # A long name may be folded, a number may not.
-    table.columns[0].min_width = 12
+    table.columns[0].min_width = _NAME
     return table
 
 
@@ -231,7 +251,8 @@ def _wide_table(content: Grid) -> Table:
         # Names that the line above has already are left out, except for the last one.
         same = next((at for at, pair in enumerate(zip(names, before, strict=True)) if pair[0] != pair[1]), len(names))
         table.add_row(
-            *("" if at < same and at < len(names) - 1 else name for at, name in enumerate(names)),
+            *("" if at < same else name for at, name in enumerate(names[:-1])),
+            "\n".join([names[-1], *content.remark(number)]),
             *(_rich_cell(cell) for cell in cells),
             end_section=number + 1 < len(content.lines) and content.lines[number + 1][0][-1] != names[-1],
         )
@@ -246,12 +267,18 @@ def _long_table(content: Grid) -> Table:
     """The table with lengths one below the other, for terminals that are too narrow for the wide one."""
     shown = [at for at, heading in enumerate(content.headings) if heading != "trained at"]
     table = _table(*(content.headings[at] for at in shown), content.across, "value", "interval")
-    for names, cells in content.lines:
+    for line, (names, cells) in enumerate(content.lines):
         # A line may begin with empty cells: its names stand next to the first filled cell.
         filled = [(column, cell) for column, cell in zip(content.columns, cells, strict=True) if cell.value]
+        # The last name has its remark below it, beside the next cells; what is left stands beside the last.
+        below = [names[-1], *content.remark(line)]
+        below[len(filled) - 1 :] = ["\n".join(below[len(filled) - 1 :])]
         for number, (column, cell) in enumerate(filled):
-            words = [names[at] if number == 0 else "" for at in shown]
+            words = [names[at] if number == 0 else "" for at in shown[:-1]]
+            words.append(below[number] if number < len(below) else "")
             table.add_row(*words, column, _rich_value(cell), cell.interval, end_section=number + 1 == len(filled))
+    # No room is kept for names that need none: at 80 columns, intervals would be cut.
+    table.columns[0].min_width = min(_NAME, max((len(names[0]) for names, _ in content.lines), default=_NAME))
     return table
 
 
@@ -294,7 +321,7 @@ def _markdown(content: Grid, notes: Sequence[str]) -> str:
     text = line([*content.headings, *content.columns])
     text += "|" + "".join("---:|" if heading == "trained at" else "---|" for heading in content.headings)
     text += "---:|" * len(content.columns) + "\n"
-    text += "".join(line([*names, *map(str, cells)]) for names, cells in content.lines)
+    text += "".join(line([*names, *map(str, cells)]) for names, cells in content.remarked)
     return text + "".join(f"\n{note.replace('*', chr(92) + '*')}\n" for note in notes)
 
 
@@ -318,5 +345,5 @@ def _latex(content: Grid, notes: Sequence[str]) -> str:
     aligned = "".join("r" if heading == "trained at" else "l" for heading in content.headings)
     text += rf"\begin{{tabular}}{{{aligned}{'r' * len(content.columns)}}}" + "\n\\toprule\n"
     text += line(map(escaped, [*content.headings, *content.columns])) + "\\midrule\n"
-    text += "".join(line([*map(escaped, names), *map(drawn, cells)]) for names, cells in content.lines)
+    text += "".join(line([*map(escaped, names), *map(drawn, cells)]) for names, cells in content.remarked)
     return text + "\\bottomrule\n\\end{tabular}\n"

@@ -8,6 +8,7 @@ from hope_eval.errors import HopeEvalError, LengthError, OptionError, TaskError
 from hope_eval.evaluation.suites import parse_measure, suite_named, suites
 from hope_eval.lengths import (
     DEFAULT,
+    OF_TASKS,
     Times,
     lengths_text,
     parse_count,
@@ -69,7 +70,10 @@ def test_an_entry_has_what_it_says_and_else_what_its_suite_says(tmp_path):
 
 def test_a_suite_that_says_nothing_has_the_default_lengths_and_samples(tmp_path):
     (entry,) = suite_named(written(tmp_path, '[x]\ntasks = ["copy"]')).entries
-    assert entry.lengths is DEFAULT
+    assert entry.lengths is None
+    assert entry.all_lengths is OF_TASKS
+    (entry,) = suite_named(written(tmp_path, '[x]\ntasks = ["ppl"]')).entries
+    assert entry.all_lengths is DEFAULT
     assert entry.samples is None
     suite = suite_named(written(tmp_path, '[x]\nlengths = 512\ntasks = ["copy"]'))
     assert suite.entries[0].lengths == (512,)
@@ -204,6 +208,7 @@ def test_training_lengths_are_tokens_of_one_model():
         resolved(DEFAULT, None)
     assert "--lengths" in caught.value.hint
     assert [str(one) for one in DEFAULT] == ["0.5x", "1x", "2x", "4x"]
+    assert [str(one) for one in OF_TASKS] == ["0.3x", "0.6x", "1x", "2x", "4x"]
 
 
 def test_lengths_are_written_as_they_are_read():

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from hope_eval.analysis.rows import hole_name
 from hope_eval.lengths import short_length
-from hope_eval.show.figures.rows import Row, check_any, corpus_of, counted, records, sentence
+from hope_eval.show.figures.rows import Row, check_any, corpus_of, counted, gates_of, marked, records, sentence
 from hope_eval.show.figures.sheet import (
     INK,
     MARGIN,
@@ -53,6 +53,7 @@ def errors(scores: "DataFrame", *, width: str = "double") -> "Figure":
     tasks = list(dict.fromkeys(row["task"] for row in error_rows))
     check_any(tasks, "no run has kinds of errors; `hope-eval copy` measures them")
     rows = [row for row in rows if row["task"] in tasks]
+    rows = marked(rows, rows)
     names = list(dict.fromkeys(row["line"] for row in rows))
     page_width = page_width_of(width)
     left = min(max(text_width(name, SMALL) for name in names) + 6, page_width * 0.3)
@@ -70,6 +71,7 @@ def errors(scores: "DataFrame", *, width: str = "double") -> "Figure":
         caption=sentence(
             "number: right tokens before the first error, on average",
             "(2x): twice the training length",
+            gates_of(rows),
             corpus_of(rows),
         ),
         n_columns=n_columns,

@@ -25,9 +25,11 @@ from hope_eval.show.figures.rows import (
     check_any,
     corpus_of,
     counted,
+    gates_of,
     heading,
     interval_of,
     is_of_one_block,
+    marked,
     panels_of,
     records,
     sentence,
@@ -127,8 +129,9 @@ def _curves(panels: list[Panel], metric: str, scale: Scale, controls: bool, widt
     panels = [replace(panel, rows=[row for row in panel.rows if row["line"] not in left_out]) for panel in panels]
     panels = [panel for panel in panels if any(row["status"] == "ok" for row in panel.rows)]
     check_any(panels, f"no run has a number of `{metric}`" + (" and a training length" if left_out else ""))
-    rows = [row for panel in panels for row in panel.rows]
-    style_of = styles_of(rows)
+    shown = [row for panel in panels for row in panel.rows]
+    panels = [replace(p, rows=marked(p.rows, shown), controls=marked(p.controls, shown)) for p in panels]
+    style_of = styles_of([row for panel in panels for row in panel.rows])
     page_width, n_columns = page_width_of(width), columns_of(len(panels), width)
     labelled = len(panels) == 1 and _label_width(style_of) < page_width * 0.36
     values = [_values(panel) for panel in panels]
@@ -181,6 +184,7 @@ def _caption(panels: Sequence[Panel], scale: Scale, controls: bool, left_out: Se
         "a bucket is drawn at its upper end" * any(re.fullmatch(r"\w+-\w+", row["label"]) for row in rows),
         "thin dots: contexts without the facts of the answer, thin dashes: contexts with nothing else" * controls,
         "grey dashes: chance" * any(_chance(panel, scale) for panel in panels),
+        gates_of(rows),
         f"without a training length: {', '.join(left_out)}" * bool(left_out),
         corpus_of(rows),
     )

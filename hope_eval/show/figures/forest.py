@@ -9,7 +9,16 @@ from hope_eval.analysis.differences import SAME
 from hope_eval.analysis.rows import subject
 from hope_eval.lengths import short_length
 from hope_eval.metrics import distinct, metric_of
-from hope_eval.show.figures.rows import Row, check_any, counted, records, sentence
+from hope_eval.show.figures.rows import (
+    MARK,
+    Row,
+    check_any,
+    counted,
+    gates_of,
+    marked,
+    records,
+    sentence,
+)
 from hope_eval.show.figures.sheet import (
     FAINT,
     INK,
@@ -56,9 +65,10 @@ def difference(
     shown = _shown(rows) if metric is None else None
     rows = [row for row in rows if (row["metric"] == metric if shown is None else _group(row) in shown)]
     check_any(rows, "no line has a difference from a baseline; at least two lines are needed")
+    rows = marked(rows, rows)
     groups = list(dict.fromkeys(map(_group, rows)))
     names = list(dict.fromkeys(row["line"] for row in rows))
-    style_of = styles(((name, (encodings or {}).get(name, name)) for name in names), noted)
+    style_of = _styles(names, encodings or {}, noted or {})
     page_width = page_width_of(width)
     indent = min(max(text_width(name, SMALL) for name in names) + 6, page_width * 0.3)
     columns = {group: _columns([row for row in rows if _is_of(row, group)]) for group in groups}
@@ -73,6 +83,8 @@ def difference(
             "bars: 95 % interval, paired by context",
             "filled: distinguishable at 5 % (Holm over the lengths of a line)",
             f"shaded: better than {baseline}",
+            gates_of(rows),
+            gates_of([{**row, "line": row["baseline"], "gate": row.get("baseline_gate")} for row in rows]),
         ),
         n_columns=n_columns,
         height=len(names) * _ROW,
@@ -99,6 +111,15 @@ def difference(
             words = shortened(f"{subject(family[0])} · {title} · {counted(family)}", page_width - 2 * MARGIN, TEXT)
             note(axes, words, (0, 1), (MARGIN - 4 - indent, 12), size=TEXT)
     return page.figure
+
+
+def _styles(names: list[str], encodings: Mapping[str, str], noted: Mapping[str, str]) -> dict[str, Style]:
+    """Style of each line, whose name may be marked."""
+    plain = {name: name.removesuffix(f" {MARK}") for name in names}
+    return styles(
+        ((name, encodings.get(plain[name], plain[name])) for name in names),
+        {name: noted.get(plain[name], "") for name in names},
+    )
 
 
 def _shown(rows: list[Row]) -> set[tuple[str, str, str]]:

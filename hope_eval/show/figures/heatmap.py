@@ -12,6 +12,8 @@ from hope_eval.show.figures.rows import (
     check_any,
     corpus_of,
     counted,
+    gates_of,
+    marked,
     point_at,
     records,
     sentence,
@@ -56,6 +58,7 @@ def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "dou
     first = {row["task"]: row["metric"] for row in reversed(rows) if row.get("headline", True)}
     rows = [row for row in rows if row["metric"] == (metric or first.get(row["task"]))]
     check_any([row for row in rows if row["status"] == "ok"], "no answers are divided by depth (--by depth)")
+    rows = marked(rows, rows)
     keys = dict.fromkeys((row["task"], row["part"].fact, row["line"]) for row in rows)
     panels = [[row for row in rows if (row["task"], row["part"].fact, row["line"]) == key] for key in keys]
     page_width = page_width_of(width)
@@ -69,7 +72,7 @@ def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "dou
         len(panels),
         width=page_width,
         title=f"{metric_of(rows[0]['metric']).label.capitalize()} by {panels[0][0]['part'].fact} and length",
-        caption=sentence(f"a cell: {counted(rows)}", "dots: training length", corpus_of(rows)),
+        caption=sentence(f"a cell: {counted(rows)}", "dots: training length", gates_of(rows), corpus_of(rows)),
         n_columns=n_columns,
         height=max(len({row["part"] for row in panel}) for panel in panels) * 13.0,
         head=PANEL_TITLE + 9,
@@ -80,8 +83,7 @@ def heatmap(scores: "DataFrame", *, metric: str | None = None, width: str = "dou
     )
     measured = [row for row in rows if row["status"] == "ok"]
     values = [0, 1] if all(map(is_share, measured)) else [row["value"] for row in measured]
-    scale = Normalize(min(values), max(values))
-    colours = _heat()
+    colours, scale = _heat(), Normalize(min(values), max(values))
     for axes, panel in zip(page.panels, panels, strict=True):
         lengths = sorted({row["length"] for row in panel})
         parts = sorted({row["part"] for row in panel})

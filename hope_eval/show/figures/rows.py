@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from hope_eval.analysis.gate import ONE_LENGTH, by_words
 from hope_eval.analysis.rows import hole_name
 from hope_eval.errors import OptionError
 from hope_eval.lengths import short_length
@@ -112,7 +113,28 @@ def records(frame: "DataFrame") -> list[Row]:
         for number in ("train_length", "n", "n_seeds", "chance"):
             row[number] = float(row[number]) if isinstance(row.get(number), int | float) else math.nan
         rows.append(row)
-    return rows
+    # The gate judges a task: other metrics of it, and its slices, go with it.
+    gates = {(row["task"], row["line"]): row["gate"] for row in rows if row.get("gate")}
+    return [{**row, "gate": gates.get((row["task"], row["line"]), "")} for row in rows]
+
+
+# Marks a line that learned a task of the figure at one length only.
+MARK = "‡"
+
+
+def marked(rows: Sequence[Row], shown: Iterable[Row]) -> list[Row]:
+    """The rows, with MARK behind the names of lines that learned a task of the shown rows at one length only."""
+    failed = {row["line"] for row in shown if row["gate"] == ONE_LENGTH}
+    return [{**row, "line": f"{row['line']} {MARK}" if row["line"] in failed else row["line"]} for row in rows]
+
+
+def gates_of(rows: Sequence[Row]) -> str:
+    """Caption of the gates of these rows: which lines learned which task at one length only, or were not asked."""
+    parts = []
+    for words, tasks in by_words(rows).items():
+        lines = [f"{task} by {', '.join(line.removesuffix(f' {MARK}') for line in of)}" for task, of in tasks.items()]
+        parts.append(f"{f'{MARK} ' * (words == ONE_LENGTH)}{words}: {'; '.join(lines)}")
+    return " · ".join(parts)
 
 
 def panels_of(rows: Sequence[Row], choose: Callable[[list[Row]], str | None]) -> list[Panel]:

@@ -7,6 +7,7 @@ losses against the baseline, effective lengths, and missing numbers.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from hope_eval.analysis.gate import NOT_RUN, ONE_LENGTH
 from hope_eval.analysis.reach import AREA
 from hope_eval.analysis.rows import Row, hole_name
 from hope_eval.metrics import metric_of
@@ -75,12 +76,25 @@ def introduction(results: Results) -> str:
 def findings(results: Results) -> list[Finding]:
     """Findings from the numbers, the most important first."""
     main = [*_claims(results), *_losses(results)] if results.compared else _values(results)
-    return [*main, *_reached(results), *_holes(results)]
+    return [*_gates(results), *main, *_reached(results), *_holes(results)]
+
+
+def _gates(results: Results) -> Iterator[Finding]:
+    """Yield the tasks that were learned at one length only, and those of which that is not known."""
+    after = {
+        ONE_LENGTH: "What they score beyond the training length says nothing of length, and nothing is claimed of it.",
+        NOT_RUN: "Whether these tasks were learned at shorter lengths too is not known; the notes have the command.",
+    }
+    for words, tasks in results.gates().items():
+        lines = "; ".join(f"{task}: {listed(of)}" for task, of in tasks.items())
+        yield Finding(words.capitalize(), [f"{lines}.", after[words]])
 
 
 def _claims(results: Results) -> Iterator[Finding]:
     """Yield the lines that are better than the baseline, with their differences within the training length."""
-    rows, baseline = results.compared, results.baseline
+    rows, baseline = results.claimed, results.baseline
+    if not rows:
+        return
     by_line = grouped(rows, lambda row: row["line"])
     if not any(_n(rows, verdict) for verdict in ("better", "worse")):
         none = (
@@ -154,9 +168,9 @@ def _counts(rows: Sequence[Row]) -> str:
 
 def _losses(results: Results) -> Iterator[Finding]:
     """Yield the tasks and lengths at which the baseline is better."""
-    rows = [row for row in results.compared if row["verdict"] == "worse"]
+    rows = [row for row in results.claimed if row["verdict"] == "worse"]
     if not rows:
-        if _n(results.compared, "better"):
+        if _n(results.claimed, "better"):
             yield Finding(f"Where {results.baseline} wins", ["In none of these comparisons."])
         return
     parts = []
@@ -171,7 +185,7 @@ def _losses(results: Results) -> Iterator[Finding]:
     yield Finding(
         f"Where {results.baseline} wins",
         [
-            f"In {_of(len(rows), len(results.compared))}: {'; '.join(parts)}. Most clearly over "
+            f"In {_of(len(rows), len(results.claimed))}: {'; '.join(parts)}. Most clearly over "
             f"{_clearest(rows)['line']}, on {_in_words(_clearest(rows))}."
         ],
     )
@@ -244,6 +258,8 @@ def _names(rows: Sequence[Row]) -> str:
 
 def _reach_with_interval(row: Row) -> str:
     """Effective length with its interval, if that is more than a point."""
+    if row.get("gate") == ONE_LENGTH:
+        return "none"
     apart = row.get("value") is not None and row.get("low") is not None and row["low"] != row.get("high")
     return " ".join(filter(None, (reach_text(row), interval(row, tokens) if apart else "")))
 

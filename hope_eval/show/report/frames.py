@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from hope_eval.analysis.gate import ONE_LENGTH, by_words
 from hope_eval.analysis.rows import PILLARS, Row, subject
 from hope_eval.lengths import short_length
 from hope_eval.metrics import metric_of
@@ -132,6 +133,22 @@ class Results:
                 if row["metric"] == main
             ]
         return main_rows
+
+    @cached_property
+    def claimed(self) -> list[Row]:
+        """The compared rows without those beyond the training length that a gate forbids, of the line or the baseline.
+
+        Who learned a task at one length only neither gains nor loses beyond it.
+        """
+        return [
+            row
+            for row in self.compared
+            if row["zone"] != "beyond" or ONE_LENGTH not in (row.get("gate"), row.get("baseline_gate"))
+        ]
+
+    def gates(self, topic: Topic | None = None) -> dict[str, dict[str, list[str]]]:
+        """Lines that learned a task at one length only, or were not asked, by task; of one topic, or of all."""
+        return by_words(row for row in self.scores if topic is None or topic.has(row))
 
     def zone(self, row: Row) -> str:
         """Zone of a row's length: `beyond` the training length of its line, `within` it, or `unknown`."""

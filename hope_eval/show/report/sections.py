@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from hope_eval.analysis import gate
 from hope_eval.analysis.reach import AREA, DEFINITIONS
 from hope_eval.analysis.rows import HOLES, Row
 from hope_eval.metrics import ERRORS, metric_of, ordered
@@ -35,6 +36,7 @@ VERDICTS = {
     "p (Holm)": "the p value of a difference, for all lengths of one line, task and metric together.",
     "better, worse": "p (Holm) is below 0.05; everything else is not distinguishable, which does not mean equal.",
     "★": "best of its column, and distinguishable from every other line.",
+    **gate.DEFINITIONS,
     "training length": "the context length that a model was trained at; greater lengths are extrapolation.",
 }
 
@@ -138,7 +140,8 @@ class _Maker:
                     y=metric,
                     description=self._in_words(name, rows_of_metric),
                 )
-                made.append(self._chart(name, spec))
+                gates = [f"{words}: {listed(of[topic.task])}" for words, of in self.results.gates(topic).items()]
+                made.append(self._chart("; ".join([name, *gates]), spec))
             missing = "missing" if metric == shown[0] else ""
             wide.append(self._table(tables.wide(rows_of_metric, f"{name}, 95 % interval below", missing=missing)))
         rest = [row for row in rows if row["metric"] not in shown]

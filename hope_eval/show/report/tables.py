@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hope_eval.analysis.reach import AREA
@@ -91,9 +91,15 @@ def wide(rows: Sequence[Row], caption: str, names: Sequence[str] = ("line",), mi
         first = [
             TableCell(metric_name(value) if name == "metric" else value) for name, value in zip(names, key, strict=True)
         ]
+        first[0] = replace(first[0], note=gate_of(rows_of_line))
         lines.append([*first, *(_score(by_heading.get(title), missing) for title in at)])
     titles = {"line": "line", "metric": "metric", "slice": "part"}
     return Table(caption, [*(TableColumn(titles[name]) for name in names), *_lengths(rows, at)], lines, len(names))
+
+
+def gate_of(rows: Iterable[Row]) -> str:
+    """Words of the gate on the rows of one line and task; empty if it was passed or is not needed."""
+    return next((str(row["gate"]) for row in rows if row.get("gate")), "")
 
 
 def _lengths(rows: Sequence[Row], at: Iterable[str]) -> list[TableColumn]:
@@ -173,7 +179,7 @@ def differences(results: Results) -> Table:
         verdict = row["verdict"]
         lines.append(
             [
-                TableCell(row["line"]),
+                TableCell(row["line"], gate_of([row])),
                 TableCell(results.name(row)),
                 TableCell(difference_name(row["metric"])),
                 TableCell(heading(row), order=row["length"]),
@@ -214,7 +220,7 @@ def _extents(rows: Sequence[Row], results: Results, caption: str) -> Table:
         verdict = str(row.get("in_window_verdict") or "")
         lines.append(
             [
-                TableCell(row["line"]),
+                TableCell(row["line"], gate_of([row])),
                 TableCell(results.name(row)),
                 TableCell(metric_name(row["metric"])),
                 TableCell(str(REACHES.get(row["definition"], row["definition"]))),
