@@ -169,10 +169,10 @@ def _holds(inside: Any, beyond: Any) -> bool:
 
 def _changes(rows: dict[int, Any], metric: str) -> dict[int, str]:
     """Verdicts on the numbers beyond the window against the one inside, corrected for their number (Holm)."""
-    inside = rows.get(TIMES[0])
+    inside: Any = rows.get(TIMES[0])
     gaps = {}
     for times in TIMES[1:]:
-        beyond = rows.get(times)
+        beyond: Any = rows.get(times)
         if _is_number(inside) and _is_number(beyond):
             names = set(inside.clusters.names)
             shared = [name for name in beyond.clusters.names if name in names]

@@ -129,7 +129,9 @@ def _mark(status: str) -> str:
 def _grid(headline: Headline, lines_are: str) -> Grid:
     """The headline as a grid, for papers and for terminals that are too narrow for the table."""
     columns = [f"{pillar.name} {heading}" for pillar in PILLARS for heading in _HEADINGS]
-    rows = [((line.name,), [_printed(cell) for cell in line.cells.values()]) for line in headline.lines]
+    rows: list[tuple[tuple[str, ...], list[PrintedNumber]]] = [
+        ((line.name,), [_printed(cell) for cell in line.cells.values()]) for line in headline.lines
+    ]
     return Grid((lines_are,), columns, rows, across="number")
 
 
