@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 # Nats by which a bucket may be worse than the best bucket of the training window.
-SLACK = 0.05
-SHARE = 0.85
+_SLACK = 0.05
+_SHARE = 0.85
 
 # Statuses of lengths that the model itself cannot read.
 _CANNOT = ("-", "nan")
@@ -233,7 +233,7 @@ def _length(curve: _Curve, n_passed: int) -> int:
 
 def _threshold(values: np.ndarray, floor: float) -> np.ndarray:
     """Threshold of scores, from the score at the shortest length, [..., L] -> [..., 1]."""
-    threshold: np.ndarray = floor + SHARE * (values[..., :1] - floor)
+    threshold: np.ndarray = floor + _SHARE * (values[..., :1] - floor)
     return threshold
 
 
@@ -257,7 +257,7 @@ def _by_bucket(curve: _Curve) -> dict[str, Any]:
 
     def passed(values: np.ndarray) -> np.ndarray:
         """Number of buckets up to the last that passes."""
-        fine = values >= values[..., inside].max(-1, keepdims=True) - SLACK
+        fine = values >= values[..., inside].max(-1, keepdims=True) - _SLACK
         last: np.ndarray = values.shape[-1] - np.argmax(fine[..., ::-1], axis=-1)
         return last
 

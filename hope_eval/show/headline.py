@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hope_eval.analysis.differences import BETTER, SAME, WORSE
-from hope_eval.analysis.headline import PILLARS, TIMES, Headline, HeadlineCell, HeadlineLine
-from hope_eval.analysis.reach import SHARE, SLACK
+from hope_eval.analysis.headline import PILLARS, SHARE, SLACK, TIMES, Headline, HeadlineCell, HeadlineLine
 from hope_eval.analysis.rows import HOLES, hole_name
 from hope_eval.show.report.words import listed
 from hope_eval.show.tables import Grid, PrintedNumber, draw, number, plain_console

@@ -8,7 +8,7 @@ from frames import frame, row
 
 from hope_eval.analysis import reach
 from hope_eval.analysis.compare import Comparison
-from hope_eval.analysis.headline import PILLARS, TIMES, headline
+from hope_eval.analysis.headline import PILLARS, SHARE, SLACK, TIMES, headline
 from hope_eval.show.headline import render, sentences
 
 TASKS = {"copying": ("copy", "token_accuracy"), "recall": ("associative_recall", "accuracy")}
@@ -49,12 +49,16 @@ def holds(rows, pillar, times):
     return headline(comparison(rows)).lines[0].cells[pillar, times].holds
 
 
+def test_numbers_hold_up_by_the_thresholds_of_effective_lengths():
+    assert (SLACK, SHARE) == (reach._SLACK, reach._SHARE)
+
+
 @pytest.mark.parametrize(
     ("perplexities", "held"),
     [((20, 20.9, 21.1), [True, False]), ((20, 12, 12), [True, True]), ((20, 40, None), [False, False])],
 )
 def test_a_perplexity_holds_up_within_the_slack_of_the_effective_length(perplexities, held):
-    assert math.log(20.9 / 20) < reach.SLACK < math.log(21.1 / 20)
+    assert math.log(20.9 / 20) < SLACK < math.log(21.1 / 20)
     rows = list(line("a", perplexity=perplexities))
     assert [holds(rows, "perplexity", times) for times in (2, 4)] == held
 
