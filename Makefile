@@ -11,8 +11,8 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 
 .PHONY: demo test check clean
 
-demo: $(VENV)/.installed  ## perplexity of the bundled models, within and beyond their training length
-	$(BIN)/hope-eval ppl
+demo: $(VENV)/.installed  ## three pillars on the bundled models, within and beyond their training length
+	$(BIN)/hope-eval demo
 
 test: $(VENV)/.installed-dev  ## the tests that need no GPU, no network and no patience
 	$(BIN)/python -m pytest

@@ -80,7 +80,8 @@ def resolved(lengths: Lengths, train_length: int | None) -> tuple[int, ...]:
             tokens.append(length)
         elif train_length is None:
             raise LengthError(
-                "the training length of the model is not known", "give --lengths in tokens, such as --lengths 2k,8k"
+                "the training length of the model is not known",
+                "give it with --train-length 4k, or --lengths in tokens, such as --lengths 2k,8k",
             )
         else:
             tokens.append(max(2, round(length.factor * train_length)))

@@ -2,6 +2,7 @@
 
     python results/build.py                                          make README.md
     python results/build.py --add zoo/tasks --by encoding RUN...     make zoo/tasks.json from runs, then README.md
+    python results/build.py --demo                                   run the demo, and show it in the project's README
 
 A summary holds the tables of a comparison and its provenance: commands, machines, versions, fingerprints of tasks,
 texts and models. In README.in.md, the line `{{zoo/tasks.json scores family=copy}}` becomes a table of that summary:
@@ -12,6 +13,8 @@ import argparse
 import json
 import math
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from io import StringIO
 from pathlib import Path
@@ -86,8 +89,15 @@ def main() -> None:
     parser.add_argument("--add", metavar="NAME", help="the summary to make, such as zoo/tasks")
     parser.add_argument("--by", default="model", choices=BY)
     parser.add_argument("--baseline")
+    parser.add_argument("--demo", action="store_true", help="show the demo of today's models in the project's README")
     parser.add_argument("runs", nargs="*", type=Path)
     given = parser.parse_args()
+    if given.demo:
+        command = [sys.executable, "-m", "hope_eval", "demo"]
+        printed = subprocess.run(command, cwd=HERE.parent, stdout=subprocess.PIPE, text=True, check=True).stdout
+        page = HERE.parent / "README.md"
+        comparison_tables.write(page, with_demo(page.read_text("utf-8"), printed))
+        return
     if given.add:
         path = HERE / f"{given.add}.json"
         tables = compare.tables_of(compare.readable_runs(given.runs, print), given.by == "encoding", warn=print)
@@ -133,6 +143,17 @@ def _rounded(value: Any) -> Any:
     if not isinstance(value, float):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def with_demo(page: str, printed: str) -> str:
+    """The project's README with the table that the demo prints in place of the one before."""
+    table = printed.split("\n\n")[0]
+    block = "".join(f"{line.rstrip()}\n" for line in table.splitlines())
+    replaced, n = re.subn(
+        r"(`hope-eval demo`:\n\n```\n).*?(?=```)", lambda match: match[1] + block, page, count=1, flags=re.DOTALL
+    )
+    assert n, "the README shows no demo"
+    return replaced
 
 
 def readme() -> str:

@@ -119,3 +119,15 @@ def test_areas_stand_beside_the_difference_inside_the_window():
     for block in blocks:
         assert block.grid.columns[-1] == "in window"
         assert any(cells[-1].value for _, cells in block.grid.lines)
+
+
+def test_the_demo_of_the_readme_is_made_again_by_the_command(build):
+    page = (RESULTS.parent / "README.md").read_text("utf-8")
+    table = "    perplexity \nencoding  inside\nrope  20.00\n"
+    made = build.with_demo(page, f"{table}\nsentences\n\nreport: demo.html\n")
+    assert "\n```\n    perplexity\nencoding  inside\nrope  20.00\n```\n" in made
+    assert "report: demo.html" not in made
+    # The page shows that table and no other, and nothing else changes.
+    shown = page.split("`hope-eval demo`:\n\n```\n")[1].split("```")[0]
+    assert build.with_demo(made, shown) == page
+    assert shown.count("inside") == 3

@@ -7,6 +7,7 @@ import click
 
 import hope_eval
 from hope_eval.cli.compare import compare
+from hope_eval.cli.demo import demo
 from hope_eval.cli.encodings import encodings
 from hope_eval.cli.plan import plan
 from hope_eval.cli.plot import plot
@@ -22,7 +23,7 @@ from hope_eval.cli.zoo import zoo
 from hope_eval.errors import HopeEvalError
 
 # Commands that torchrun may start in several processes.
-_SHARED_OUT = ("run", "ppl", "copy", "retrieve", "fewshot")
+_SHARED_OUT = ("demo", "run", "ppl", "copy", "retrieve", "fewshot")
 
 
 class _Group(click.Group):
@@ -44,6 +45,7 @@ def main(ctx: click.Context) -> None:
     """How far past its training window does a language model work, and how do position encodings compare?
 
     \b
+    hope-eval demo
     hope-eval run --suite quick
     hope-eval ppl --model path/to/checkpoint --lengths 2k,8k,32k
     hope-eval retrieve --model checkpoint --encoding native --encoding hope --task needle --lengths 1x,2x,4x
@@ -56,5 +58,21 @@ def main(ctx: click.Context) -> None:
         launch.watch()
 
 
-for command in (run, plan, ppl, copy, retrieve, fewshot, compare, plot, report, runs, tasks, zoo, encodings, train):
+for command in (
+    demo,
+    run,
+    plan,
+    ppl,
+    copy,
+    retrieve,
+    fewshot,
+    compare,
+    plot,
+    report,
+    runs,
+    tasks,
+    zoo,
+    encodings,
+    train,
+):
     main.add_command(command)

@@ -1,12 +1,13 @@
 """Measure and print, for every evaluating command."""
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hope_eval.cli.options import ModelOptions, RunOptions
-from hope_eval.cli.progress import is_first_process, progress
+from hope_eval.cli.progress import is_first_process, joint_progress, progress
 from hope_eval.errors import OptionError
 
 if TYPE_CHECKING:
@@ -16,11 +17,17 @@ if TYPE_CHECKING:
 
 
 def measured(
-    entries: Sequence["Entry"], models: ModelOptions, run: RunOptions, options: "Options", heading: str = ""
+    entries: Sequence["Entry"],
+    models: ModelOptions,
+    run: RunOptions,
+    options: "Options",
+    heading: str = "",
+    whole: str = "",
 ) -> list["RunTable"]:
-    """Measure entries on models, in --jobs processes, and print the tables.
+    """Measure entries on models, in --jobs processes, and return the tables.
 
     heading: printed first.
+    whole:   title of one progress over all runs; empty: each run shows its own.
     """
     from hope_eval.evaluation.run import evaluate
     from hope_eval.model.parallel.group import held_together
@@ -39,7 +46,9 @@ def measured(
     with joined(run.out, lambda text: click.echo(text, err=True), **groups) as ranks:
         to_load.how["device"] = ranks.device(to_load.how["device"])
         with held_together(ranks, to_load.how["device"]) as to_load.how["group"]:
-            tables = evaluate(entries, to_load, run.out, options, progress, ranks)
+            n_runs = len(entries) * len(to_load.all_names) * max(1, len(to_load.encodings))
+            with joint_progress(whole, n_runs) if whole else contextlib.nullcontext(progress) as shown:
+                tables = evaluate(entries, to_load, run.out, options, shown, ranks)
     if ranks.rank:
         # The first process has the tables of all.
         click.get_current_context().exit()

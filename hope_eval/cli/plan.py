@@ -86,7 +86,9 @@ class _Question:
 _question = options.gathered(
     _Question,
     "question",
-    click.option("--suite", metavar="NAME", help="quick, standard, paper, my.toml, or my.toml:name.  [default: quick]"),
+    click.option(
+        "--suite", metavar="NAME", help="quick, standard, paper, demo, my.toml, or my.toml:name.  [default: quick]"
+    ),
     click.option(
         "--task",
         "tasks",

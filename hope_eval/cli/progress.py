@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn,
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from hope_eval.evaluation.run import ProgressBar
     from hope_eval.runs import columns
 
 # Seconds between two plain lines.
@@ -50,6 +51,31 @@ def progress(title: str, unit: str = "tokens") -> Iterator["columns.Progress"]:
             advance(done, total)
 
         yield report
+
+
+@contextlib.contextmanager
+def joint_progress(title: str, n: int) -> Iterator["ProgressBar"]:
+    """Show one progress over n pieces of work that follow each other and take about the same time, in percent."""
+    with progress(title, "%") as report:
+        n_done, begun = 0, False
+
+        @contextlib.contextmanager
+        def piece(name: str) -> Iterator["columns.Progress"]:
+            nonlocal n_done
+
+            def report_piece(done: int, total: int) -> None:
+                nonlocal begun
+                # Pieces of earlier sessions took no time: the first report counts them together.
+                begun = begun or done < total
+                if begun:
+                    report(round(100 * (n_done + (done / total if total else 1)) / n), 100)
+
+            yield report_piece
+            n_done += 1
+
+        yield piece
+        if not begun:
+            report(100, 100)
 
 
 @contextlib.contextmanager

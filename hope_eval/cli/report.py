@@ -5,7 +5,6 @@ from typing import Any
 
 import click
 
-from hope_eval.analysis.rows import FRAMES
 from hope_eval.cli import options
 from hope_eval.errors import OptionError
 
@@ -30,8 +29,5 @@ def report(title: str | None, out: Path, **rest: Any) -> None:
     if out.suffix not in (".html", ".htm"):
         raise OptionError(f"a report is an .html file, got `{out}`", f"--out {out.with_suffix('.html')}")
     comparison = options.comparison_of(**rest, by_fact="depth")
-    lines = list(dict.fromkeys(comparison.scores.line))
-    names = " and ".join(lines) if len(lines) < 3 else f"{lines[0]} and {len(lines) - 1} others"
-    frames = {name: comparison.frame(name) for name in FRAMES}
-    page.write(out, page.Content(**frames, runs=comparison.runs, notes=comparison.notes, title=title or names))
+    page.write(out, page.Content.of(comparison, title))
     click.echo(out)

@@ -8,7 +8,7 @@ from hope_eval.cli.measuring import fail_on_nan, measured, show
 
 @click.command()
 @click.option("--suite", default="quick", show_default=True, metavar="NAME",
-              help="quick, standard, paper, my.toml, or my.toml:name.")  # fmt: skip
+              help="demo, quick, standard, paper, my.toml, or my.toml:name.")  # fmt: skip
 @options.models
 @options.grid
 @options.running

@@ -125,11 +125,16 @@ def render(rows: Sequence[Row], form: str, notes: Sequence[str] = (), console: C
     draw(content, form, [*legend(content), *notes], console)
 
 
-def draw(content: Grid, form: str, notes: Sequence[str] = (), console: Console | None = None) -> None:
-    """Print a table as `table`, `markdown` or `latex`, with notes below it."""
+def draw(
+    content: Grid, form: str, notes: Sequence[str] = (), console: Console | None = None, wide: Table | None = None
+) -> None:
+    """Print a table as `table`, `markdown` or `latex`, with notes below it.
+
+    wide: the table for a terminal that is wide enough; None: columns side by side, intervals below their values.
+    """
     console = console or plain_console()
     if form == "table":
-        table = _wide_table(content)
+        table = wide or _wide_table(content)
         fits = Measurement.get(console, console.options.update(width=1000), table).minimum <= console.width
         console.print(table if fits else _long_table(content))
         for note in notes:

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from hope_eval.analysis import headline
 from hope_eval.errors import HopeEvalError, LengthError, OptionError, TaskError
 from hope_eval.evaluation.suites import parse_measure, suite_named, suites
 from hope_eval.lengths import (
@@ -18,6 +19,7 @@ from hope_eval.lengths import (
     short_length,
 )
 from hope_eval.protocols import Protocol
+from hope_eval.runs.kinds import PPL
 from hope_eval.task import FAMILIES, Task, parse_task
 
 SUITE = """
@@ -51,9 +53,17 @@ def test_the_suites_of_this_project_measure_what_there_is():
         # Every pillar, and perplexity first: it fails soonest.
         assert isinstance(suite.entries[0].what, Protocol)
         pillars = {entry.what.family for entry in suite.entries if isinstance(entry.what, Task)}
-        assert {"copy", "fewshot"} <= pillars <= set(FAMILIES)
+        assert {"copy", "retrieve" if name == "demo" else "fewshot"} <= pillars <= set(FAMILIES)
         whats = [str(entry.what) for entry in suite.entries]
         assert len(set(whats)) == len(whats)
+
+
+def test_the_demo_measures_what_its_headline_shows():
+    entries = suite_named("demo").entries
+    assert {PPL if isinstance(entry.what, Protocol) else str(entry.what) for entry in entries} == {
+        pillar.task for pillar in headline.PILLARS
+    }
+    assert all({*map(Times, headline.TIMES)} <= {*entry.lengths} for entry in entries)
 
 
 def test_an_entry_has_what_it_says_and_else_what_its_suite_says(tmp_path):

@@ -17,6 +17,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hope_eval.analysis.rows import FRAMES
 from hope_eval.errors import require
 from hope_eval.show import comparison_tables
 from hope_eval.show.palette import noted_styles
@@ -26,6 +27,8 @@ from hope_eval.show.report.looks import all_looks
 
 if TYPE_CHECKING:
     import pandas
+
+    from hope_eval.analysis.compare import Comparison
 
 # Modules, and their packages where these have another name.
 _NEEDED = (("jinja2", ""), ("vl_convert", "vl-convert-python"), ("itables", ""), ("altair", ""))
@@ -48,6 +51,14 @@ class Content:
     runs: Sequence[Mapping[str, Any]]
     notes: Sequence[str]
     title: str
+
+    @classmethod
+    def of(cls, comparison: "Comparison", title: str | None = None) -> "Content":
+        """A comparison under that title; None: the names of its lines."""
+        lines = list(dict.fromkeys(comparison.scores.line))
+        names = " and ".join(lines) if len(lines) < 3 else f"{lines[0]} and {len(lines) - 1} others"
+        frames = {name: comparison.frame(name) for name in FRAMES}
+        return cls(**frames, runs=comparison.runs, notes=comparison.notes, title=title or names)
 
 
 def write(path: Path | str, content: Content) -> None:
