@@ -10,11 +10,12 @@ hold up; then by perplexity at the greatest length.
 """
 
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from hope_eval.analysis.differences import each, verdict
+from hope_eval.analysis.gate import ONE_LENGTH
 from hope_eval.analysis.intervals import Clusters, difference, holm
 from hope_eval.metrics import metric_of
 from hope_eval.runs.kinds import PPL
@@ -72,11 +73,15 @@ class HeadlineCell:
 
 @dataclass(frozen=True)
 class HeadlineLine:
-    """One line: its name and encoding, and its cells by name of the pillar and multiple of the training length."""
+    """One line: its name and encoding, and its cells by name of the pillar and multiple of the training length.
+
+    at_one_length: pillars that it has learned at one length only.
+    """
 
     name: str
     encoding: str
     cells: dict[tuple[str, int], HeadlineCell]
+    at_one_length: tuple[str, ...] = ()
 
     @property
     def order(self) -> tuple[float, ...]:
@@ -99,17 +104,18 @@ class Headline:
     n_contexts: dict[str, int]
 
 
-def headline(comparison: "Comparison", not_learned: Collection[tuple[str, str]] = ()) -> Headline:
+def headline(comparison: "Comparison") -> Headline:
     """The headline of a comparison.
 
-    not_learned: lines and tasks, such as ("zoo:rope", "copy"), whose numbers beyond the window say nothing about
-                 extrapolation, since the line has not learned the task inside the window. None of them holds up.
+    Where a line has learned a task at one length only (hope_eval/analysis/gate.py), its numbers beyond the window say
+    nothing about extrapolation: none holds up, and none is compared.
     """
     verdicts = {(row.line, row.task, row.metric, row.length): row.verdict for row in each(comparison.differences)}
     rows: dict[tuple[str, str, str], list[Any]] = {}
     for row in each(comparison.scores[comparison.scores.slice == ""]):
         rows.setdefault((row.line, row.task, row.metric), []).append(row)
     encodings = {line: str(group[0].encoding) for (line, _, _), group in rows.items()}
+    not_learned = {(row.line, row.task) for group in rows.values() for row in group if _gate(row) == ONE_LENGTH}
     lines = []
     for name in encodings:
         cells: dict[tuple[str, int], HeadlineCell] = {}
@@ -122,15 +128,22 @@ def headline(comparison: "Comparison", not_learned: Collection[tuple[str, str]] 
                 for times, row in compared.items()
             }
             is_learned = (name, pillar.task) not in not_learned
+            is_comparable = is_learned and (comparison.baseline, pillar.task) not in not_learned
             for times in TIMES:
+                beyond = times > TIMES[0]
                 cells[pillar.name, times] = HeadlineCell(
                     *_value(shown.get(times)),
-                    None if times == TIMES[0] else is_learned and _holds(compared.get(TIMES[0]), compared.get(times)),
-                    against.get(times, ""),
-                    _changes(compared, pillar.compared).get(times, ""),
+                    (is_learned and _holds(compared.get(TIMES[0]), compared.get(times))) if beyond else None,
+                    against.get(times, "") if is_comparable or not beyond else "",
+                    _changes(compared, pillar.compared).get(times, "") if is_learned else "",
                 )
-        lines.append(HeadlineLine(name, encodings[name], cells))
+        failed = tuple(pillar.name for pillar in PILLARS if (name, pillar.task) in not_learned)
+        lines.append(HeadlineLine(name, encodings[name], cells, failed))
     return Headline(sorted(lines, key=lambda line: line.order), comparison.baseline, _n_contexts(comparison))
+
+
+def _gate(row: Any) -> str:
+    return str(getattr(row, "gate", ""))
 
 
 def _n_contexts(comparison: "Comparison") -> dict[str, int]:

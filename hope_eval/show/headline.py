@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from hope_eval.analysis.differences import BETTER, SAME, WORSE
+from hope_eval.analysis.gate import ONE_LENGTH
 from hope_eval.analysis.headline import PILLARS, SHARE, SLACK, TIMES, Headline, HeadlineCell, HeadlineLine
 from hope_eval.analysis.rows import HOLES, hole_name
 from hope_eval.show.report.words import listed
@@ -112,6 +113,9 @@ def _notes(headline: Headline) -> Iterator[str]:
         f"order: by how many of the {len(PILLARS) * (len(TIMES) - 1)} numbers beyond the window hold up (perplexity "
         f"within {SLACK:.0%} of inside, accuracy at least {SHARE:.0%} of inside), then by perplexity"
     )
+    failed = [f"{line.name} ({listed(line.at_one_length)})" for line in headline.lines if line.at_one_length]
+    if failed:
+        yield f"{ONE_LENGTH}, so nothing beyond the window counts: {', '.join(failed)}"
     cells = [cell for line in headline.lines for cell in line.cells.values() if cell.status != "ok"]
     for status in dict.fromkeys(cell.status for cell in cells):
         yield f"{_mark(status)}: {HOLES[status][1].rstrip('.') if status in HOLES else hole_name(status)}"

@@ -8,6 +8,7 @@ from frames import frame, row
 
 from hope_eval.analysis import reach
 from hope_eval.analysis.compare import Comparison
+from hope_eval.analysis.gate import ONE_LENGTH
 from hope_eval.analysis.headline import PILLARS, SHARE, SLACK, TIMES, headline
 from hope_eval.show.headline import render, sentences
 
@@ -90,13 +91,27 @@ def test_lines_that_hold_up_more_often_come_first_then_those_with_less_perplexit
     assert names(*lines) == ["far", "halfway", "rope", "worse", "short"]
 
 
-def test_a_task_that_a_line_has_not_learned_does_not_move_it_forward():
+def at_one_length(rows, task="copy"):
+    return [{**each, "gate": ONE_LENGTH if each["task"] == task else ""} for each in rows]
+
+
+def test_a_task_that_a_line_has_learned_at_one_length_only_does_not_move_it_forward():
     lines = [list(line("rope", recall=(8, 8, 0))), list(line("fixed", recall=(8, 0, 0)))]
     assert names(*lines) == ["rope", "fixed"]
-    assert names(*lines, not_learned=[("rope", "copy")]) == ["fixed", "rope"]
-    cells = headline(comparison(*lines), not_learned=[("rope", "copy")]).lines[1].cells
+    lines[0] = at_one_length(lines[0])
+    assert names(*lines) == ["fixed", "rope"]
+    found = headline(comparison(*lines))
     # Its numbers stay in the table.
-    assert [cells["copying", times].value for times in TIMES] == [1.0, 1.0, 1.0]
+    assert [found.lines[1].cells["copying", times].value for times in TIMES] == [1.0, 1.0, 1.0]
+    assert found.lines[1].at_one_length == ("copying",)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_nothing_is_said_of_what_a_line_or_the_baseline_has_learned_at_one_length_only(which):
+    lines = [list(line("rope", copying=(8, 0, 0))), list(line("hope"))]
+    assert "better than rope in copying: hope" in sentences(headline(comparison(*lines)))[0]
+    lines[which] = at_one_length(lines[which])
+    assert "copying" not in sentences(headline(comparison(*lines)))[0]
 
 
 def test_buckets_that_end_elsewhere_count_for_the_multiple_above():
