@@ -12,7 +12,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 .PHONY: demo test check clean
 
 demo: $(VENV)/.installed  ## perplexity of the bundled models, within and beyond their training length
-	$(BIN)/hope-eval ppl
+	$(BIN)/hope-eval ppl --samples 10
 
 test: $(VENV)/.installed-dev  ## the tests that need no GPU, no network and no patience
 	$(BIN)/python -m pytest
