@@ -2,7 +2,7 @@
 
     label      in tables and sentences            direction  whether lower is better
     unit       of the value and of a difference   share      whether values run from 0 to 1
-    definition one line, for captions and report  interval   how it is made: Wilson's of shares, else bootstrap
+    definition one line, for captions and report  interval   how it is made: Wilson's of shares, else Student's t
 
 A name that is not listed here is a metric of a task or protocol of one's own. It gets a sensible default: its name is
 its label, higher is better, tables show it, and its values decide whether it is a share.
@@ -35,7 +35,7 @@ class Metric:
     from_zero:       whether its axis holds zero, which means something.
     charted:         whether the report draws it; None: where tables show it.
     stands_for:      metrics that say nothing more where it is known: differences are shown of this one only.
-    interval:        how its interval is made; empty: Wilson's for a share, else a bootstrap.
+    interval:        how its interval is made; empty: Wilson's for a share, else Student's t.
     """
 
     name: str
@@ -303,5 +303,5 @@ def is_share(row: Mapping[str, Any]) -> bool:
 
 
 def interval_way(row: Mapping[str, Any]) -> str:
-    """How the interval of a row was made: `Wilson` or `bootstrap`."""
-    return metric_of(row["metric"]).interval or ("Wilson" if is_share(row) else "bootstrap")
+    """How the interval of a row was made: `Wilson` or `Student's t`."""
+    return metric_of(row["metric"]).interval or ("Wilson" if is_share(row) else "Student's t")

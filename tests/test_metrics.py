@@ -109,12 +109,12 @@ def test_grades_outside_of_0_to_1_are_no_shares(tmp_path):
     assert {row["share"] for row in inside.rows} == {True}
     assert {row["share"] for row in outside.rows} == {False}
     assert all(row["low"] <= row["value"] <= row["high"] and row["low"] > 36 for row in outside.rows)
-    assert any("bootstrap over contexts" in note for note in outside.notes)
+    assert any("Student's t over contexts" in note for note in outside.notes)
     comparison = compared(tmp_path, 0.5, 37.0)
     gap = comparison.differences.iloc[0]
     assert (gap.value, gap.verdict) == (pytest.approx(36.5), "better")
     rows = [one for one in records(comparison.scores) if one["line"] == "hope"]
-    assert "(bootstrap over contexts)" in interval_of(rows, "bands")
+    assert "(Student's t over contexts)" in interval_of(rows, "bands")
     content = json.loads(comparison.frame("scores").to_json(orient="records"))
     assert {(one["line"], one["share"]) for one in content} == {("rope", True), ("hope", False)}
 
@@ -128,7 +128,7 @@ def test_a_control_is_a_share_where_its_task_is_one():
 def test_the_caption_names_the_interval_that_was_made():
     assert interval_way({"metric": "followed", "value": 0.5}) == "Wilson"
     assert interval_way({"metric": "error_skip", "value": 0.5}) == "Wilson"
-    assert interval_way({"metric": "perplexity", "value": 0.5}) == "bootstrap"
+    assert interval_way({"metric": "perplexity", "value": 0.5}) == "Student's t"
     followed = records(frame(row("rope", 256, [8, 7, 8], metric="followed")))
     assert "Wilson" in interval_of(followed, "bands")
 

@@ -26,9 +26,10 @@ from hope_eval.analysis.answer_columns import (
     are_shares,
     check_version,
 )
+from hope_eval.analysis.doubts import doubts
 from hope_eval.analysis.gate import Gate, command_for, gate_of, judged
 from hope_eval.analysis.intervals import Clusters
-from hope_eval.analysis.rows import Row, RunTable, without_seed
+from hope_eval.analysis.rows import Row, RunTable, asked, without_seed
 from hope_eval.errors import HopeEvalError, OptionError, StoreError
 from hope_eval.lengths import short_length
 from hope_eval.metrics import ERRORS, metric_of
@@ -405,6 +406,7 @@ def _notes(runs: Sequence[RunAnswers], rows: Sequence[Row]) -> list[str]:
         _asked_note(runs[0], main),
         *_reader_notes(provenance.get("readers", ()), measured),
         _interval_note(len(runs), main),
+        *doubts(_who(runs[0]), [(short_length(row["length"]), row["clusters"]) for row in main], "context"),
         *_low_ceiling(measured),
         *_broken(runs),
         *_ended(runs, main),
@@ -418,12 +420,15 @@ def _asked_note(run: RunAnswers, main: Sequence[Row]) -> str:
     line = f"{identity['task']}@v{identity['version']}: {provenance['one_line']}"
     if not main:
         return line
-    n, n_questions = (sorted({row[key] for row in main}) for key in ("n", "n_questions"))
     chances = {round(row["chance"], 4) for row in main if row["chance"] is not None}
     ends = [f"{end:.3g}" for end in sorted(chances)]
     chance = f"; chance {' to '.join(dict.fromkeys([ends[0], ends[-1]]))}" if ends else ""
-    on = f"on {_between(n)} context{'s' * (n != [1])} a length"
-    return f"{line}; {_between(n_questions)} question{'s' * (n_questions != [1])} {on}{chance}"
+    return f"{line}; {asked(main)} at each length{chance}"
+
+
+def _who(run: RunAnswers) -> str:
+    identity = run.store.header["identity"]
+    return f"{identity['model']} {identity['encoding']}, {identity['task']}"
 
 
 def _reader_notes(readers: Sequence[str], measured: Sequence[Row]) -> Iterator[str]:
@@ -440,9 +445,9 @@ def _reader_notes(readers: Sequence[str], measured: Sequence[Row]) -> Iterator[s
 
 
 def _interval_note(n_seeds: int, main: Sequence[Row]) -> str:
-    way = "Wilson's at the number of independent questions (all or none right: of contexts)"
+    way = "Wilson's at the number of independent questions"
     if main and not main[0]["share"]:
-        way = "bootstrap over contexts"
+        way = "Student's t over contexts, longer where they are skewed"
     seeds = f", over {n_seeds} training seeds too" if n_seeds > 1 else ""
     few = f"; with fewer than {_FEW} contexts it is a little too narrow"
     return f"[low, high]: 95 % interval, {way}{seeds}{few * any(row['n'] < _FEW for row in main)}"
@@ -471,10 +476,8 @@ def _ended(runs: Sequence[RunAnswers], main: Sequence[Row]) -> list[str]:
     n_contexts = {row["length"]: row["n"] for row in main}
     notes: list[str] = []
     for run in runs:
-        identity = run.store.header["identity"]
         ends = [record for record in run.others if record["kind"] == UNTIL.name and not record["control"]]
-        who = f"{identity['model']} {identity['encoding']}, {identity['task']}"
-        notes += stopping.notes(who, metric, "contexts", n_contexts, ends)
+        notes += stopping.notes(_who(run), metric, "contexts", n_contexts, ends)
     return list(dict.fromkeys(notes))
 
 
@@ -489,7 +492,3 @@ def _hole_notes(run: RunAnswers, rows: Sequence[Row]) -> Iterator[str]:
         figures = ", ".join(f"{key.removesuffix('_gib')} {value} GiB" for key, value in record["memory"].items())
         lacking = f" ({figures})" if figures else ""
         yield f"oom: {who} could not read {short_length(record['length'])} tokens{lacking}"
-
-
-def _between(values: Sequence[int]) -> str:
-    return str(values[0]) if len(values) == 1 else f"{values[0]} to {values[-1]}"

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hope_eval.analysis import stopping
+from hope_eval.analysis.doubts import doubts
 from hope_eval.analysis.intervals import Clusters, Interval
 from hope_eval.analysis.rows import Row, RunTable, without_seed
 from hope_eval.analysis.stopping import Until
@@ -60,6 +61,9 @@ def table(
         who = f"{store.header['identity']['model']} {identity['encoding']}, ppl@{identity['protocol']}"
         ended = stopping.notes(who, "nll", "documents", {0: len(documents)}, store.until)
         notes += [note for note in ended if note not in notes]
+    nlls = [row for row in rows if row["metric"] == "nll" and row["status"] == "ok"]
+    cells = [(row["label"] or short_length(row["length"]), row["clusters"]) for row in nlls]
+    notes += doubts(f"{name} {identity['encoding']}", cells, "document")
     ids = ", ".join(store.store.id for store in stores)
     return RunTable(
         rows,
@@ -340,8 +344,8 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: in
     if n_documents == 1:
         lines.append("one document: no interval")
     else:
-        drawn = "documents" if n_seeds == 1 else f"documents and {n_seeds} training seeds"
-        lines.append(f"[low, high]: 95 % interval, bootstrap over {drawn}")
+        over = "documents" if n_seeds == 1 else f"documents and {n_seeds} training seeds"
+        lines.append(f"[low, high]: 95 % interval, Student's t over {over}, longer where documents are skewed")
     who, end = f"{identity['model']} {identity['encoding']}", identity.get("max_length")
     if end is not None and any(cell.length > end for cell in protocol.cells(identity["lengths"])):
         lines.append(f"-: {who} has a table of {end} positions and reads no further")

@@ -70,6 +70,25 @@ def subject(row: Mapping[str, Any]) -> str:
     return str(row["section"] if kind_of(row) is PERPLEXITY else row["task"])
 
 
+def asked(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Size of the samples behind the numbers of a task: `25 contexts x 16 questions`.
+
+    Questions on one context are not independent of each other, so their sum alone would promise too much.
+    """
+    contexts = sorted({int(row["n"]) for row in rows})
+    questions = sorted({row["n_questions"] / row["n"] for row in rows})
+    return (
+        f"{_between(contexts)} context{'s' * (contexts != [1])} x {_between(questions)} "
+        f"question{'s' * (questions != [1])}"
+    )
+
+
+def _between(values: Sequence[float]) -> str:
+    return " to ".join(
+        f"{value:,.10g}" if value == int(value) else f"{value:.1f}" for value in values[:: max(1, len(values) - 1)]
+    )
+
+
 def without_seed(model: str) -> str:
     """The name of a model without the training seed that ends it: hope-0 is hope."""
     return re.sub(r"-\d+$", "", model)

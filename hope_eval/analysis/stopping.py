@@ -11,21 +11,15 @@ if the next context were all wrong; for an accuracy below one half, all right.
 The stop depends only on the numbers and their order: a resumed run checks at the same places, and `samples` only limits
 them.
 
-Coverage by simulation, in % of intervals that hold the truth: at a stop, and with as many samples fixed beforehand. The
-mean over half widths of 0.02 to 0.15 (for nll: over the spread of documents), and the worst in brackets.
-`pytest -m slow -s tests/analysis/test_stopping.py` measures the first column again, to within a point, except for the
-bundled models.
+Coverage by simulation, in % of intervals that hold the truth at a stop: the mean over half widths of 0.03 to 0.15 (for
+nll: over the spread of documents), and the worst in brackets. `pytest -m slow -s tests/analysis/test_stopping.py`
+measures it again.
 
-                                                                                  at a stop        fixed
-    accuracies of 0.3 to 0.95: one question a context                             95.6 (94.1)      95.5
-        eight a context, alike (intraclass correlation) by 0.05, 0.2, 0.4         95.3, 94.8, 94.3 95.3, 94.8, 94.6
-        the worst of them, in this order                                          94.6, 91.8, 89.0 94.7, 92.8, 89.9
-    nll, documents normally distributed                                           94.6 (94.2)      94.6
-        drawn from those of the bundled models                                    94.4 (92.7)      95.2
-        a few far off: exponentially distributed                                  91.4 (89.8)      93.6
-
-With looks from 10 documents on, normal ones have 94.1 (93.2), exponential ones 88.9 (86.5). Without the context that is
-all wrong, an accuracy of 0.95 on contexts alike by 0.4, to within 0.03, has 85.9; with it, 93.6.
+    accuracies of 0.3 to 0.95: one question a context                             95.1 (93.3)
+        eight a context, alike (intraclass correlation) by 0.05, 0.2, 0.4         96.4, 95.3, 94.2
+        the worst of them, in this order                                          94.0, 93.2, 92.8
+    nll, documents normally distributed                                           95.0 (94.4)
+        a few far off: exponentially distributed                                  94.5 (93.7)
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +37,7 @@ from hope_eval.runs.records.until import UNTIL
 # The note below a table whose measurement ended early.
 RELIABILITY = (
     "--until-ci: looks after 20, 30, 45, 67… contexts or documents; at a stop, a 95 % interval holds the truth in 94 % "
-    "of simulations (91 % where a few contexts or documents are far off)"
+    "of simulations, also where a few contexts or documents are far off"
 )
 
 FIRST = 20

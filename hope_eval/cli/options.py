@@ -192,7 +192,7 @@ grid = gathered(
         type=click.IntRange(1),
         metavar="N",
         help="Samples of each length: documents for perplexity, contexts for tasks. A larger N keeps the samples of "
-        "a smaller N.  [default: 10 documents, or 400 if --until-ci is given; for tasks, contexts for 400 questions]",
+        "a smaller N.  [default: 30 documents, or 400 if --until-ci is given; for tasks, contexts for 400 questions]",
     ),
     click.option(
         "--until-ci",

@@ -80,7 +80,7 @@ def ppl(
     hope-eval ppl --model one --model other --protocol sliding:stride=512 --format csv
     hope-eval ppl --from results/runs/ppl-… --protocol bucket:smallest=64
 
-    Every number carries its protocol, and a 95 % interval from a bootstrap over documents.
+    Every number carries its protocol, and a 95 % interval over documents.
     """
     name, parameters = _protocol(protocol, {"stride": stride, "k": k, "weighting": weighting, "tokens": tokens})
     if from_runs:

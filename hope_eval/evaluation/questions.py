@@ -34,7 +34,8 @@ from hope_eval.runs.records.oom import OOM
 from hope_eval.runs.store import RunStore
 from hope_eval.task import Prompt, Task, generator
 
-# Questions of a column without --samples: its interval then reaches at most 5 points to either side.
+# Questions of a column without --samples: if each is on its own context, its interval reaches at most 5 points to
+# either side.
 N_QUESTIONS = 400
 
 # Controls are asked on one context in this many: their scores are rarely near 0.5, so their intervals are narrow.

@@ -32,8 +32,8 @@ from hope_eval.runs.columns import Progress
 from hope_eval.runs.processes import ALONE, Ranks
 from hope_eval.runs.store import RunStore
 
-# Documents of a perplexity without --samples.
-N_DOCUMENTS = 10
+# Documents of a perplexity without --samples: with fewer, a note says that the interval is not to be trusted.
+N_DOCUMENTS = 30
 
 # The same with --until-ci: as many as a task has questions.
 MOST_DOCUMENTS = questions.N_QUESTIONS

@@ -492,7 +492,7 @@ def test_rows_are_complete(tmp_path):
         )
         assert row["n"] == row["n_questions"] == 20
         assert not math.isnan(row["value"])
-    assert table.notes[0] == "needle@v1: find it; 20 questions on 20 contexts a length"
+    assert table.notes[0] == "needle@v1: find it; 20 contexts x 1 question at each length"
 
 
 def test_a_summary_does_not_depend_on_the_order_of_contexts(tmp_path):

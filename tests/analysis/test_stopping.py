@@ -180,7 +180,7 @@ def told():
     return Oracle(prompts)
 
 
-def asked(told, root, half_width=0.1, n=N, **options):
+def asked(told, root, half_width=0.08, n=N, **options):
     model = fake(told)
     until = None if half_width is None else Until(half_width)
     return asking.run(model, TASK, LENGTHS, root, n, until=until, **options)
@@ -208,7 +208,7 @@ def test_a_length_ends_when_it_is_known_well_enough_and_no_sooner(told, tmp_path
     assert counts(store) == {100: 30, 150: N}
     rows = rows_of(answers.table([store], LENGTHS, N))
     assert {length: row["n"] for length, row in rows.items()} == {100: 30, 150: N}
-    assert rows[100]["high"] - rows[100]["low"] < 0.2 < rows[150]["high"] - rows[150]["low"]
+    assert rows[100]["high"] - rows[100]["low"] < 0.16 < rows[150]["high"] - rows[150]["low"]
     assert [(r["length"], r["n"], r["of"], r["narrow"]) for r in records(store, "until")] == [
         (100, 30, N, True),
         (150, N, N, False),
@@ -219,7 +219,7 @@ def test_the_table_says_where_it_ended(told, tmp_path):
     notes = answers.table([asked(told, tmp_path)], LENGTHS, N).notes
     (line,) = [note for note in notes if "stopped" in note]
     assert line.endswith(
-        "stopped at 30 of 60 contexts (at 100): interval of accuracy within 0.1; not within 0.1 at 60 of 60 contexts "
+        "stopped at 30 of 60 contexts (at 100): interval of accuracy within 0.08; not within 0.08 at 60 of 60 contexts "
         "(at 150)"
     )
     assert any("of simulations" in note for note in notes)
@@ -241,7 +241,7 @@ def test_the_same_again_asks_and_writes_nothing(told, tmp_path):
     before = content(asked(told, tmp_path))
     assert content(asked(told, tmp_path)) == before
     assert content(asked(told, tmp_path, 0.2)) == before, "a run is not cut for a wider interval"
-    assert counts(asked(told, tmp_path, 0.07)) == {100: 45, 150: N}
+    assert counts(asked(told, tmp_path, 0.05)) == {100: 45, 150: N}
 
 
 @pytest.mark.parametrize("n", [1, 19, 20, 21, 31, 32, 50, 92])

@@ -84,7 +84,7 @@ def test_copying_prints_a_table(hope):
         (line,) = [line for line in lines if metric in line]
         assert [word.endswith("*") for word in line.split()[-2:]] == [False, True]
     assert "copy@v1: repeat a string of random words" in text
-    assert "2 questions on 2 contexts a length" in text
+    assert "2 contexts x 1 question at each length" in text
     assert "prefix <s>" in text
     assert "Wilson" in text
 

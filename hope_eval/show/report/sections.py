@@ -25,9 +25,10 @@ from hope_eval.show.report.words import (
 
 VERDICTS = {
     "95 % interval": (
-        "perplexity and other means: a bootstrap over documents (contexts), and over training seeds if there are "
-        "several. Shares: Wilson's interval at the effective number of independent questions. Contexts are drawn "
-        "whole, since questions on one context are not independent."
+        "perplexity and other means: Student's t over documents (contexts), and over training seeds if there are "
+        "several, longer on the side to which documents are skewed. Shares: Wilson's interval at the effective number "
+        "of independent questions: questions on one context are not independent of each other. docs/statistics.md "
+        "shows how often these intervals hold the truth."
     ),
     "difference": (
         "a line minus the baseline, on the same contexts where both have read them. Differences of perplexity are "

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hope_eval.analysis.reach import AREA
-from hope_eval.analysis.rows import Row, hole_name
+from hope_eval.analysis.rows import Row, asked, hole_name
 from hope_eval.lengths import short_length
 from hope_eval.metrics import metric_of
 from hope_eval.runs.kinds import kind_of
@@ -339,7 +339,10 @@ def facts(rows: Sequence[Row]) -> list[str]:
     protocol = same(rows, "protocol")
     if protocol:
         texts.append(str(protocol))
-    for key, noun in (("n", kind_of(rows[0]).sample), ("n_questions", "question"), ("n_seeds", "training seed")):
+    measured = [row for row in rows if row.get("n_questions")]
+    if measured:
+        texts.append(f"{asked(measured)} at each length")
+    for key, noun in (*([] if measured else [("n", kind_of(rows[0]).sample)]), ("n_seeds", "training seed")):
         counts = sorted({int(row[key]) for row in rows if row.get(key)})
         if counts and not (key == "n_seeds" and counts == [1]):
             many = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
