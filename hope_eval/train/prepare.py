@@ -66,7 +66,7 @@ def prepare(recipe: Recipe, work: Path, bar: ProgressBar = no_bar) -> Prepared:
     check_mix(mix, _vocabulary(tokenizer_for(str(beforehand), (), work, {})), recipe.train_length)
     check_disk(work, recipe.n_tokens * BYTES, "the training rows")
     corpora = [load_corpus(text) for text in recipe.texts]
-    identity = {"texts": [corpus.fingerprint for corpus in corpora], "tokenizer": recipe.tokenizer}
+    identity: dict[str, Any] = {"texts": [corpus.fingerprint for corpus in corpora], "tokenizer": recipe.tokenizer}
     # All processes that train together call this: the first does the work, the others wait and read its files.
     with FileLock(work / "lock"):
         tokenizer = tokenizer_for(recipe.tokenizer, corpora, work / "tokenizer", identity)
