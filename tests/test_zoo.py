@@ -90,6 +90,25 @@ def test_beyond_the_window_rope_fails_and_hope_goes_on(models):
     assert means["alibi"] < means["hope"], "and perplexity alone would have ALiBi win"
 
 
+def copied(model, length, n=4):
+    """Return the share of tokens of random strings that are copied."""
+    vocabulary = Vocabulary(model.tokenizer, 0)
+    prompts = [task_class("copy")().prompt(vocabulary, length, generator("zoo", index)) for index in range(n)]
+    return np.mean([score.greedy_hits.mean() for score in model.score([p.samples()[0] for p in prompts])])
+
+
+def test_they_copy_by_content_at_every_length_of_the_window(models):
+    """Once they copied by distance: 127 tokens back, whatever was asked. Then 64 tokens and 250 tokens are all wrong."""
+    for name in ("rope", "hope", "kerple"):
+        for length in (64, 101, 250, 256):
+            assert copied(models[name], length) > 0.95, (name, length)
+
+
+def test_beyond_the_window_hope_copies_and_rope_does_not(models):
+    assert copied(models["hope"], 512) > 0.9
+    assert copied(models["rope"], 1024) < 0.2
+
+
 def test_the_learned_table_ends(models):
     with pytest.raises(LengthError, match="learned position table of 256"):
         models["learned"].check_length(257)
@@ -97,7 +116,9 @@ def test_the_learned_table_ends(models):
         models["learned"].module(torch.zeros(1, 300, dtype=torch.long))
 
 
-@pytest.mark.parametrize("name", ["copy", "associative_recall", "passkey", "label_map", "rule_induction"])
+@pytest.mark.parametrize(
+    "name", ["copy", "associative_recall", "passkey", "needle", "key_value", "label_map", "rule_induction"]
+)
 def test_every_task_has_been_learned_within_the_window(name, models):
     model = models["hope"]
     vocabulary = Vocabulary(model.tokenizer, 0)

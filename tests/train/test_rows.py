@@ -1,5 +1,7 @@
 """Training rows: as long as asked for, made of whole prompts, and those that the zoo was trained on."""
 
+import hashlib
+
 import numpy as np
 import pytest
 
@@ -65,3 +67,32 @@ def test_a_mix_that_cannot_be_made_says_so(vocabulary):
     assert "--train-length" in caught.value.hint
     with pytest.raises(OptionError, match="answers of `instruction_at_distance` are free"):
         check_mix({"instruction_at_distance": 0.1}, vocabulary, 256)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("copy", "853800a3ba796fcf"),
+        ("associative_recall", "23f208bf7b11ad6c"),
+        ("passkey", "f0724b3e8291b37d"),
+        ("needle", "cbe5f5dfa7db8eae"),
+        ("needle_multi_key", "bc03b81198ef04f7"),
+        ("needle_multi_value", "387badf5b6cd1b2f"),
+        ("needle_multi_query", "7baa7308e129f359"),
+        ("key_value", "223316a21da5ea5d"),
+        ("variable_tracking", "f17076648ef3598c"),
+        ("recency_decoy", "4aee24afd03e6f8c"),
+        ("label_map", "fc031c20494308a6"),
+        ("rule_induction", "0a42fabdd4e0af43"),
+    ],
+)
+def test_rows_are_those_that_the_zoo_was_trained_on(name, digest, vocabulary):
+    """A change here means that the zoo has to be trained again: its command would no longer make its models."""
+    assert name in MIX
+    found = hashlib.sha256()
+    for row in range(100):
+        rng = generator("train", name, 0, 256, row)
+        ids, scored = task_row(task_class(name), vocabulary, np.arange(5000) % 4000, 256, rng)
+        found.update(np.asarray(ids).astype("<i8").tobytes())
+        found.update(scored.tobytes())
+    assert found.hexdigest()[:16] == digest
