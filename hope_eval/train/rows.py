@@ -111,24 +111,28 @@ def check_mix(mix: Mapping[str, float], vocabulary: Vocabulary, length: int) -> 
     Raises TrainingError if no prompt of a task fits, OptionError for a task whose answers are free, TaskError for an
     unknown one.
     """
+    too_long: dict[str, int] = {}
     for name in mix:
         cls = task_class(name)
         if cls.n_new:
             raise OptionError(
-                f"the answers of `{name}` are free, so there is nothing to train on", f"--mix … without {name}"
+                f"the answers of `{name}` are free, so there is nothing to train on", f"leave `{name}` out of --mix"
             )
-        needed = length
         for index in range(_TRIES):
             try:
                 drawn(cls, vocabulary, length, generator("check", name, length, index))
                 break
             except ContextTooShortError as error:
-                needed = max(needed, error.needed)
+                too_long[name] = max(too_long.get(name, 0), error.needed)
         else:
-            raise TrainingError(
-                f"no prompt of `{name}` fits into rows of {length} tokens",
-                f"--train-length {needed}, or --mix … without {name}",
-            )
+            continue
+        too_long.pop(name, None)
+    if too_long:
+        names = ", ".join(f"`{name}`" for name in too_long)
+        raise TrainingError(
+            f"no prompt of {names} fits into rows of {length} tokens",
+            f"--train-length {max(too_long.values())}, or leave them out: --mix text, --mix copy=0.2",
+        )
 
 
 def _fill_in_processes(

@@ -227,7 +227,7 @@ def test_rows_made_by_many_processes_are_the_same(tmp_path, work, monkeypatch):
         (["rope", "--tokens", "100B"], "take 279.4 GiB", "--out"),
         (["rope", "--device", "abacus"], "the device `abacus` cannot be used", "--device auto"),
         (["rope", "--tokenizer", "nowhere"], "no checkpoint folder at `nowhere`", "--tokenizer new"),
-        (["rope", "--train-length", "32"], "no prompt of `needle_multi_value` fits into rows of 32", "--train-length"),
+        (["rope", "--train-length", "32"], "fits into rows of 32", "--train-length"),
         (["rope", "--mix", "copy=0.2,cpy=0.1"], "no task is called `cpy`", "`copy`"),
         (["rope", "--mix", "copy"], "`copy` in `--mix copy` is not a task and its share", "--mix copy=0.2"),
     ],
