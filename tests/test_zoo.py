@@ -130,7 +130,9 @@ def test_every_task_has_been_learned_within_the_window(name, models):
     assert np.mean(hits) > (0.7 if name in ("label_map", "rule_induction") else 0.95)
 
 
-@pytest.mark.parametrize("name", ["rope", "hope", "alibi", "t5", "fire", "xpos"])
+@pytest.mark.parametrize(
+    "name", ["hope", "alibi", *(pytest.param(name, marks=pytest.mark.slow) for name in ("rope", "t5", "fire", "xpos"))]
+)
 def test_cached_generation_equals_the_whole_pass_beyond_the_window(name, models):
     model = models[name].module
     tokenizer = AutoTokenizer.from_pretrained(zoo.folder(f"zoo:{name}"))

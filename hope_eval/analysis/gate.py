@@ -18,11 +18,13 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from hope_eval.analysis.intervals import ALPHA, Clusters, difference, holm
 from hope_eval.lengths import Times, lengths_text, resolved, short_length
 from hope_eval.metrics import metric_of
+
+if TYPE_CHECKING:
+    from hope_eval.analysis.intervals import Clusters
 
 ONE_LENGTH, NOT_RUN = "learned at one length only", "gate not run"
 
@@ -98,6 +100,9 @@ def gate_of(rows: Sequence[Mapping[str, Any]], model: str, command: str) -> Gate
 
 def _verdict(rows: Sequence[Mapping[str, Any]], metric: str, train_length: int) -> tuple[str, str]:
     """Verdict on one metric, and the numbers behind it."""
+    # Statistics need scipy; the words of the gate are known to --help, too.
+    from hope_eval.analysis.intervals import ALPHA, Clusters, holm
+
     measured = sorted(
         (
             row
@@ -136,8 +141,10 @@ def _floor(rows: Sequence[Mapping[str, Any]], whole: Mapping[str, Any]) -> float
     return max((value for value in known if value is not None and not math.isnan(value)), default=0.0)
 
 
-def _gap(shorter: Clusters, whole: Clusters) -> tuple[float, float]:
+def _gap(shorter: "Clusters", whole: "Clusters") -> tuple[float, float]:
     """Score minus 90 % of that at the training length, and its p value; on the contexts of both, if there are any."""
+    from hope_eval.analysis.intervals import difference
+
     known = set(whole.names)
     shared = [name for name in shorter.names if name in known]
     if len(shared) > 1:

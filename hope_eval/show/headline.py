@@ -122,7 +122,16 @@ def _notes(headline: Headline) -> Iterator[str]:
 
 
 def _printed(cell: HeadlineCell) -> PrintedNumber:
-    return PrintedNumber(_mark(cell.status) if math.isnan(cell.value) else number(cell.value))
+    return PrintedNumber(_mark(cell.status) if math.isnan(cell.value) else _short(cell.value))
+
+
+def _short(value: float) -> str:
+    """A number of five characters at most: 0.998, 24.13, 18.9k."""
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        # 999.96 would be written with six characters.
+        if value >= 0.99995 * size:
+            return f"{value / size:.3g}{unit}" if value < 1e15 else f"{value:.0e}"
+    return number(value)
 
 
 def _mark(status: str) -> str:

@@ -85,6 +85,7 @@ def test_a_bump_does_not_break_the_fit():
     assert math.log2(bumpy) == pytest.approx(math.log2(level), abs=0.15)
 
 
+@pytest.mark.slow
 def test_the_interval_of_half_holds_the_truth():
     """A logistic fall: its half is where it was put, between the lengths that were measured."""
     lengths = (64, 128, 256, 512, 1024, 2048, 4096, 8192)

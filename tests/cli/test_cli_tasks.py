@@ -396,7 +396,7 @@ def test_bad_input_is_one_error_and_a_hint(arguments, message, hint, hope, tmp_p
         (["fewshot", "--task", "rule_induction:rule=srot"], "no rule is called `srot`", "sort"),
         (["fewshot", "--task", "label_map:placement=far"], "cannot be `far`", "spread"),
         (["retrieve", "--task", "needle:haystack=hay"], "cannot be `hay`", "prose, text"),
-        (["retrieve", "--task", "needle:n_needles=900"], "107 words", "lower n_needles"),
+        (["retrieve", "--task", "needle:n_needles=900"], "106 words", "lower n_needles"),
         (["copy", "--task", "copy_distance:distance=3"], "at least 17 tokens away", "distance=17"),
     ],
 )
