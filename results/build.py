@@ -2,11 +2,19 @@
 
     python results/build.py                                          make README.md
     python results/build.py --add zoo/tasks --by encoding RUN...     make zoo/tasks.json from runs, then README.md
+    python results/build.py --prune smollm2                          drop what is not of today's tasks from smollm2.json
     python results/build.py --demo                                   run the demo, and show it in the project's README
 
 A summary holds the tables of a comparison and its provenance: commands, machines, versions, fingerprints of tasks,
-texts and models. In README.in.md, the line `{{zoo/tasks.json scores family=copy}}` becomes a table of that summary:
-scores, differences, reach or provenance, with only the rows that have these values.
+texts and models. A line of README.in.md such as `{{zoo/tasks.json scores family=copy}}` becomes a part of that summary,
+with only the rows that have these values:
+
+    scores, differences, reach   a table
+    findings                     sentences, as in the report; against=hope: its differences from the baseline too
+    notes, commands, provenance  how the numbers were obtained
+
+`{{zoo models}}`, `{{zoo command}}` and `{{zoo cost}}` tell of the bundled models, from their training.json;
+`{{definitions sentences}}`, `gate` and `reach a|b` define words. All claims of the page are made from the numbers.
 """
 
 import argparse
@@ -23,9 +31,14 @@ from typing import Any
 import pandas
 from rich.console import Console
 
-from hope_eval.analysis import compare
+from hope_eval import zoo
+from hope_eval.analysis import compare, gate, perplexity, reach
 from hope_eval.analysis.rows import BY
+from hope_eval.evaluation.suites import parse_measure
+from hope_eval.runs.kinds import PPL
 from hope_eval.show import comparison_tables
+from hope_eval.show.report import frames, shows
+from hope_eval.show.report.words import listed, span
 from hope_eval.show.tables import draw
 
 HERE = Path(__file__).parent
@@ -35,10 +48,11 @@ _NOTICE = "<!-- Made by `python results/build.py` from README.in.md: edit that f
 # Columns of each frame that a summary keeps.
 _KEPT = {
     "scores": "line model encoding section family task protocol metric slice column length label train_length n "
-    "n_seeds value low high status headline chance best",
-    "differences": "line baseline section family task metric column length value low high p_holm verdict n paired",
+    "n_seeds value low high status headline chance best extrapolation gate held",
+    "differences": "line baseline section family task metric column length value low high p_holm verdict n paired "
+    "gate baseline_gate",
     "reach": "line section family task metric definition train_length value low high censored "
-    "in_window in_window_low in_window_high in_window_verdict",
+    "in_window in_window_low in_window_high in_window_verdict gate",
 }
 
 # Facts that runs of one group share.
@@ -89,6 +103,7 @@ def main() -> None:
     parser.add_argument("--add", metavar="NAME", help="the summary to make, such as zoo/tasks")
     parser.add_argument("--by", default="model", choices=BY)
     parser.add_argument("--baseline")
+    parser.add_argument("--prune", metavar="NAME", help="the summary to keep today's tasks of, such as smollm2")
     parser.add_argument("--demo", action="store_true", help="show the demo of today's models in the project's README")
     parser.add_argument("runs", nargs="*", type=Path)
     given = parser.parse_args()
@@ -104,6 +119,10 @@ def main() -> None:
         comparison = compare.compare(tables, by=given.by, baseline=given.baseline)
         comparison_tables.write(path, summarised(comparison))
         print(path)
+    if given.prune:
+        path = HERE / f"{given.prune}.json"
+        comparison_tables.write(path, pruned(json.loads(path.read_text("utf-8"))))
+        print(path)
     comparison_tables.write(HERE / "README.md", readme())
 
 
@@ -111,13 +130,40 @@ def summarised(comparison: compare.Comparison) -> str:
     """A comparison as a summary, one row a line."""
     frames = {name: comparison.frame(name)[names.split()] for name, names in _KEPT.items()}
     scores = frames["scores"]
-    kept = scores.metric.isin(["nll", "floor", "ceiling", "first_error"]) | scores.metric.str.startswith("error_")
+    kept = scores.metric.isin(["nll", "floor", "ceiling"]) | scores.metric.str.startswith("error_")
     frames["scores"] = scores[scores.headline.astype(bool) | kept]
-    parts = [f' "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in _facts(comparison).items()]
+    return _written(_facts(comparison), frames)
+
+
+def _written(facts: dict[str, Any], frames: dict[str, pandas.DataFrame]) -> str:
+    parts = [f' "{key}": {json.dumps(value, ensure_ascii=False)}' for key, value in facts.items()]
     for name, frame in frames.items():
         rows = ",\n   ".join(json.dumps([_rounded(value) for value in row]) for row in frame.itertuples(index=False))
-        parts.append(f' "{name}": {{\n  "columns": {json.dumps(list(frame))},\n  "data": [\n   {rows}\n  ]\n }}')
+        data = f"[\n   {rows}\n  ]" if rows else "[]"
+        parts.append(f' "{name}": {{\n  "columns": {json.dumps(list(frame))},\n  "data": {data}\n }}')
     return "{\n" + ",\n".join(parts) + "\n}\n"
+
+
+def pruned(content: dict[str, Any]) -> str:
+    """A summary without the runs of tasks and protocols that have changed since, their numbers and their notes."""
+    kept = [run for run in content["runs"] if is_of_today(run)]
+    tasks = {run["task"] for run in kept}
+    tables = {
+        name: pandas.DataFrame(content[name]["data"], columns=content[name]["columns"], dtype=object) for name in _KEPT
+    }
+    protocols = {run["protocol"] for run in kept}
+    named = [(note, re.match(r"(?:protocol )?([\w:=,.]+@\w+)", note)) for note in content["notes"]]
+    notes = [note for note, name in named if name is None or name[1] in protocols]
+    facts = {"baseline": content["baseline"], "notes": notes, "runs": kept}
+    return _written(facts, {name: table[table.task.isin(tasks)] for name, table in tables.items()})
+
+
+def is_of_today(run: dict[str, Any]) -> bool:
+    """Whether a run measured a task, or a protocol, as it is today."""
+    if run["task"] == PPL:
+        return bool(run["version"] == perplexity.VERSION)
+    task = parse_measure(run["task"])
+    return (run["version"], run["task_fingerprint"]) == (task.version, task.fingerprint)
 
 
 def _facts(comparison: compare.Comparison) -> dict[str, Any]:
@@ -160,20 +206,47 @@ def readme() -> str:
     """README.md, from README.in.md and the summaries that it names."""
     text = (HERE / "README.in.md").read_text("utf-8")
     return _NOTICE + re.sub(
-        r"^\{\{(\S+) (\w+)(.*)\}\}\n", lambda match: _part(*match.groups()), text, flags=re.MULTILINE
+        r"^\{\{(\S+) (\S+)(.*)\}\}\n", lambda match: _part(*match.groups()), text, flags=re.MULTILINE
     )
 
 
 def _part(name: str, kind: str, filters: str) -> str:
-    summary = Summary.read(name).where(**dict(word.split("=", 1) for word in filters.split()))
-    if kind == "provenance":
-        return "".join(f"{line}\n" for line in _provenance(summary))
+    if name == "zoo":
+        return _ZOO[kind]()
+    if name == "definitions":
+        words = filters.strip().split("|") if filters.strip() else list(_DEFINED[kind])
+        return "".join(f"- *{word}*: {_DEFINED[kind][word]}\n" for word in words)
+    wanted = dict(word.split("=", 1) for word in filters.split())
+    against = wanted.pop("against", "").split()
+    summary = Summary.read(name).where(**wanted)
+    if kind == "findings":
+        return "".join(_findings(summary, against))
+    if kind in _LISTED:
+        return "".join(f"{line}\n" for line in _LISTED[kind](summary))
     stream = StringIO()
     console = Console(file=stream, width=10_000)
     for block in comparison_tables.blocks(summary, (kind,)):
         draw(block.grid, "markdown", (), console)
         stream.write("\n")
     return stream.getvalue()[:-1]
+
+
+_DEFINED = {"sentences": shows.DEFINITIONS, "gate": gate.DEFINITIONS, "reach": reach.DEFINITIONS}
+
+
+def _findings(summary: Summary, against: list[str]) -> Iterator[str]:
+    """Yield what each task and metric shows, as the report says it."""
+    rows = [frames.rows_of(summary.frame(name)) for name in ("scores", "differences", "reach")]
+    results = frames.Results(*rows, [])
+    for topic in results.topics:
+        for name, sentences in shows.of_topic(results, topic, against):
+            yield "".join([f"- **{name}**\n", *(f"  - {sentence}\n" for sentence in sentences)])
+
+
+def _commands(summary: Summary) -> Iterator[str]:
+    yield "```console"
+    yield from (f"$ {command}" for command in dict.fromkeys(text for run in summary.runs for text in run["commands"]))
+    yield "```"
 
 
 def _provenance(summary: Summary) -> Iterator[str]:
@@ -186,6 +259,51 @@ def _provenance(summary: Summary) -> Iterator[str]:
             f"- {run['protocol']}{task}: {run['runs']} runs{took}; {texts}; {run['dtype']} on "
             f"{run['machine']}, {run['started']}; {versions}"
         )
+
+
+# Parts of a summary that are lines of text.
+_LISTED = {
+    "notes": lambda summary: (f"- {note}" for note in summary.notes),
+    "commands": _commands,
+    "provenance": _provenance,
+}
+
+
+def _models() -> str:
+    """What the bundled models are, in one sentence each."""
+    facts = {name.removeprefix(zoo.PREFIX): zoo.facts(name) for name in zoo.names()}
+    same = {key: sorted({one[key] for one in facts.values()}) for key in ("train_length", "tokens", "seed")}
+    assert all(len(values) == 1 for values in same.values()), same
+    sizes = sorted(one["n_parameters"] - one["n_encoding_parameters"] for one in facts.values())
+    return (
+        f"{len(facts)} models ({listed(list(facts))}), which differ in their encoding only. Each has "
+        f"{sizes[0]:,} parameters, those of its encoding not counted, and was trained at {span(same['train_length'])} "
+        f"tokens, on {same['tokens'][0]:,} tokens, with seed {same['seed'][0]}.\n"
+    )
+
+
+def _command() -> str:
+    """The commands that trained the bundled models."""
+    commands = dict.fromkeys(zoo.facts(name)["command"] for name in zoo.names())
+    return "".join(["```console\n", *(f"$ {command}\n" for command in commands), "```\n"])
+
+
+def _cost() -> str:
+    """The cost of training each bundled model, as a table."""
+    lines = [
+        "| encoding | parameters of its own | seconds | tokens/s | peak memory | machine |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for name in zoo.names():
+        one = zoo.facts(name)
+        lines.append(
+            f"| {name.removeprefix(zoo.PREFIX)} | {one['n_encoding_parameters']:,} | {one['seconds']:.0f} | "
+            f"{one['tokens'] / one['seconds']:,.0f} | {one['peak_memory_gib']:.2f} GiB | {one['machine']} |"
+        )
+    return "".join(f"{line}\n" for line in lines)
+
+
+_ZOO = {"models": _models, "command": _command, "cost": _cost}
 
 
 if __name__ == "__main__":

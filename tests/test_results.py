@@ -14,6 +14,7 @@ import hope_eval as package
 from hope_eval.analysis import perplexity
 from hope_eval.analysis.differences import differences
 from hope_eval.analysis.reach import effective_lengths
+from hope_eval.encodings import encoding_names
 from hope_eval.evaluation.suites import parse_measure
 from hope_eval.protocols import protocol_names
 from hope_eval.show import comparison_tables
@@ -22,7 +23,7 @@ RESULTS = Path(package.__file__).parent.parent / "results"
 SUMMARIES = [
     RESULTS / name
     for name in dict.fromkeys(
-        re.findall(r"^\{\{(\S+) ", (RESULTS / "README.in.md").read_text("utf-8"), flags=re.MULTILINE)
+        re.findall(r"^\{\{(\S+\.json) ", (RESULTS / "README.in.md").read_text("utf-8"), flags=re.MULTILINE)
     )
 ]
 
@@ -41,6 +42,46 @@ def test_there_are_results():
 
 def test_the_readme_is_what_the_command_makes(build):
     assert (RESULTS / "README.md").read_text("utf-8") == build.readme(), "python results/build.py makes it again"
+
+
+def claims(prose):
+    """Return the sentences of a page's source that could say what numbers show, and are not made from them.
+
+    Such a sentence names an encoding, has a number with decimals, or a word that weighs results.
+    """
+    prose = re.sub(r"```.*?```|^\{\{.*?\}\}$|\(\S+\)|`hope-eval [^`]*`", "", prose, flags=re.DOTALL | re.MULTILINE)
+    # The program has an encoding in its name, and `learned` is a word.
+    prose = re.sub(r"\bhope-eval\b", "", prose)
+    names = "|".join(set(encoding_names()) - {"learned"} | {"learned positions"})
+    weighs = (
+        r"hardly|never|nearly|almost|nothing under|to nothing|next to nothing|ahead|farther|predicts?|harm\w*|helps?|"
+        r"falls?|fell|drops?|loses?|lost|wins?|beats?|keeps?|degrade\w*|works?|copies|recalls?|finds?|reach(es)?"
+    )
+    suspect = re.compile(rf"\b({names})s?\b|(?<![\d.])\d+\.\d+(?!\.?\d)|\b({weighs})\b", re.IGNORECASE)
+    sentences = re.split(r"(?<=[.:;!?])\s+|\n\s*\n|\n-\s", prose)
+    return [sentence for sentence in sentences if suspect.search(sentence)]
+
+
+def test_no_sentence_claims_what_is_not_made_from_the_numbers():
+    assert claims((RESULTS / "README.in.md").read_text("utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    "sentence",
+    [
+        "Past the window RoPE and HoPE fall to 0.",
+        "Models that did not meet the form score next to nothing under rotary encodings.",
+        "At 2 times the window, T5's buckets copy no whole string.",
+        "Within the window, encodings hardly differ.",
+        "It never harms them.",
+        "`hope` is better at 1k.",
+        "The score is 0.90.",
+        "Learned positions end there.",
+        "A model of this size works up to 8k.",
+    ],
+)
+def test_a_sentence_that_claims_something_is_seen(sentence):
+    assert claims(f"# Title\n\nHow it was measured. {sentence} It goes on.\n\n{{{{x.json scores}}}}\n") == [sentence]
 
 
 def test_every_committed_summary_is_shown():

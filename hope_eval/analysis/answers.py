@@ -55,7 +55,7 @@ LEAST_FILL = 0.98
 _FEW = 10
 
 # A ceiling below this: the model cannot do the task at any length.
-_LOW_CEILING = 0.5
+LOW_CEILING = 0.5
 
 # Least distance between floor and ceiling for a scale between them.
 _LEAST_SCALE = 0.05
@@ -456,7 +456,7 @@ def _interval_note(n_seeds: int, main: Sequence[Row]) -> str:
 def _low_ceiling(measured: Sequence[Row]) -> list[str]:
     low = [row for row in measured if row["metric"] == "ceiling" and not row["slice"] and row["share"]]
     for row in low:
-        if row["value"] < _LOW_CEILING:
+        if row["value"] < LOW_CEILING:
             return [
                 f"low ceiling: with nothing else in the context, {row['model']} {row['encoding']} gets "
                 f"{row['value']:.2f} of {row['task']} right: its scores at greater lengths say little about length"

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from hope_eval.analysis import answers, perplexity
 from hope_eval.analysis.differences import best, compared_rows, differences, win_probabilities
+from hope_eval.analysis.holding import held
 from hope_eval.analysis.reach import effective_lengths
 from hope_eval.analysis.rows import INTERNAL, PILLARS, Row, RunTable, by_seed, joint_notes, subject
 from hope_eval.errors import ComparisonError, OptionError, StoreError, did_you_mean
@@ -45,6 +46,7 @@ class Comparison:
               section     its table: the protocol of a perplexity, or the family of a task
               column      the heading of its column
               best        whether it is the best of its column, and distinguishable from all others
+              held        what the line keeps of its number inside the window (hope_eval/analysis/holding.py)
               clusters    numerators and denominators by context (hope_eval.analysis.intervals.Clusters), or None
     baseline: the line that others are compared with; empty if there is one line only.
     notes:    how the numbers were obtained, one fact a line.
@@ -209,6 +211,7 @@ def compare(
     names = list(dict.fromkeys(scores.line))
     chosen = "" if len(names) == 1 else _baseline(scores, names, baseline)
     scores["best"] = best(scores) if by != "task" else False
+    scores["held"] = held(scores)
     used = set(scores.run)
     notes = joint_notes([table for table in tables if " ".join(store.id for store in table.stores) in used])
     runs = [

@@ -16,16 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from hope_eval.analysis.differences import each, verdict
 from hope_eval.analysis.gate import ONE_LENGTH
+from hope_eval.analysis.holding import SHARE, SLACK
 from hope_eval.analysis.intervals import Clusters, difference, holm
 from hope_eval.metrics import metric_of
 from hope_eval.runs.kinds import PPL
 
 if TYPE_CHECKING:
     from hope_eval.analysis.compare import Comparison
-
-# The thresholds of `hope_eval/analysis/reach.py`: nats, and the share of a score above chance.
-SLACK = 0.05
-SHARE = 0.85
 
 # Lengths of the columns, in training lengths: the window, and what lies beyond.
 TIMES = (1, 2, 4)

@@ -20,7 +20,7 @@ def report(title: str | None, out: Path, **rest: Any) -> None:
     \b
     hope-eval report
     hope-eval report results/runs --baseline rope --out report.html
-    hope-eval report runs-of-mine --by encoding --title "Eleven encodings, three seeds"
+    hope-eval report runs-of-mine --by encoding --title "Twelve encodings"
 
     The page is one file and needs no network.
     """

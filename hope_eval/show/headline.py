@@ -16,7 +16,8 @@ from rich.text import Text
 
 from hope_eval.analysis.differences import BETTER, SAME, WORSE
 from hope_eval.analysis.gate import ONE_LENGTH
-from hope_eval.analysis.headline import PILLARS, SHARE, SLACK, TIMES, Headline, HeadlineCell, HeadlineLine
+from hope_eval.analysis.headline import PILLARS, TIMES, Headline, HeadlineCell, HeadlineLine
+from hope_eval.analysis.holding import SHARE, SLACK
 from hope_eval.analysis.rows import HOLES, hole_name
 from hope_eval.show.report.words import listed
 from hope_eval.show.tables import Grid, PrintedNumber, draw, number, plain_console

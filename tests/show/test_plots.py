@@ -50,7 +50,7 @@ def frame(*rows):
 
 
 def from_zoo(section):
-    """Return the published scores of eleven encodings."""
+    """Return the published scores of the zoo."""
     name = "perplexity" if section.startswith("ppl") else "tasks"
     content = json.loads((ZOO / f"{name}.json").read_text("utf-8"))["scores"]
     scores = pd.DataFrame(content["data"], columns=content["columns"])

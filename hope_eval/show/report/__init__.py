@@ -1,9 +1,9 @@
 """A comparison as one HTML page that loads nothing: a summary in words, charts, tables, and provenance.
 
     words.py     numbers, names, definitions        frames.py    frames as rows, and their order
-    findings.py  the summary, from the numbers      tables.py    the content of tables
-    charts.py    Vega-Lite, made with Altair        sections.py  charts and tables in order
-    page.html    the page · page.css · page.js
+    findings.py  the summary, from the numbers      shows.py     what each task shows, from its numbers
+    charts.py    Vega-Lite, made with Altair        tables.py    the content of tables
+    page.html    the page · page.css · page.js      sections.py  charts and tables in order
 
 Charts are drawn by Vega-Lite, tables sorted and filtered by DataTables; both are in the page. The same frames give the
 same bytes.

@@ -9,7 +9,7 @@ from hope_eval.analysis.reach import AREA, DEFINITIONS
 from hope_eval.analysis.rows import HOLES, Row
 from hope_eval.metrics import ERRORS, metric_of, ordered
 from hope_eval.runs.kinds import PERPLEXITY, kind_of
-from hope_eval.show.report import charts, tables
+from hope_eval.show.report import charts, shows, tables
 from hope_eval.show.report.charts import Spec
 from hope_eval.show.report.findings import reach_text
 from hope_eval.show.report.frames import Results, Topic, grouped
@@ -37,6 +37,7 @@ VERDICTS = {
     "p (Holm)": "the p value of a difference, for all lengths of one line, task and metric together.",
     "better, worse": "p (Holm) is below 0.05; everything else is not distinguishable, which does not mean equal.",
     "★": "best of its column, and distinguishable from every other line.",
+    **shows.DEFINITIONS,
     **gate.DEFINITIONS,
     "training length": "the context length that a model was trained at; greater lengths are extrapolation.",
 }
@@ -56,6 +57,7 @@ class Part:
     """Charts and tables of one subject.
 
     about: a sentence about it.
+    shows: what its numbers show, in sentences, by metric.
     facts: facts that hold for all its numbers.
     more:  parts that are folded away.
     """
@@ -63,6 +65,7 @@ class Part:
     id: str
     name: str
     about: str = ""
+    shows: list[tuple[str, list[str]]] = field(default_factory=list)
     facts: list[str] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     tables: list[Table] = field(default_factory=list)
@@ -157,6 +160,7 @@ class _Maker:
             # A protocol has a title; a task is called by its name.
             str(rows[0].get("section_title") or topic.section) if is_perplexity else topic.task,
             self._described(topic, rows),
+            list(shows.of_topic(self.results, topic)),
             tables.facts([row for row in rows if row["metric"] in shown]),
             made,
             wide,
