@@ -26,6 +26,9 @@ KEPT, LOST, UNCLEAR, NO_SIGNAL = "kept", "lost", "unclear", "no signal"
 # Nats by which nll may rise, and the share of a score above chance that must remain.
 SLACK, SHARE = 0.05, 0.85
 
+# What arithmetic may lose of a number that is exactly as great as it has to be.
+_ROUNDING = 1e-12
+
 
 def held(scores: "DataFrame") -> "Series[str]":
     """For each row, the verdict on what its line keeps; empty inside the window, and where there is none to give.
@@ -49,7 +52,7 @@ def held(scores: "DataFrame") -> "Series[str]":
         beyond = cells[len(inside) :]
         gaps = [_gap(row.clusters, _least(whole, floor)) for row in beyond]
         for row, gap, p in zip(beyond, gaps, holm([gap.p for gap in gaps]), strict=True):
-            fails = metric_of(whole.metric).sign * gap.value < 0
+            fails = metric_of(whole.metric).sign * gap.value < -_ROUNDING
             verdicts[row.Index] = KEPT if not fails else LOST if p < ALPHA else UNCLEAR
     return verdicts
 

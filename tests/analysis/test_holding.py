@@ -37,6 +37,13 @@ def test_what_must_be_kept_is_above_chance():
     assert alone == {256: "", 512: KEPT, 1024: KEPT}
 
 
+def test_exactly_what_must_be_kept_is_kept():
+    # 37 of 40 questions are 0.5 + 0.85 x 0.5, but not in floating point.
+    for n in (20, 40, 60):
+        rows = [row("hope", at, many(x, n, 2), counts=2, chance=0.5) for at, x in ((256, 1), (512, 0.925))]
+        assert verdicts(*rows)[512] == KEPT
+
+
 def test_the_floor_that_was_measured_counts_as_chance():
     floor = row("hope", 256, many(0.5), metric="floor", headline=False)
     found = verdicts(row("hope", 256, many(0.9)), row("hope", 512, many(0.74)), floor)
