@@ -29,7 +29,7 @@ def demo(models: options.ModelOptions, run: options.RunOptions, texts: options.T
     hope-eval demo --model checkpoint --encoding native --encoding hope --encoding yarn:factor=4
     hope-eval demo --model zoo:rope --model zoo:hope --format markdown
 
-    Without --model it measures the bundled models, one for each encoding, within a minute on two cores. Few texts and
+    Without --model it measures the bundled models, one for each encoding, in about a minute on two cores. Few texts and
     samples are read; `hope-eval run --suite demo --samples 50` reads more. The report, with intervals, is written to
     the folder of the runs.
 
