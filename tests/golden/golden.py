@@ -22,6 +22,8 @@ same without paths, dates, seconds, versions, memory and machine. Differences ca
 `compare` lists every difference, and exits with 1 if there is one. Words may be rewritten on purpose: where nothing but
 words differs it says so, and that is no difference unless `--words` is given.
 
+hashes.json is of the models and tasks before prompts of all lengths were trained on: make it again before code moves.
+
 The outcome holds for one thread a process, for the versions of Python, torch, transformers and numpy that it was made
 with, and for the processor; hashes.json names the versions. The texts are those of Python's standard library.
 """
