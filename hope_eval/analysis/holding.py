@@ -3,7 +3,7 @@
     KEPT        a score is at least 85 % of that inside the window, above chance; an nll at most 0.05 nats above it
     LOST        it is distinguishably less than that (Holm over the lengths of a line)
     UNCLEAR     it is less than that, but not distinguishably
-    NO_SIGNAL   the score inside is not distinguishable from chance or from the floor: there is nothing to keep
+    NO_SIGNAL   the score inside is not distinguishably above chance or the floor: there is nothing to keep
 
 The number inside is that at the greatest length inside the window. Both are of the same contexts. A task that the gate
 (hope_eval/analysis/gate.py) does not pass gets no verdict: its scores beyond say nothing of length.

@@ -282,6 +282,11 @@ def _long_table(content: Grid) -> Table:
             words = [names[at] if number == 0 else "" for at in shown[:-1]]
             words.append(below[number] if number < len(below) else "")
             table.add_row(*words, column, _rich_value(cell), cell.interval, end_section=number + 1 == len(filled))
+    # Names are folded where there is little room; a number is never cut.
+    for part in table.columns[:-3]:
+        part.no_wrap = False
+    for part in table.columns[-3:]:
+        part.min_width = max(len(line) for cell in (part.header, *part.cells) for line in str(cell).split("\n"))
     # No room is kept for names that need none: at 80 columns, intervals would be cut.
     table.columns[0].min_width = min(_NAME, max((len(names[0]) for names, _ in content.lines), default=_NAME))
     return table

@@ -69,7 +69,7 @@ def test_where_the_gate_does_not_pass_nothing_is_told_beyond_the_window(words, a
 def test_without_a_signal_nothing_is_told_beyond_the_window():
     rows = [*line("rope", 4, 1, 0, chance=0.5), *line("hope", 8, 8, 0, chance=0.5)]
     told = sentences(*rows, against=["hope"])["passkey, accuracy"]
-    assert "No signal (inside the window not distinguishable from chance or the floor): rope." in told
+    assert "No signal (inside the window not distinguishably above chance or the floor): rope." in told
     assert not any("rope" in text for text in told if text.startswith("At 512"))
     difference = next(text for text in told if text.startswith("hope minus rope"))
     assert "at 256" in difference

@@ -26,7 +26,7 @@ DEFINITIONS = {
     "below, not below": f"a score beyond the training window, against {_SCORE}, at the greatest length there.",
     "above, not above": f"an nll beyond the training window, against {_NLL}, at the greatest length there.",
     "distinguishably": "p (Holm) is below 0.05, for all lengths beyond the window of one line and metric together.",
-    "no signal": "the score at the greatest length inside the window is not distinguishable from chance or the floor.",
+    "no signal": "the score at the greatest length inside the window is not distinguishably above chance or the floor.",
 }
 
 # The metric that is tested, where another one is shown.
@@ -82,7 +82,7 @@ class _Told:
         yield from self._inside()
         silent = [line for line, row in self.inside.items() if row.get("held") == NO_SIGNAL]
         if silent:
-            yield f"No signal (inside the window not distinguishable from chance or the floor): {listed(silent)}."
+            yield f"No signal (inside the window not distinguishably above chance or the floor): {listed(silent)}."
         gates = grouped(self.inside.values(), lambda row: row.get("gate") or "")
         for words in gate.DEFINITIONS:
             if words in gates:
