@@ -18,13 +18,10 @@ import math
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from hope_eval.lengths import Times, lengths_text, resolved, short_length
 from hope_eval.metrics import metric_of
-
-if TYPE_CHECKING:
-    from hope_eval.analysis.intervals import Clusters
 
 ONE_LENGTH, NOT_RUN = "learned at one length only", "gate not run"
 
@@ -101,7 +98,7 @@ def gate_of(rows: Sequence[Mapping[str, Any]], model: str, command: str) -> Gate
 def _verdict(rows: Sequence[Mapping[str, Any]], metric: str, train_length: int) -> tuple[str, str]:
     """Verdict on one metric, and the numbers behind it."""
     # Statistics need scipy; the words of the gate are known to --help, too.
-    from hope_eval.analysis.intervals import ALPHA, Clusters, holm
+    from hope_eval.analysis.intervals import ALPHA, Clusters, difference_on_shared, holm
 
     measured = sorted(
         (
@@ -121,15 +118,16 @@ def _verdict(rows: Sequence[Mapping[str, Any]], metric: str, train_length: int) 
     if not whole["low"] > _floor(rows, whole):
         return "", ""
     shorter = measured[:-1]
-    gaps = [_gap(row["clusters"], whole["clusters"]) for row in shorter]
+    least = replace(whole["clusters"], numerators=_SHARE * whole["clusters"].numerators)
+    gaps = [difference_on_shared(row["clusters"], least) for row in shorter]
     failing = [
         row
-        for row, (value, _), p in zip(shorter, gaps, holm([p for _, p in gaps]), strict=True)
-        if value < 0 and p < ALPHA
+        for row, gap, p in zip(shorter, gaps, holm([gap.p for gap in gaps]), strict=True)
+        if gap.value < 0 and p < ALPHA
     ]
     if failing:
-        least = min(failing, key=lambda row: row["value"])
-        numbers = (f"{row['value']:.3f} at {short_length(row['length'])}" for row in (least, whole))
+        worst = min(failing, key=lambda row: row["value"])
+        numbers = (f"{row['value']:.3f} at {short_length(row['length'])}" for row in (worst, whole))
         return ONE_LENGTH, f"{metric_of(metric).label} {', '.join(numbers)}"
     return ("" if is_enough([row["length"] for row in shorter], train_length) else NOT_RUN), ""
 
@@ -139,18 +137,6 @@ def _floor(rows: Sequence[Mapping[str, Any]], whole: Mapping[str, Any]) -> float
     floors = [row["value"] for row in rows if row["metric"] == "floor" and row["length"] == whole["length"]]
     known = [whole.get("chance"), *floors]
     return max((value for value in known if value is not None and not math.isnan(value)), default=0.0)
-
-
-def _gap(shorter: "Clusters", whole: "Clusters") -> tuple[float, float]:
-    """Score minus 90 % of that at the training length, and its p value; on the contexts of both, if there are any."""
-    from hope_eval.analysis.intervals import difference
-
-    known = set(whole.names)
-    shared = [name for name in shorter.names if name in known]
-    if len(shared) > 1:
-        shorter, whole = shorter.on(shared), whole.on(shared)
-    gap = difference(shorter, replace(whole, numerators=_SHARE * whole.numerators), paired=len(shared) > 1)
-    return gap.value, gap.p
 
 
 def is_enough(lengths: Iterable[int], train_length: int) -> bool:

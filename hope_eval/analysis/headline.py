@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from hope_eval.analysis.differences import each, verdict
 from hope_eval.analysis.gate import ONE_LENGTH
 from hope_eval.analysis.holding import SHARE, SLACK
-from hope_eval.analysis.intervals import Clusters, difference, holm
+from hope_eval.analysis.intervals import Clusters, difference_on_shared, holm
 from hope_eval.metrics import metric_of
 from hope_eval.runs.kinds import PPL
 
@@ -187,10 +187,7 @@ def _changes(rows: dict[int, Any], metric: str) -> dict[int, str]:
     for times in TIMES[1:]:
         beyond: Any = rows.get(times)
         if _is_number(inside) and _is_number(beyond):
-            names = set(inside.clusters.names)
-            shared = [name for name in beyond.clusters.names if name in names]
-            if len(shared) > 1:
-                gaps[times] = difference(beyond.clusters.on(shared), inside.clusters.on(shared))
+            gaps[times] = difference_on_shared(beyond.clusters, inside.clusters)
     p_values = holm([gap.p for gap in gaps.values()])
     return {times: verdict(metric, gap.value, p) for (times, gap), p in zip(gaps.items(), p_values, strict=True)}
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from hope_eval.analysis.differences import compared_rows, each
 from hope_eval.analysis.gate import DEFINITIONS
-from hope_eval.analysis.intervals import ALPHA, Clusters, Difference, difference, holm
+from hope_eval.analysis.intervals import ALPHA, Clusters, difference_on_shared, holm
 from hope_eval.metrics import is_share, metric_of
 
 if TYPE_CHECKING:
@@ -50,16 +50,11 @@ def held(scores: "DataFrame") -> "Series[str]":
             verdicts[whole.Index] = NO_SIGNAL
             continue
         beyond = cells[len(inside) :]
-        gaps = [_gap(row.clusters, _least(whole, floor)) for row in beyond]
+        gaps = [difference_on_shared(row.clusters, _least(whole, floor)) for row in beyond]
         for row, gap, p in zip(beyond, gaps, holm([gap.p for gap in gaps]), strict=True):
             fails = metric_of(whole.metric).sign * gap.value < -_ROUNDING
             verdicts[row.Index] = KEPT if not fails else LOST if p < ALPHA else UNCLEAR
     return verdicts
-
-
-def vars_of(row: Any) -> dict[str, Any]:
-    """A row of a frame as a mapping."""
-    return dict(row._asdict())
 
 
 def _is_number(row: Any) -> bool:
@@ -88,11 +83,3 @@ def _least(whole: Any, floor: float) -> Clusters:
         return replace(clusters, numerators=clusters.numerators + SLACK * clusters.denominators)
     kept = SHARE * clusters.numerators + (1 - SHARE) * floor * clusters.denominators
     return replace(clusters, numerators=kept)
-
-
-def _gap(beyond: Clusters, least: Clusters) -> Difference:
-    known = set(least.names)
-    shared = [name for name in beyond.names if name in known]
-    if len(shared) > 1:
-        beyond, least = beyond.on(shared), least.on(shared)
-    return difference(beyond, least, paired=len(shared) > 1)

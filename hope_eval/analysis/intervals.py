@@ -157,6 +157,15 @@ def difference(a: Clusters, b: Clusters, paired: bool = True) -> Difference:
     return Difference(interval.value, interval.low, interval.high, _p_value(at))
 
 
+def difference_on_shared(a: Clusters, b: Clusters) -> Difference:
+    """Difference a - b, paired on the contexts of both; not paired, on all, if they share fewer than two."""
+    known = set(b.names)
+    shared = [name for name in a.names if name in known]
+    if len(shared) > 1:
+        return difference(a.on(shared), b.on(shared))
+    return difference(a, b, paired=False)
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """P values corrected for their number (Holm, 1979); NaN stays NaN, and is not counted."""
     p = np.array(p_values, float)
