@@ -120,7 +120,7 @@ models = gathered(
         "models",
         multiple=True,
         metavar="CHECKPOINT",
-        help="Folder, .gguf file or hub id, or zoo:hope. Repeatable: several models make one table.  "
+        help="Folder, folder of several, .gguf file or hub id, or zoo:hope. Repeatable: several models make one table.  "
         "[default: the whole zoo]",
     ),
     click.option(

@@ -46,7 +46,7 @@ def _mix(ctx: click.Context, param: click.Parameter, value: str) -> tuple[tuple[
               help="Folder to take the tokenizer from; new: train one of 4,096 tokens on the texts.")  # fmt: skip
 @click.option("--mix", callback=_mix, default="default", show_default=True, metavar="TASK=SHARE,...",
               help="Shares of the rows that are prompts of tasks, copy=0.2,passkey=0.05; the rest is text. "
-                   "text: no prompts. default: twelve tasks, half of the rows.")  # fmt: skip
+                   "text: no prompts. default: twelve tasks, 40 % of the rows.")  # fmt: skip
 @click.option("--batch-tokens", callback=_count, default="32768", show_default=True, metavar="N",
               help="Tokens of one step, over all GPUs.")  # fmt: skip
 @click.option("--learning-rate", type=float, default=0.0, metavar="X",
@@ -55,7 +55,7 @@ def _mix(ctx: click.Context, param: click.Parameter, value: str) -> tuple[tuple[
 @click.option("--compile/--no-compile", "compile_model", default=None,
               help="Use torch.compile.  [default: on a GPU, from 1,000 steps on]")  # fmt: skip
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, metavar="N",
-              help="Number of models trained at the same time, side by side on one GPU.")  # fmt: skip
+              help="Number of models trained at the same time, spread over the GPUs.")  # fmt: skip
 @click.option("--save-steps", type=click.IntRange(0), default=0, metavar="N",
               help="Steps between checkpoints.  [default: a tenth of the training]")  # fmt: skip
 @click.option("--force", is_flag=True, help="Delete another training in the folder.")

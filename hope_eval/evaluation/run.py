@@ -63,8 +63,10 @@ class Models:
 
     @property
     def all_names(self) -> tuple[str, ...]:
-        """The names, or those of the zoo if there are none."""
-        return self.names or (("",) if self.how.get("loader") else tuple(zoo.names()))
+        """The names, with all checkpoints of a folder of several; those of the zoo if there are none."""
+        if self.how.get("loader"):
+            return self.names or ("",)
+        return tuple(each for name in self.names for each in checkpoint_files.checkpoints_in(name)) or zoo.names()
 
     @property
     def is_outline(self) -> bool:

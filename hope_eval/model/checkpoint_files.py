@@ -52,6 +52,18 @@ class Location(NamedTuple):
         return self.folder / self.gguf
 
 
+def checkpoints_in(name: str) -> tuple[str, ...]:
+    """The checkpoints that a name means: those in a folder that is none itself, as `hope-eval train` writes; else itself."""
+    folder = Path(name)
+    try:
+        if not folder.is_dir() or (folder / "config.json").exists():
+            return (name,)
+        inside = sorted(child for child in folder.iterdir() if (child / "config.json").is_file())
+    except (OSError, ValueError):
+        return (name,)
+    return tuple(map(str, inside)) or (name,)
+
+
 def located(name: str, revision: str | None = None, outline: bool = False) -> Location:
     """The location of a checkpoint whose files are all there.
 

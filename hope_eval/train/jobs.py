@@ -1,6 +1,7 @@
 """Several trainings side by side on one machine, each in a process of its own.
 
-One small model leaves a GPU idle most of the time: six of them side by side take little longer than one.
+One small model leaves a GPU idle most of the time: six of them side by side take little longer than one. Where there are
+several GPUs, the models take them in turn.
 """
 
 import contextlib
@@ -89,7 +90,10 @@ def train_all(
     with context.Manager() as manager, ProcessPoolExecutor(jobs, context, max_tasks_per_child=1) as pool:
         queue: Any = manager.Queue()
         shared = (work, queue, n_threads, options)
-        running = {pool.submit(_train_here, recipe, out, *shared) for out, recipe in untrained.items()}
+        running = {
+            pool.submit(_train_here, recipe, out, index, *shared)
+            for index, (out, recipe) in enumerate(untrained.items())
+        }
         n_messages = 0
         while running:
             finished, running = wait(running, timeout=0.5)
@@ -108,8 +112,13 @@ def train_all(
     shutil.rmtree(work, ignore_errors=True)
 
 
-def _train_here(recipe: Recipe, out: Path, work: Path, queue: Any, n_threads: int, options: dict[str, Any]) -> None:
-    """Train one recipe in this process, and report its progress to the parent about once a second."""
+def _train_here(
+    recipe: Recipe, out: Path, index: int, work: Path, queue: Any, n_threads: int, options: dict[str, Any]
+) -> None:
+    """Train one recipe in this process, and report its progress to the parent about once a second.
+
+    index: of the recipe among all, which take the GPUs in turn.
+    """
     # With more threads than cores, processes wait for each other.
     torch.set_num_threads(n_threads)
     parent = multiprocessing.parent_process()
@@ -124,4 +133,6 @@ def _train_here(recipe: Recipe, out: Path, work: Path, queue: Any, n_threads: in
                 os._exit(1)
             queue.put((out, done))
 
+    if options["device"] in ("auto", "cuda") and (n_gpus := torch.cuda.device_count()) > 1:
+        options = {**options, "device": f"cuda:{index % n_gpus}"}
     train(recipe, out, work=work, progress=tell_parent, **options)
