@@ -1,6 +1,6 @@
 """The zoo: small models that ship with this package, one for each position encoding, alike in all else.
 
-    zoo:hope    3.4M parameters, trained at 256 tokens on 72M tokens of Python sources and task prompts
+    zoo:hope    3.4M parameters, trained at 256 tokens on 150M tokens of Python sources and task prompts
 
 Each is a folder in transformers format, with the facts of its training in `training.json`. Seed 0 is bundled, whatever
 its scores. The standard library, sympy and networkx were held out. One command trained all: `training.json` has it.
