@@ -46,6 +46,17 @@ def _register_rope_types(rope_module: Any) -> None:
     register_all(rope_module)
 
 
+def _register_layers(modeling_utils: Any) -> None:
+    from hope_eval.model import layer_rotary
+
+    def put_on(model: Any) -> None:
+        from hope_eval.model.attach import put_on_layers
+
+        put_on_layers(model)
+
+    layer_rotary.come_back(modeling_utils, put_on)
+
+
 def _register_decoder(loaded: Any) -> None:
     # While another of these is half loaded, no model can be defined; its own hook comes later.
     others = (sys.modules.get(name) for name in _NEEDED)
@@ -58,5 +69,6 @@ def _is_half_loaded(module: Any) -> bool:
 
 
 register_post_import_hook(_register_rope_types, "transformers.modeling_rope_utils")
+register_post_import_hook(_register_layers, "transformers.modeling_utils")
 for _name in _NEEDED:
     register_post_import_hook(_register_decoder, _name)

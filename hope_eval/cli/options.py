@@ -120,7 +120,8 @@ models = gathered(
         "models",
         multiple=True,
         metavar="CHECKPOINT",
-        help="Folder, folder of several, .gguf file or hub id, or zoo:hope. Repeatable: several models make one table.  "
+        help="Folder, or a folder of several; .gguf file, hub id, or zoo:hope. Repeatable: several models make one "
+        "table.  "
         "[default: the whole zoo]",
     ),
     click.option(
@@ -128,7 +129,9 @@ models = gathered(
         "encodings",
         multiple=True,
         metavar="NAME",
-        help="Position encoding that replaces the checkpoint's own: hope, hope:multiplier=2, nope, my/file.py. "
+        help="Position encoding that replaces the checkpoint's own: hope, hope:multiplier=2, nope, my/file.py; on "
+        "layers with full attention, if there are others too. Layers can be named: "
+        "'full=yarn:factor=4;sliding=hope', '0-7=rope;8-=nope'. "
         "Repeatable; `native` keeps the checkpoint's own.  [default: native]",
     ),
     click.option(

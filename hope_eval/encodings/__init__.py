@@ -19,6 +19,7 @@ import importlib
 import inspect
 import math
 import pkgutil
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -87,6 +88,7 @@ class PositionEncoding(nn.Module):
     style:       (colour, dash, marker) of its lines in figures: `#rrggbb`; a word of `show.palette`; a letter of
                  matplotlib. Empty: figures choose a style by its name.
     limits:      the least and the greatest number of each parameter.
+    whole:       parameters that are whole numbers.
     takes_theta: its frequencies follow from a base; `theta=` takes another base than that of the model.
     rope_type:   the rope type of transformers that computes its frequencies; empty: it is registered by its name.
     rope_types:  further rope types of transformers that are this encoding in the configs of checkpoints.
@@ -99,6 +101,7 @@ class PositionEncoding(nn.Module):
     formula: ClassVar[str] = ""
     style: ClassVar[tuple[str, str, str] | tuple[()]] = ()
     limits: ClassVar[Mapping[str, tuple[float, float]]] = {}
+    whole: ClassVar[tuple[str, ...]] = ()
     takes_theta: ClassVar[bool] = False
     rope_type: ClassVar[str] = ""
     rope_types: ClassVar[tuple[str, ...]] = ()
@@ -259,10 +262,12 @@ def built(cls: type[PositionEncoding], geometry: Geometry, parameters: Mapping[s
 def _check_limits(cls: type[PositionEncoding], key: str, value: float) -> None:
     limits = {**cls.limits, "theta": _THETA_LIMITS} if _has_base(cls) else cls.limits
     least, greatest = limits.get(key, (-math.inf, math.inf))
-    if not (math.isfinite(value) and least <= value <= greatest):
+    is_whole = key not in cls.whole or value == math.floor(value) if math.isfinite(value) else False
+    if not (is_whole and least <= value <= greatest):
         default = parameters_of(cls)[key]
+        what = "a whole number from" if key in cls.whole else "from"
         raise EncodingError(
-            f"`{key}` of `{cls.name()}` must be from {number_text(least)} to {number_text(greatest)}, "
+            f"`{key}` of `{cls.name()}` must be {what} {number_text(least)} to {number_text(greatest)}, "
             f"got {number_text(value)}",
             f"leave `{key}` out: it then follows from the model"
             if default is None
@@ -278,7 +283,7 @@ def parse_encoding(text: str) -> EncodingSpec:
     name, _, rest = text.partition(":")
     cls = encoding_class(name)
     defaults = parameters_of(cls)
-    parameters = []
+    parameters: list[tuple[str, float]] = []
     for part in filter(None, rest.split(",")):
         key, _, value = part.partition("=")
         if key not in defaults:
@@ -289,7 +294,11 @@ def parse_encoding(text: str) -> EncodingSpec:
         except ValueError:
             raise EncodingError(f"`{key}` of `{name}` must be a number, got `{value}`", f"{name}:{key}=2") from None
         _check_limits(cls, key, number)
+        if any(key == other for other, _ in parameters):
+            raise EncodingError(f"`{text}` gives `{key}` twice", f"{name}:{key}={number_text(number)}")
         parameters.append((key, number))
+    if text.endswith(":"):
+        raise EncodingError(f"`{text}` ends with a colon", name)
     return EncodingSpec(name, tuple(parameters))
 
 
@@ -360,7 +369,10 @@ def facts_of(label: str) -> dict[str, Any]:
 
     label: as in `LanguageModel.encoding`: `hope:multiplier=2(swap)`; an unknown encoding gets its name only.
     """
-    name = label.removesuffix("(swap)").partition(":")[0]
+    # Of a mixture over layers, there is no kind and no style.
+    label = label.removesuffix("(swap)")
+    rule = re.match(r"[a-z]+=", label) if ";" not in label else None
+    name = label[rule.end() if rule else 0 :].partition(":")[0]
     if not name.endswith(".py") and name not in encoding_names():
         return {"name": name}
     cls = encoding_class(name)

@@ -30,6 +30,7 @@ class Fire(PositionEncoding):
     formula = "f( psi(distance) / psi(max(query position, L0)) ), psi(x) = log(cx + 1), f a learned network"
     style = ("#a91146", "dashed", "P")
     limits = {"width": (1, 1 << 16), "threshold": (1e-6, 1 << 40)}
+    whole = ("width",)
     relative = False
     shared = False
 

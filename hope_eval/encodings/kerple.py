@@ -28,6 +28,7 @@ class Kerple(PositionEncoding):
     formula = "- r1 log(1 + r2 * distance), or - r1 distance^r2; r1, r2 learned per head"
     style = ("#e0aa03", "solid", ">")
     limits = {"power": (0, 1)}
+    whole = ("power",)
     shared = False
 
     def __init__(self, geometry: Geometry, *, power: float = 0) -> None:

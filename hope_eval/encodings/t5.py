@@ -29,6 +29,7 @@ class T5(PositionEncoding):
     formula = "a learned scalar per head and bucket of distances, buckets growing with the logarithm"
     style = ("#03beb4", "short", "<")
     limits = {"buckets": (2, 1 << 16), "max_distance": (2, 1 << 40)}
+    whole = ("buckets",)
 
     def __init__(self, geometry: Geometry, *, buckets: float = 32, max_distance: float = 128) -> None:
         super().__init__(geometry)

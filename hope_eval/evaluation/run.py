@@ -16,7 +16,6 @@ from hope_eval import zoo
 from hope_eval.analysis import answers, stopping
 from hope_eval.analysis.rows import RunTable, by_seed
 from hope_eval.analysis.stopping import Until
-from hope_eval.encodings import parse_encoding
 from hope_eval.evaluation import loop, questions
 from hope_eval.evaluation.loop import Measurement
 from hope_eval.evaluation.material import Material, material_for
@@ -25,6 +24,7 @@ from hope_eval.evaluation.questions import Questions
 from hope_eval.evaluation.suites import Entry
 from hope_eval.lengths import resolved
 from hope_eval.model import checkpoint, checkpoint_files
+from hope_eval.model.layer_choice import NATIVE, parse_choice
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.model.tokens import PrefixPolicy
 from hope_eval.protocols import Protocol
@@ -55,8 +55,8 @@ class Models:
     def check(self) -> None:
         """Raise an error for misspelt names and broken checkpoints."""
         for encoding in self.encodings:
-            if encoding != checkpoint.NATIVE:
-                parse_encoding(encoding)
+            if encoding != NATIVE:
+                parse_choice(encoding)
         if not self.how.get("loader"):
             for name in self.all_names:
                 checkpoint_files.located(name, self.how.get("revision"), self.is_outline)
@@ -77,7 +77,7 @@ class Models:
         """Each model with each encoding."""
         for name in self.all_names:
             loaded = checkpoint.load_checkpoint(name, **self.how)
-            for encoding in self.encodings or (checkpoint.NATIVE,):
+            for encoding in self.encodings or (NATIVE,):
                 yield loaded.with_encoding(encoding)
             # Only one model is in memory at a time; a model refers to itself.
             del loaded

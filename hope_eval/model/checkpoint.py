@@ -24,31 +24,26 @@ import numpy as np
 import torch
 from torch import nn
 
-from hope_eval.encodings import parse_encoding
 from hope_eval.errors import CheckpointError, HopeEvalError, OptionError
 from hope_eval.model.attach import (
+    ENCODING_KEYS,
     attach,
     effective_inverse_frequencies,
     encoding_label,
     is_nested_safe,
+    restore,
     rotary_modules,
-    set_rope_parameters,
 )
 from hope_eval.model.checkpoint_files import Location, fingerprint, located, read_json
 from hope_eval.model.configs import ORIGINAL, formula_length, text_config, training_length
 from hope_eval.model.device import device_named, planned_device
 from hope_eval.model.kernels.chunked_layers import Compile
+from hope_eval.model.layer_choice import NATIVE, kinds_of, parse_choice
 from hope_eval.model.parallel import sequence
 from hope_eval.model.parallel.group import INSTEAD, Group, check_shardable, sharded
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.plugins import module_from_file
 from hope_eval.task import Sample
-
-# The name of the encoding that a checkpoint comes with.
-NATIVE = "native"
-
-# Keys of a config that name the encoding; all but the first belong to this package's own decoder.
-_ENCODING_KEYS = ("rope_parameters", "encoding", "encoding_parameters")
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -81,7 +76,7 @@ class Checkpoint:
         self._own_frequencies = effective_inverse_frequencies(self.module)
         config = text_config(self.module)
         self._own_formula_length = formula_length(config)
-        self._own: dict[str, Any] = {key: copy.deepcopy(getattr(config, key, None)) for key in _ENCODING_KEYS}
+        self._own: dict[str, Any] = {key: copy.deepcopy(getattr(config, key, None)) for key in ENCODING_KEYS}
         self._own_encoding = encoding_label(self.module)
         self._own_nested_safe = is_nested_safe(self.module)
         self._encoding = NATIVE
@@ -97,11 +92,12 @@ class Checkpoint:
         if encoding == NATIVE:
             label = self._own_encoding
         else:
-            spec = parse_encoding(encoding)
-            attach(self.module, spec, self.formula_length)
+            choice = parse_choice(encoding)
+            attach(self.module, choice, self.formula_length)
             # At the training length, dynamic NTK and LongRoPE are plain RoPE; their frequencies change later.
             same = self._same_frequencies() and is_nested_safe(self.module) == self._own_nested_safe
-            label = str(spec) if same else f"{spec}(swap)"
+            name = choice.label(kinds_of(text_config(self.module)))
+            label = name if same else f"{name}(swap)"
         self._encoding = encoding
         with self.group.explained(self.name) if self.group else contextlib.nullcontext():
             model = LanguageModel(
@@ -121,11 +117,7 @@ class Checkpoint:
 
     def _restore(self) -> None:
         """Put the encoding of the checkpoint back."""
-        values = copy.deepcopy(self._own)
-        set_rope_parameters(self.module, values.pop("rope_parameters"))
-        for key, value in values.items():
-            if hasattr(text_config(self.module), key):
-                setattr(text_config(self.module), key, value)
+        restore(self.module, self._own)
         assert self._same_frequencies()
 
     def _source(self, encoding: str) -> str:

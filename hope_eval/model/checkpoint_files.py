@@ -53,7 +53,7 @@ class Location(NamedTuple):
 
 
 def checkpoints_in(name: str) -> tuple[str, ...]:
-    """The checkpoints that a name means: those in a folder that is none itself, as `hope-eval train` writes; else itself."""
+    """The checkpoints that a name means: those in a folder that is none itself, as `train` writes them; else itself."""
     folder = Path(name)
     try:
         if not folder.is_dir() or (folder / "config.json").exists():

@@ -1,7 +1,7 @@
 """Several trainings side by side on one machine, each in a process of its own.
 
-One small model leaves a GPU idle most of the time: six of them side by side take little longer than one. Where there are
-several GPUs, the models take them in turn.
+One small model leaves a GPU idle most of the time: six of them side by side take little longer than one. Where there
+are several GPUs, the models take them in turn.
 """
 
 import contextlib

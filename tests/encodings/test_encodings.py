@@ -405,12 +405,20 @@ def test_a_file_that_cannot_be_run_is_no_traceback_and_can_be_mended(tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["prope:fraction=1.5", "hope:multiplier=0", "yarn:factor=0.5", "kerple:power=2", "hope:multiplier=nan"],
+    [
+        "prope:fraction=1.5",
+        "hope:multiplier=0",
+        "yarn:factor=0.5",
+        "kerple:power=2",
+        "hope:multiplier=nan",
+        "t5:buckets=2.5",
+    ],
 )
 def test_a_parameter_outside_its_limits_is_an_error_that_tells_them(text):
     name, _, parameter = text.partition(":")
     least, greatest = encoding_class(name).limits[parameter.partition("=")[0]]
-    allowed = re.escape(f"must be from {least:g} to {greatest:g}, got {parameter.partition('=')[2]}")
+    whole = "a whole number " if parameter.partition("=")[0] in encoding_class(name).whole else ""
+    allowed = re.escape(f"must be {whole}from {least:g} to {greatest:g}, got {parameter.partition('=')[2]}")
     with pytest.raises(EncodingError, match=allowed):
         parse_encoding(text)
     # A checkpoint may say it too.
@@ -481,3 +489,28 @@ def test_no_number_of_an_encoding_is_rounded(given, written):
 def test_an_error_tells_the_number_that_was_given():
     with pytest.raises(EncodingError, match=r"got 1000000\.25"):
         parse_encoding("yarn:factor=1000000.25")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hope:multiplier=1,multiplier=2", "gives `multiplier` twice"),
+        ("hope:", "ends with a colon"),
+        ("fire:width=2.5", "must be a whole number from 1 to 65536, got 2.5"),
+    ],
+)
+def test_what_can_mean_two_things_is_an_error(text, message):
+    with pytest.raises(EncodingError, match=message):
+        parse_encoding(text)
+
+
+def test_dynamic_ntk_grows_from_the_training_length_that_was_given():
+    ids = torch.arange(60)[None] % VOCAB_SIZE
+    given, config = attach(tiny_module(), "dynamic_ntk", 32), tiny_module(max_position_embeddings=32)
+    assert torch.equal(given(ids).logits, attach(config, "dynamic_ntk")(ids).logits)
+    assert not torch.allclose(given(ids).logits, attach(tiny_module(), "dynamic_ntk")(ids).logits, atol=1e-4)
+
+
+def test_figures_know_an_encoding_of_one_kind_of_layers():
+    assert facts_of("full=hope:multiplier=2(swap)") == facts_of("hope:multiplier=2(swap)")
+    assert facts_of("full=hope;sliding=nope(swap)") == {"name": "full=hope;sliding=nope"}
