@@ -95,8 +95,8 @@ class _Chosen:
     def __init__(self, config: Any, choice: LayerChoice, train_length: int | None) -> None:
         from transformers import modeling_rope_utils
 
-        for spec in choice.specs:
-            rope_types.register(modeling_rope_utils, encoding_class(spec.name))
+        for asked in choice.specs:
+            rope_types.register(modeling_rope_utils, encoding_class(asked.name))
         rope, kinds = config.rope_parameters, kinds_of(config)
         types = [key for key, value in rope.items() if isinstance(value, dict)]
         names = [f"{kind}_attention" if f"{kind}_attention" in types else "" for kind in kinds]

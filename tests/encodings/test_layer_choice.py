@@ -24,7 +24,7 @@ def logits(model):
 
 
 def rotated_by_hand(model, thetas):
-    """Let the attention of layer i be rotated by the frequencies thetas[i], computed here in float64; None: as it is."""
+    """Let the attention of layer i be rotated by frequencies thetas[i], computed in float64; None: as it is."""
 
     def wrapped(forward, theta):
         def run(*inputs, **options):
@@ -107,12 +107,12 @@ def test_kept_contexts_and_whole_reads_agree_under_a_mixture():
 
 def test_scales_of_the_encoding_before_do_not_stay():
     """DeepSeek scales attention by mscale of YaRN, once, when it is built."""
-    shape = dict(
-        vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=64, moe_intermediate_size=16, num_hidden_layers=2,
-        num_attention_heads=2, num_key_value_heads=2, n_routed_experts=4, n_group=1, topk_group=1, num_experts_per_tok=2,
-        first_k_dense_replace=1, q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=8,
-        max_position_embeddings=2560,
-    )  # fmt: skip
+    shape = {
+        "vocab_size": VOCAB_SIZE, "hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 16,
+        "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2, "n_routed_experts": 4, "n_group": 1,
+        "topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1, "q_lora_rank": 16, "kv_lora_rank": 16,
+        "qk_rope_head_dim": 8, "qk_nope_head_dim": 8, "v_head_dim": 8, "max_position_embeddings": 2560,
+    }  # fmt: skip
     yarn = {
         "rope_type": "yarn", "rope_theta": 10_000.0, "factor": 40.0, "mscale": 1.0, "mscale_all_dim": 1.0,
         "beta_fast": 32, "beta_slow": 1, "original_max_position_embeddings": 64,
