@@ -77,6 +77,7 @@ def train(
     hope-eval train hope --out runs/hope
     hope-eval train rope hope alibi --seed 0,1,2 --jobs 6 --out runs/mine
     hope-eval train rope hope --mix text --out runs/text
+    hope-eval train rope "0-2=rope;3-=nope" --out runs/layers
     hope-eval train hope:multiplier=2 --size 12m --train-length 512 --tokens 500M --data books.jsonl --out runs/books
     torchrun --nproc-per-node 8 -m hope_eval train hope --size 125m --train-length 1k --tokens 2.5B --out runs/125m
 

@@ -19,7 +19,7 @@ from hope_eval.encodings import EncodingSpec, PositionEncoding, encoding_class
 from hope_eval.errors import EncodingError
 from hope_eval.model import layer_rotary, rope_types
 from hope_eval.model.configs import ORIGINAL, formula_length, geometry_of, model_type, text_config
-from hope_eval.model.layer_choice import LayerChoice, kinds_of, parse_choice, window_of
+from hope_eval.model.layer_choice import LayerChoice, is_mixture, kinds_of, parse_choice, window_of
 
 # The architecture of this package's own decoder, whose config names its encoding.
 DECODER = "hope_eval"
@@ -173,8 +173,13 @@ def _check_replaceable(model: nn.Module, choice: LayerChoice) -> None:
                 f"`{spec.name}` cannot be put on a trained checkpoint: it changes more than rotary frequencies",
                 "train a model with it",
             )
-    trained_with = _spec_of_decoder(model)
-    if trained_with is not None and not encoding_class(trained_with.name).is_rope_type():
+    trained_with = _trained_with(model)
+    if is_mixture(trained_with):
+        raise EncodingError(
+            f"this model was trained with `{trained_with}`, and no encoding can replace a mixture",
+            "leave --encoding out",
+        )
+    if trained_with and not encoding_class(trained_with.partition(":")[0]).is_rope_type():
         raise EncodingError(
             f"`{trained_with}` of this model is not only rotary frequencies, so `{choice.specs[0]}` cannot replace it",
             "leave --encoding out",
@@ -419,16 +424,16 @@ def _rope_types_of(model: nn.Module) -> list[str]:
     rope = getattr(config, "rope_parameters", None) or {}
     layers = [value for value in rope.values() if isinstance(value, dict)] or [rope]
     asked = getattr(config, layer_rotary.KEY, None)
-    specs = parse_choice(asked["encoding"]).specs if asked else []
+    mixture = asked["encoding"] if asked else _trained_with(model)
+    specs = parse_choice(mixture).specs if is_mixture(mixture) else []
     names = {str(layer["rope_type"]) for layer in layers if layer.get("rope_type")}
     return sorted(names | {encoding_class(spec.name).registered_as() for spec in specs})
 
 
 def encoding_label(model: nn.Module) -> str:
     """Name of the encoding of a model: `rope`, `llama3`, `hope`, `learned`, `alibi`; else `native`."""
-    trained_with = _spec_of_decoder(model)
-    if trained_with is not None:
-        return str(trained_with)
+    if trained_with := _trained_with(model):
+        return trained_with
     asked = getattr(text_config(model), layer_rotary.KEY, None)
     if asked:
         return str(asked["encoding"])
@@ -442,9 +447,12 @@ def encoding_label(model: nn.Module) -> str:
     return "native"
 
 
-def _spec_of_decoder(model: nn.Module) -> EncodingSpec | None:
-    """Encoding that this package's own decoder was trained with; None for any other architecture."""
-    return text_config(model).spec() if model_type(model) == DECODER else None
+def _trained_with(model: nn.Module) -> str:
+    """Encoding that this package's own decoder was trained with; empty for any other architecture."""
+    if model_type(model) != DECODER:
+        return ""
+    config = text_config(model)
+    return config.encoding if is_mixture(config.encoding) else str(config.specs()[0])
 
 
 def is_nested_safe(model: nn.Module) -> bool:

@@ -280,7 +280,7 @@ def _outline(location: Location, dtype: torch.dtype, trust_remote_code: bool) ->
                     config, dtype=dtype, trust_remote_code=trust_remote_code
                 )
             for parent, name, rotary in rotary_modules(module):
-                setattr(parent, name, type(rotary)(config=text_config(module)))
+                setattr(parent, name, type(rotary)(config=getattr(rotary, "config", text_config(module))))
     except Exception as error:
         raise _refused(location.path, error) from error
     return module, tokenizer

@@ -1,6 +1,7 @@
 """The decoder: transformers' Llama with a position encoding of this package, as a transformers model class.
 
     config = HopeEvalConfig(encoding="alibi", max_position_embeddings=256, …)   as LlamaConfig, and the encoding
+    config = HopeEvalConfig(encoding="0-2=rope;3-=nope", …)                     layers have encodings of their own
     model = AutoModelForCausalLM.from_config(config)
 
 Everything but the encoding is the same for all encodings: layers, initial weights, mask. After `import hope_eval`,
@@ -23,28 +24,37 @@ from transformers import (
 )
 from transformers.models.llama.modeling_llama import LlamaPreTrainedModel
 
-from hope_eval.encodings import EncodingSpec, Geometry, PositionEncoding, encoding_class
+from hope_eval.encodings import EncodingSpec, Geometry, PositionEncoding
 from hope_eval.encodings.nope import Nope
 from hope_eval.errors import EncodingError, LengthError
-from hope_eval.model import rope_types
+from hope_eval.model import layer_rotary, rope_types
 from hope_eval.model.attach import DECODER
 from hope_eval.model.kernels import attention
+from hope_eval.model.layer_choice import is_mixture, kinds_of, parse_choice
 
 
 class HopeEvalConfig(LlamaConfig):
     """LlamaConfig with a position encoding.
 
-    encoding:            its name.
-    encoding_parameters: its hyper-parameters that are not at their defaults.
+    encoding:            its name; or layers and their encodings, see `layer_choice`.
+    encoding_parameters: its hyper-parameters that are not at their defaults; None for a mixture of encodings.
     """
 
     model_type = DECODER
     encoding: str = "rope"
     encoding_parameters: dict[str, float] | None = None
 
-    def spec(self) -> EncodingSpec:
-        """The encoding with its parameters."""
-        return EncodingSpec(self.encoding, tuple((self.encoding_parameters or {}).items()))
+    def specs(self) -> list[EncodingSpec]:
+        """The encoding of each layer."""
+        if is_mixture(self.encoding):
+            specs = parse_choice(self.encoding).of_layers(kinds_of(self))
+            if all(specs):
+                return [spec for spec in specs if spec]
+            raise EncodingError(
+                f"`{self.encoding}` gives layer {specs.index(None)} of {len(specs)} no encoding",
+                f"begin with a rule for all layers: all=rope;{self.encoding}",
+            )
+        return [EncodingSpec(self.encoding, tuple((self.encoding_parameters or {}).items()))] * self.num_hidden_layers
 
 
 def _rope_parameters(encoding: PositionEncoding) -> dict[str, Any]:
@@ -85,19 +95,34 @@ class HopeEvalModel(_KeepsEncodings, LlamaModel):
             rope_theta=float(config.rope_parameters.get("rope_theta", 10_000.0)),
             d_model=config.hidden_size,
         )
-        spec = config.spec()
-        cls = encoding_class(spec.name)
-        encoding = spec.build(geometry)
-        config.rope_parameters = _rope_parameters(encoding)
+        specs = config.specs()
+        encodings = {spec: spec.build(geometry) for spec in dict.fromkeys(specs)}
+        first = encodings[specs[0]]
+        config.rope_parameters = _rope_parameters(first)
         config._attn_implementation = attention.NAME
         super().__init__(config)
-        self.encoding = encoding if cls.shared else None
-        for layer in self.layers:
-            if cls.shared:
+        for layer, spec in zip(self.layers, specs, strict=True):
+            if encodings[spec].shared:
                 # A reference, not a submodule, so that its parameters are stored once.
-                object.__setattr__(layer.self_attn, "encoding", encoding)
+                object.__setattr__(layer.self_attn, "encoding", encodings[spec])
             else:
                 layer.self_attn.encoding = spec.build(geometry)
+        self.encoding = first if len(encodings) == 1 and first.shared else None
+        if len(encodings) > 1:
+            self._mix(specs, encodings)
+
+    def _mix(self, specs: list[EncodingSpec], encodings: dict[EncodingSpec, PositionEncoding]) -> None:
+        """Give every layer the rotation of its own encoding."""
+        for spec, encoding in encodings.items():
+            if "absolute" in encoding.kinds():
+                raise EncodingError(
+                    f"`{spec}` is added to the embeddings, which all layers share, so that no layer can have another",
+                    "choose an encoding that acts in the layers: rope, hope, nope, alibi…",
+                )
+        self.mixed_encoding = nn.ModuleList(encoding for encoding in encodings.values() if encoding.shared)
+        ropes = {spec: _rope_parameters(encoding) for spec, encoding in encodings.items()}
+        configs = {spec: layer_rotary.variant(self.config, rope_parameters=rope) for spec, rope in ropes.items()}
+        layer_rotary.put(self, self.layers, self.rotary_emb, [(configs[spec], "") for spec in specs])
 
     def forward(self, input_ids: Tensor | None = None, inputs_embeds: Tensor | None = None, **rest: Any) -> Any:
         """Hidden states, as LlamaModel returns them."""

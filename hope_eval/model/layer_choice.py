@@ -89,12 +89,17 @@ class LayerChoice:
                 yield from range(start, end + 1)
 
 
+def is_mixture(text: str) -> bool:
+    """Whether an encoding is written with layers."""
+    return ";" in text or bool(_RULE.match(text))
+
+
 def parse_choice(text: str) -> LayerChoice:
     """Read an encoding, with or without layers.
 
     Raises EncodingError for what is neither, and for an unknown encoding.
     """
-    if ";" not in text and not _RULE.match(text):
+    if not is_mixture(text):
         return LayerChoice((("full", parse_encoding(text)),), plain=True)
     rules = []
     for part in filter(None, (part.strip() for part in text.split(";"))):

@@ -41,6 +41,7 @@ from hope_eval.files import whole_file
 from hope_eval.model.checkpoint import quiet
 from hope_eval.model.decoder import HopeEvalConfig, HopeEvalForCausalLM
 from hope_eval.model.device import device_named
+from hope_eval.model.layer_choice import is_mixture
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.runs.columns import Progress
 from hope_eval.runs.provenance import origin
@@ -94,7 +95,8 @@ def train(
 
 def new_model(recipe: Recipe, vocab_size: int) -> HopeEvalForCausalLM:
     """Untrained model of a recipe; everything but the encoding follows from size, length and seed."""
-    size, spec = parse_size(recipe.size), parse_encoding(recipe.encoding)
+    size, mixture = parse_size(recipe.size), is_mixture(recipe.encoding)
+    spec = None if mixture else parse_encoding(recipe.encoding)
     config = HopeEvalConfig(
         vocab_size=vocab_size,
         hidden_size=size.d_model,
@@ -106,8 +108,8 @@ def new_model(recipe: Recipe, vocab_size: int) -> HopeEvalForCausalLM:
         tie_word_embeddings=True,
         bos_token_id=0,
         eos_token_id=0,
-        encoding=spec.name,
-        encoding_parameters=dict(spec.parameters),
+        encoding=spec.name if spec else recipe.encoding,
+        encoding_parameters=dict(spec.parameters) if spec else None,
     )
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)

@@ -15,9 +15,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from hope_eval.encodings import Geometry, parse_encoding
+from hope_eval.encodings import Geometry
 from hope_eval.errors import OptionError, TrainingError, did_you_mean
 from hope_eval.files import whole_file
+from hope_eval.model.layer_choice import parse_choice
 
 # Installed packages to train on. Three texts are held out for evaluation, never listed here: the standard library
 # (the default of `--data`), sympy and networkx.
@@ -137,7 +138,7 @@ def parse_size(text: str) -> Size:
 class Recipe:
     """All settings that decide a trained model.
 
-    encoding:      its name and parameters, as on the command line.
+    encoding:      its name and parameters, as on the command line; or layers and their encodings.
     size:          a name of SIZES, or width x layers x heads.
     train_length:  tokens of a row.
     tokens:        to train on in all; rounded down to whole batches.
@@ -179,7 +180,10 @@ class Recipe:
         """Raise OptionError or EncodingError for a wrong setting, before any work is done."""
         size = parse_size(self.size)
         geometry = Geometry(size.d_model // size.n_heads, size.n_heads, self.train_length, d_model=size.d_model)
-        parse_encoding(self.encoding).build(geometry)
+        choice = parse_choice(self.encoding)
+        choice.of_layers(["full"] * size.n_layers)
+        for spec in choice.specs:
+            spec.build(geometry)
 
 
 def claim(recipe: Recipe, out: Path, force: bool) -> bool:

@@ -10,6 +10,7 @@ from conftest import VOCAB_SIZE, tiny_model, tiny_module
 from hope_eval.errors import EncodingError
 from hope_eval.model.attach import attach, effective_inverse_frequencies, encoding_label
 from hope_eval.model.checkpoint import Checkpoint
+from hope_eval.model.decoder import HopeEvalConfig, HopeEvalForCausalLM
 from hope_eval.model.layer_choice import kinds_of, parse_choice
 from hope_eval.task import Sample
 
@@ -186,3 +187,55 @@ def test_the_form():
     assert parse_choice("hope").label(["sliding", "full"]) == "full=hope"
     assert parse_choice("hope").label(["sliding"] * 2) == "hope"
     assert kinds_of(tiny_module("mistral", sliding_window=8).config) == ["sliding", "sliding"]
+
+
+def decoder(encoding, seed=0, **parameters):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = HopeEvalConfig(
+            vocab_size=VOCAB_SIZE, hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=2,
+            num_key_value_heads=2, max_position_embeddings=64, encoding=encoding, **parameters,
+        )  # fmt: skip
+        return HopeEvalForCausalLM(config).eval()
+
+
+@pytest.mark.parametrize("encoding", ["0=hope;1-=nope", "all=rope;1=hope:multiplier=2"])
+def test_a_trained_mixture_computes_what_the_same_swap_computes(encoding):
+    mixture, swapped = decoder(encoding), attach(decoder("rope"), encoding)
+    assert torch.equal(logits(mixture), logits(swapped))
+    assert encoding_label(mixture) == encoding
+
+
+@pytest.mark.parametrize("encoding", ["0-1=rope;2=alibi", "all=t5;0=kerple", "0=fire;1-=hope", "0=xpos;1-=nope"])
+def test_layers_may_have_encodings_of_all_kinds(encoding, tmp_path):
+    model = decoder(encoding)
+    with torch.no_grad():
+        # Fresh scalars of T5 are zeros: no bias.
+        model.model.mixed_encoding.apply(lambda part: [p.normal_() for p in part.parameters(recurse=False)])
+    alone = {str(spec): decoder(spec.name) for spec in parse_choice(encoding).specs}
+    outputs = [logits(model), *map(logits, alone.values())]
+    assert all(not torch.allclose(a, b, atol=1e-4) for i, a in enumerate(outputs) for b in outputs[:i])
+    model.save_pretrained(tmp_path)
+    back = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    assert torch.equal(logits(back), outputs[0])
+    names = [name for name, _ in model.named_parameters() if "encoding." in name]
+    assert len(names) == len(set(names))
+    assert sum("scalars_HB" in name for name in names) == ("t5" in encoding), "layers share the scalars of T5"
+
+
+def test_a_mixture_cannot_be_replaced():
+    with pytest.raises(EncodingError, match="no encoding can replace a mixture"):
+        attach(decoder("0=hope;1-=nope"), "rope")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "message"),
+    [
+        ("0=hope", "gives layer 1 of 3 no encoding"),
+        ("0=learned;1-=rope", "is added to the embeddings"),
+        ("0=rope;5=nope", "this model has layers 0 to 2"),
+    ],
+)
+def test_mixtures_that_cannot_be_trained_are_errors(encoding, message):
+    with pytest.raises(EncodingError, match=message):
+        decoder(encoding)
