@@ -15,6 +15,7 @@ import copy
 import hashlib
 import io
 import pickle
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ import torch
 from torch import nn
 
 from hope_eval.errors import CheckpointError, HopeEvalError, OptionError
+from hope_eval.model import checks, gguf_files, limits
 from hope_eval.model.attach import (
     ENCODING_KEYS,
     attach,
@@ -34,7 +36,7 @@ from hope_eval.model.attach import (
     restore,
     rotary_modules,
 )
-from hope_eval.model.checkpoint_files import Location, fingerprint, located, read_json
+from hope_eval.model.checkpoint_files import Location, fingerprint, located, n_bytes, read_json
 from hope_eval.model.configs import ORIGINAL, formula_length, text_config, training_length
 from hope_eval.model.device import device_named, planned_device
 from hope_eval.model.kernels.chunked_layers import Compile
@@ -42,8 +44,12 @@ from hope_eval.model.layer_choice import NATIVE, kinds_of, parse_choice
 from hope_eval.model.parallel import sequence
 from hope_eval.model.parallel.group import INSTEAD, Group, check_shardable, sharded
 from hope_eval.model.scoring import LanguageModel
+from hope_eval.model.weights import check_weights
 from hope_eval.plugins import module_from_file
 from hope_eval.task import Sample
+
+# Bytes of weights whose loading is announced.
+_LARGE = 50_000_000
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -60,6 +66,8 @@ class Checkpoint:
                          or the option; None if unknown.
     compiling:           whether the token-wise layers are compiled for long inputs; `auto`: where it pays.
     group:               the processes that share the model or the texts; None: this process works alone.
+    notes:               on loading, for tables.
+    max_length:          tokens, the end of what the model can read; None: no end is known.
     """
 
     name: str
@@ -71,6 +79,8 @@ class Checkpoint:
     formula_length: int | None = None
     compiling: Compile = "auto"
     group: Group | None = None
+    notes: tuple[str, ...] = ()
+    max_length: int | None = None
 
     def __post_init__(self) -> None:
         self._own_frequencies = effective_inverse_frequencies(self.module)
@@ -110,6 +120,8 @@ class Checkpoint:
                 fingerprint=self.fingerprint,
                 compiling=self.compiling,
                 group=self.group,
+                notes=self.notes,
+                max_length=self.max_length,
             )
             if self.group:
                 _check_group(model, self.group)
@@ -174,6 +186,7 @@ def load_checkpoint(
     place = planned_device(device) if outline else device_named(device)
     sharing = group if group and group.shares == "model" else None
     _check_options(name, loader, outline, sharing)
+    notes: tuple[str, ...] = ()
     if loader:
         module, tokenizer, label, digest = _from_loader(loader, name, place, dtype)
     else:
@@ -189,14 +202,18 @@ def load_checkpoint(
                 else:
                     sequence.check_readable(label, planned)
             where = sharded(sharing.size) if sharing else {"device_map": device_map or {"": place}}
-            module, tokenizer = _from_folder(location, numbers, where, trust_remote_code)
+            module, tokenizer, notes = _from_folder(location, numbers, where, trust_remote_code)
         digest = "" if outline else fingerprint(location, group)
     config = text_config(module)
     length, source = training_length(config) or (None, "")
     in_formulas, _ = formula_length(config) or (None, "")
     if train_length:
         length, source, in_formulas = train_length, "--train-length", train_length
-    return Checkpoint(label, module, tokenizer, digest, length, source, in_formulas, compiling, group)
+    end = None
+    if not outline:
+        checks.check_causal(label, module)
+        end = limits.end_of(label, module)
+    return Checkpoint(label, module, tokenizer, digest, length, source, in_formulas, compiling, group, notes, end)
 
 
 def _check_options(name: str, loader: str | None, outline: bool, sharing: Group | None) -> None:
@@ -233,19 +250,16 @@ def _named_dtype(name: str) -> torch.dtype:
 
 def _from_folder(
     location: Location, dtype: torch.dtype, where: dict[str, Any], trust_remote_code: bool
-) -> tuple[nn.Module, Any]:
-    import transformers
-
+) -> tuple[nn.Module, Any, tuple[str, ...]]:
+    """The model, its tokenizer, and notes."""
+    _announce(location)
     try:
-        tokenizer = _tokenizer(location, trust_remote_code)
-        with quiet():
-            module, info = transformers.AutoModelForCausalLM.from_pretrained(
-                location.folder,
-                dtype=dtype,
-                output_loading_info=True,
-                **where,
-                **_options(location, trust_remote_code),
-            )
+        with gguf_files.read_once() if location.gguf else contextlib.nullcontext():
+            tokenizer = _tokenizer(location, trust_remote_code)
+            module, info = _loaded(location, dtype, where, trust_remote_code)
+            notes = check_weights(location.path, module, info)
+            if location.gguf:
+                gguf_files.check_used(location.path, module)
     except HopeEvalError:
         raise
     except pickle.UnpicklingError as error:
@@ -258,13 +272,38 @@ def _from_folder(
         if "distributed_config" in where:
             refused.hint = f"another --tensor-parallel may do; {INSTEAD}"
         raise refused from error
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise CheckpointError(
-            f"`{location.path}` lacks {len(missing)} weights of {type(module).__name__}, such as {missing[0]}",
-            "the checkpoint is incomplete, or its config belongs to another model",
+    return module, tokenizer, notes
+
+
+def _loaded(
+    location: Location, dtype: torch.dtype, where: dict[str, Any], trust_remote_code: bool
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The model, and what transformers says of its weights."""
+    import transformers
+
+    options = _options(location, trust_remote_code)
+    with quiet():
+        config = transformers.AutoConfig.from_pretrained(location.folder, **options)
+        if location.gguf:
+            gguf_files.add_scaling(location.path, config.get_text_config())
+        # Weights of other shapes are reported with all others. Processes that share a model hold parts of them.
+        tolerant = "distributed_config" not in where
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            location.folder,
+            config=config,
+            dtype=dtype,
+            output_loading_info=True,
+            ignore_mismatched_sizes=tolerant,
+            **where,
+            **options,
         )
-    return module, tokenizer
+
+
+def _announce(location: Location) -> None:
+    """Say what is loaded if it takes a while."""
+    size = n_bytes(location)
+    if size >= _LARGE:
+        print(f"loading {location.path.name}, {size / 1e6:,.0f} MB", file=sys.stderr)
 
 
 def _outline(location: Location, dtype: torch.dtype, trust_remote_code: bool) -> tuple[nn.Module, Any]:

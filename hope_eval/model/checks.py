@@ -16,12 +16,13 @@ from torch import nn
 
 from hope_eval.errors import CheckpointError, HopeEvalError
 from hope_eval.model.attach import is_nested_safe, position_table
-from hope_eval.model.configs import heads_of, inner_width, number_of, text_config
+from hope_eval.model.configs import formula_length, heads_of, inner_width, number_of, text_config
 from hope_eval.model.contexts import scored_after_contexts, scored_alone
 from hope_eval.model.kernels import attention, attention_choice
 from hope_eval.model.kernels.chunked_layers import ChunkedLayers, Compile, chunk_for
+from hope_eval.model.limits import id_count
 from hope_eval.model.parallel import sequence
-from hope_eval.model.reading import SMALLEST_CHUNK, Reader, Reading, Score
+from hope_eval.model.reading import SMALLEST_CHUNK, Reader, Reading, Score, cannot_read
 from hope_eval.task import Prompt, Question, Sample
 
 # Tokens of the longest input that is read here; some layers look back further.
@@ -29,6 +30,37 @@ _LONGEST_CHECK = 40_000
 
 # Largest difference in nll [nats] that rounding explains.
 _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.03, torch.bfloat16: 0.2}
+
+
+def check_causal(name: str, module: nn.Module) -> None:
+    """Raise CheckpointError unless a model reads a short text, and predicts its beginning without its end."""
+    config = text_config(module)
+    length, _ = formula_length(config) or (48, "")
+    n = max(4, min(48, length, position_table(module) or 48))
+    reader = Reader(name, module.eval())
+    numbers = np.random.default_rng(5)
+    try:
+        with torch.inference_mode():
+            width = id_count(module) or reader.width()
+            ids = numbers.integers(0, width, n)
+            other = ids.copy()
+            other[n // 2 :] = (ids[n // 2 :] + numbers.integers(1, max(2, width), n - n // 2)) % width
+            nlls = [reader.forwarded([Sample(text[:1], text[1:])])[0].nll for text in (ids, other)]
+    except (HopeEvalError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        # Architectures raise errors of any kind.
+        raise cannot_read(name, n, error) from error
+    # The last of them predicts the first token that differs.
+    first, second = (nll[: n // 2 - 1] for nll in nlls)
+    gap = float(np.max(np.abs(first - second), initial=0.0)) if np.isfinite([first, second]).all() else 0.0
+    if gap > _TOLERANCE.get(reader.dtype, 1e-3) / 10:
+        is_decoder = "set `is_decoder: true` in its config.json, if it was trained from left to right"
+        raise CheckpointError(
+            f"`{name}` sees the tokens that follow: what {type(module).__name__} predicts at the beginning of a text "
+            f"changes with its end, by {gap:.3g} nats; its perplexity would mean nothing",
+            is_decoder if getattr(config, "is_decoder", None) is False else "give a causal model",
+        )
 
 
 def checked(reader: Reader, compiling: Compile) -> Reading:

@@ -9,6 +9,9 @@ from hope_eval.encodings import Geometry, RopeExtension, encoding_class, encodin
 # Key of the length that a model had before it was stretched.
 ORIGINAL = "original_max_position_embeddings"
 
+# Tokens: a longer length in a config means that there is no end, and not that a model was trained at it.
+_LONGEST = 1 << 25
+
 
 def text_config(model: nn.Module) -> Any:
     """Config of the text decoder; None if the model is not from transformers."""
@@ -52,7 +55,7 @@ def training_length(config: Any) -> tuple[int, str] | None:
     A model whose rotary frequencies are stretched (YaRN, LongRoPE, Llama 3, PI, dynamic NTK) was trained to
     `max_position_embeddings`, and its formulas use the length before that: `formula_length`.
     """
-    original, whole = _original_length(config), _whole_length(config)
+    original, whole = _original_length(config), whole_length(config)
     if original and whole and _is_stretched(config):
         return max(whole, original, key=lambda length: length[0])
     return original or whole
@@ -65,7 +68,7 @@ def formula_length(config: Any, layer_type: str | None = None) -> tuple[int, str
 
     layer_type: the layers that are meant, if these have frequencies of their own.
     """
-    return _original_length(config, layer_type) or _whole_length(config)
+    return _original_length(config, layer_type) or whole_length(config)
 
 
 def _original_length(config: Any, layer_type: str | None = None) -> tuple[int, str] | None:
@@ -81,10 +84,11 @@ def _original_length(config: Any, layer_type: str | None = None) -> tuple[int, s
     return (length, ORIGINAL) if length else None
 
 
-def _whole_length(config: Any) -> tuple[int, str] | None:
+def whole_length(config: Any) -> tuple[int, str] | None:
+    """Length that a config gives, and its key; None if it lacks one, or says that there is no end."""
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         length = number_of(config, name)
-        if length:
+        if length and 0 < length <= _LONGEST:
             return length, name
     return None
 

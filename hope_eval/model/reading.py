@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from hope_eval.errors import CheckpointError
 from hope_eval.model.configs import text_config
 from hope_eval.model.kernels import nll
 from hope_eval.model.kernels.attention_choice import Kernels
@@ -163,7 +164,16 @@ class Reader:
             output = self.decoded(ids_BL, use_cache=False)
             return self._scored_rows(output, output.last_hidden_state, starts, targets)
         # Logits of the whole input, used unchanged.
-        return self._scored_rows(None, _logits(self.module(ids_BL.to(self.device))), starts, targets)
+        return self._scored_rows(None, self._whole_logits(ids_BL), starts, targets)
+
+    def _whole_logits(self, ids_BL: Tensor) -> Tensor:
+        """Logits [B, L, V] of whole inputs, without a cache: some architectures cannot make one."""
+        caches = hasattr(text_config(self.module), "use_cache")
+        return _logits(self.module(ids_BL.to(self.device), **({"use_cache": False} if caches else {})))
+
+    def width(self) -> int:
+        """Number of ids that the model predicts."""
+        return int(self._whole_logits(torch.zeros(1, 1, dtype=torch.long)).shape[-1])
 
     def _scored_rows(
         self, output: Any, states_BLD: Tensor, starts: Sequence[int], targets: Sequence[Tensor]
@@ -358,6 +368,15 @@ class Reader:
     def halve_layers(self, n_tokens: int) -> bool:
         """Make the chunks of the token-wise layers smaller; True if that helps with that many tokens."""
         return self.reading.layers is not None and self.reading.layers.halve(n_tokens)
+
+
+def cannot_read(name: str, n: int, error: Exception) -> CheckpointError:
+    """The error for a model whose code fails on an input of n tokens."""
+    says = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:200]
+    return CheckpointError(
+        f"`{name}` cannot read {n:,} tokens: its code raises {type(error).__name__}: {says}",
+        "give shorter --lengths if shorter ones can be read; otherwise its config or code is at fault",
+    )
 
 
 def chunk_size(device_type: str, vocab_size: int) -> int:

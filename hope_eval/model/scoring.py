@@ -5,9 +5,10 @@
 Shape letters: B batch, L tokens read, V vocabulary.
 """
 
+import contextlib
 import copy
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -16,14 +17,15 @@ import numpy as np
 import torch
 from torch import nn
 
-from hope_eval.errors import LengthError
+from hope_eval.errors import CheckpointError, HopeEvalError, LengthError
 from hope_eval.model import checks, contexts, tokens
 from hope_eval.model.attach import effective_inverse_frequencies, is_nested_safe, position_table, rotary_modules
 from hope_eval.model.configs import text_config
 from hope_eval.model.kernels import attention
 from hope_eval.model.kernels.chunked_layers import Compile
+from hope_eval.model.limits import id_count
 from hope_eval.model.parallel.group import Group
-from hope_eval.model.reading import Reader, Reading, Score
+from hope_eval.model.reading import OutOfMemory, Reader, Reading, Score, cannot_read
 from hope_eval.task import Ids, Prompt, Sample
 
 
@@ -40,8 +42,9 @@ class LanguageModel:
     fingerprint:         of weights, config and tokenizer, 16 hexadecimal digits.
     compiling:           whether the token-wise layers are compiled for long inputs; `auto`: where it pays.
     group:               the processes that share the model or the texts; None: this process works alone.
+    notes:               on loading, for tables.
+    max_length:          tokens, the end of a table of positions; None: no end.
     nested_safe:         predictions do not depend on what follows, so one read serves all shorter lengths.
-    max_length:          the end of a learned position table; None: no end.
     reading:             the choices of how it is read, made by the checks on loading.
     """
 
@@ -54,14 +57,15 @@ class LanguageModel:
     fingerprint: str = ""
     compiling: Compile = "auto"
     group: Group | None = None
+    notes: tuple[str, ...] = ()
+    max_length: int | None = None
     nested_safe: bool = field(init=False)
-    max_length: int | None = field(init=False)
     reading: Reading = field(init=False, default_factory=Reading)
 
     def __post_init__(self) -> None:
         self.module.eval()
         self.nested_safe = is_nested_safe(self.module)
-        self.max_length = position_table(self.module)
+        self.max_length = self.max_length or position_table(self.module)
         # transformers' dynamic rope types remember the longest input so far, and keep its frequencies.
         self._pristine = [
             (parent, name, copy.deepcopy(rotary))
@@ -137,24 +141,58 @@ class LanguageModel:
         """Raise LengthError if the model has no positions for that many tokens."""
         if self.max_length is not None and length > self.max_length:
             raise LengthError(
-                f"{self.name} has a learned position table of {self.max_length} positions and cannot read {length}",
+                f"{self.name} has {self.max_length:,} positions and cannot read {length:,}",
                 f"keep --lengths at or below {self.max_length}",
             )
 
     def score(self, samples: Sequence[Sample]) -> list[Score]:
-        """Score samples that read equally many tokens, in one forward. Raises OutOfMemory."""
-        return self.reader.score(samples)
+        """Score samples that read equally many tokens, in one forward.
+
+        Raises OutOfMemory, and CheckpointError for a token or a length that the model cannot read.
+        """
+        with self._readable([ids for sample in samples for ids in (sample.context, sample.query, sample.target)]):
+            return self.reader.score(samples)
 
     def score_prompts(self, prompts: Sequence[Prompt]) -> list[list[Score]]:
         """Score every question of prompts whose contexts are equally long; each context is read once.
 
-        Raises OutOfMemory.
+        Raises OutOfMemory and CheckpointError, as `score`.
         """
-        return contexts.score_prompts(self.reader, prompts)
+        questions = [question for prompt in prompts for question in prompt.questions]
+        texts = [ids for question in questions for ids in (question.query, *question.answers)]
+        with self._readable([prompt.context for prompt in prompts] + texts):
+            return contexts.score_prompts(self.reader, prompts)
 
     def generate(self, prompts: Sequence[Ids], n: int) -> list[list[int]]:
-        """Decode greedily after prompts of equal length: at most n ids each, to the end token. Raises OutOfMemory."""
-        return self.reader.generate(prompts, n, self.end_tokens())
+        """Decode greedily after prompts of equal length: at most n ids each, to the end token.
+
+        Raises OutOfMemory and CheckpointError, as `score`.
+        """
+        with self._readable(prompts):
+            return self.reader.generate(prompts, n, self.end_tokens())
+
+    @contextlib.contextmanager
+    def _readable(self, texts: Sequence[Ids]) -> Iterator[None]:
+        """Raise CheckpointError for ids that the model lacks, and for errors of the model's own code."""
+        largest = max((int(np.max(ids)) for ids in texts if len(ids)), default=0)
+        if self.n_ids is not None and largest >= self.n_ids:
+            raise CheckpointError(
+                f"{self.name} cannot read the token `{self.token_text(largest)}`: the tokenizer gives it the number "
+                f"{largest:,}, and the model knows those below {self.n_ids:,}",
+                "the tokenizer belongs to another model; or, if it is the token before a text: --prefix none",
+            )
+        try:
+            yield
+        except (HopeEvalError, OutOfMemory, AssertionError):
+            raise
+        except Exception as error:
+            # Architectures raise errors of any kind.
+            raise cannot_read(self.name, max(map(len, texts)), error) from error
+
+    @cached_property
+    def n_ids(self) -> int | None:
+        """Number of ids that the model can read; None if it does not tell."""
+        return id_count(self.module)
 
     def encode(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray | None]]:
         """Ids [T] of each text and the bytes of each token, see `tokens.encode`."""
