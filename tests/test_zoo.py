@@ -111,7 +111,7 @@ def test_beyond_the_window_hope_copies_and_rope_does_not(models):
 
 
 def test_the_learned_table_ends(models):
-    with pytest.raises(LengthError, match="learned position table of 256"):
+    with pytest.raises(LengthError, match="table of 256"):
         models["learned"].check_length(257)
     with pytest.raises(LengthError, match="table of 256 positions and cannot read 300"):
         models["learned"].module(torch.zeros(1, 300, dtype=torch.long))

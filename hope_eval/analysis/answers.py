@@ -482,9 +482,10 @@ def _ended(runs: Sequence[RunAnswers], main: Sequence[Row]) -> list[str]:
 
 
 def _hole_notes(run: RunAnswers, rows: Sequence[Row]) -> Iterator[str]:
-    """Notes on empty columns: past a position table, out of memory."""
+    """Notes on the model, and on empty columns: past a position table, out of memory."""
     identity = run.store.header["identity"]
     who, statuses = f"{identity['model']} {identity['encoding']}", {row["status"] for row in rows}
+    yield from (f"{who}: {note}" for note in run.store.header["provenance"].get("model_notes", ()))
     if identity["max_length"] is not None and "-" in statuses:
         yield f"-: {who} has a table of {identity['max_length']} positions and reads no further"
     lost = [record for record in run.others if record["kind"] == OOM.name] if "oom" in statuses else []

@@ -347,6 +347,7 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: in
         over = "documents" if n_seeds == 1 else f"documents and {n_seeds} training seeds"
         lines.append(f"[low, high]: 95 % interval, Student's t over {over}, longer where documents are skewed")
     who, end = f"{identity['model']} {identity['encoding']}", identity.get("max_length")
+    lines += [f"{who}: {note}" for note in provenance.get("model_notes", ())]
     if end is not None and any(cell.length > end for cell in protocol.cells(identity["lengths"])):
         lines.append(f"-: {who} has a table of {end} positions and reads no further")
     for record in tokens.out_of_memory[-1:]:

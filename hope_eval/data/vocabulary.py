@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from hope_eval.data.chat import rendered
 from hope_eval.data.labelled import LabelledTexts
 from hope_eval.errors import OptionError, TaskError
 
@@ -115,7 +116,7 @@ class Vocabulary:
         if not getattr(self.tokenizer, "chat_template", None):
             raise OptionError("the tokenizer has no chat template", "--plain")
         turn = [{"role": "user", "content": _CONTENT}]
-        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        text = rendered(self.tokenizer, turn)
         before, content, after = text.partition(_CONTENT)
         if not content:
             raise OptionError("the chat template leaves out the user's words", "--plain")
@@ -124,7 +125,8 @@ class Vocabulary:
         usual = list(self.tokenizer("x")["input_ids"])
         if bos is not None and usual[:1] == [bos] and start[:1] != [bos]:
             start = [bos, *start]
-        assert bos is None or start[:2] != [bos, bos], "BOS twice"
+        if bos is not None and start[:2] == [bos, bos]:
+            raise OptionError("the chat template writes BOS twice", "--plain leaves it out")
         return start, end
 
     def _plain(self, text: str) -> list[int]:

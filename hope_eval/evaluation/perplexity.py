@@ -136,6 +136,7 @@ class Perplexity(Measurement[Series, Batch]):
             "prefix": None if self.prefix is None else model.token_text(self.prefix),
             "train_length_source": model.train_length_source,
             "head_reason": model.reading.head_reason,
+            "model_notes": list(model.notes),
             "encoding": facts_of(model.encoding),
             "tokenizer": model.tokenizer_fingerprint,
             **self.protocol.provenance(self.lengths, [len(document.ids) for document in self.documents]),

@@ -192,6 +192,7 @@ class Questions(Measurement[Contexts, Batch]):
             "shots_grow": task.shots_grow,
             "encoding": facts_of(model.encoding),
             "data": self.material.name,
+            "model_notes": list(model.notes),
             "about": f"{model.about}, {'chat template' if vocabulary.chat else f'prefix {start}'}",
             "tokenizer": model.tokenizer_fingerprint,
         }

@@ -288,7 +288,7 @@ def _loaded(
             gguf_files.add_scaling(location.path, config.get_text_config())
         # Weights of other shapes are reported with all others. Processes that share a model hold parts of them.
         tolerant = "distributed_config" not in where
-        return transformers.AutoModelForCausalLM.from_pretrained(
+        module, info = transformers.AutoModelForCausalLM.from_pretrained(
             location.folder,
             config=config,
             dtype=dtype,
@@ -297,6 +297,7 @@ def _loaded(
             **where,
             **options,
         )
+    return module, info
 
 
 def _announce(location: Location) -> None:

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hope_eval.errors import CheckpointError, HopeEvalError
-from hope_eval.model.attach import is_nested_safe, position_table
+from hope_eval.model.attach import effective_inverse_frequencies, is_nested_safe, position_table
 from hope_eval.model.configs import formula_length, heads_of, inner_width, number_of, text_config
 from hope_eval.model.contexts import scored_after_contexts, scored_alone
 from hope_eval.model.kernels import attention, attention_choice
@@ -35,6 +35,11 @@ _TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-6, torch.float16: 0.03, tor
 def check_causal(name: str, module: nn.Module) -> None:
     """Raise CheckpointError unless a model reads a short text, and predicts its beginning without its end."""
     config = text_config(module)
+    for path, frequencies in effective_inverse_frequencies(module).items():
+        if not torch.isfinite(frequencies).all():
+            raise CheckpointError(
+                f"`{name}`: the rotary frequencies are not finite ({path})", "check `rope_parameters` in config.json"
+            )
     length, _ = formula_length(config) or (48, "")
     n = max(4, min(48, length, position_table(module) or 48))
     reader = Reader(name, module.eval())

@@ -9,6 +9,9 @@ from hope_eval.encodings import Geometry, RopeExtension, encoding_class, encodin
 # Key of the length that a model had before it was stretched.
 ORIGINAL = "original_max_position_embeddings"
 
+# Keys of the length of a model.
+LENGTH_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
 # Tokens: a longer length in a config means that there is no end, and not that a model was trained at it.
 _LONGEST = 1 << 25
 
@@ -86,7 +89,7 @@ def _original_length(config: Any, layer_type: str | None = None) -> tuple[int, s
 
 def whole_length(config: Any) -> tuple[int, str] | None:
     """Length that a config gives, and its key; None if it lacks one, or says that there is no end."""
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+    for name in LENGTH_KEYS:
         length = number_of(config, name)
         if length and 0 < length <= _LONGEST:
             return length, name

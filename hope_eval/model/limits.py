@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from hope_eval.model.attach import position_table, rotary_modules
-from hope_eval.model.configs import text_config, whole_length
+from hope_eval.model.configs import LENGTH_KEYS, text_config, whole_length
 from hope_eval.model.reading import Reader
 from hope_eval.task import Sample
 
@@ -32,7 +32,7 @@ def end_of(name: str, module: nn.Module) -> int | None:
     compute any position.
     """
     config = text_config(module)
-    length, key = whole_length(config) or (0, "")
+    length, _ = whole_length(config) or (0, "")
     end = position_table(module) or _computed_table(module, length)
     if end or not length or length >= _LONGEST or rotary_modules(module) or getattr(module, "device", None) is None:
         return end
@@ -40,12 +40,15 @@ def end_of(name: str, module: nn.Module) -> int | None:
         return None
     n = min(48, length)
     before = _nll(name, module, n)
-    setattr(config, key, _RAISED * length)
+    keys = [key for key in LENGTH_KEYS if getattr(config, key, None) == length]
+    for key in keys:
+        setattr(config, key, _RAISED * length)
     after = _nll(name, module, n)
     same = before is not None and after is not None and np.allclose(before, after, atol=_TOLERANCE, equal_nan=True)
     if same and _nll(name, module, length + 1) is not None:
         return _RAISED * length
-    setattr(config, key, length)
+    for key in keys:
+        setattr(config, key, length)
     return length if before is not None else None
 
 

@@ -141,7 +141,7 @@ class LanguageModel:
         """Raise LengthError if the model has no positions for that many tokens."""
         if self.max_length is not None and length > self.max_length:
             raise LengthError(
-                f"{self.name} has {self.max_length:,} positions and cannot read {length:,}",
+                f"{self.name} has a table of {self.max_length} positions and cannot read {length}",
                 f"keep --lengths at or below {self.max_length}",
             )
 
@@ -150,7 +150,8 @@ class LanguageModel:
 
         Raises OutOfMemory, and CheckpointError for a token or a length that the model cannot read.
         """
-        with self._readable([ids for sample in samples for ids in (sample.context, sample.query, sample.target)]):
+        texts = [ids for sample in samples for ids in (sample.context, sample.query, sample.target)]
+        with self._readable(texts, samples[0].n_read):
             return self.reader.score(samples)
 
     def score_prompts(self, prompts: Sequence[Prompt]) -> list[list[Score]]:
@@ -160,7 +161,7 @@ class LanguageModel:
         """
         questions = [question for prompt in prompts for question in prompt.questions]
         texts = [ids for question in questions for ids in (question.query, *question.answers)]
-        with self._readable([prompt.context for prompt in prompts] + texts):
+        with self._readable([prompt.context for prompt in prompts] + texts, len(prompts[0].context)):
             return contexts.score_prompts(self.reader, prompts)
 
     def generate(self, prompts: Sequence[Ids], n: int) -> list[list[int]]:
@@ -168,11 +169,11 @@ class LanguageModel:
 
         Raises OutOfMemory and CheckpointError, as `score`.
         """
-        with self._readable(prompts):
+        with self._readable(prompts, len(prompts[0])):
             return self.reader.generate(prompts, n, self.end_tokens())
 
     @contextlib.contextmanager
-    def _readable(self, texts: Sequence[Ids]) -> Iterator[None]:
+    def _readable(self, texts: Sequence[Ids], n_read: int) -> Iterator[None]:
         """Raise CheckpointError for ids that the model lacks, and for errors of the model's own code."""
         largest = max((int(np.max(ids)) for ids in texts if len(ids)), default=0)
         if self.n_ids is not None and largest >= self.n_ids:
@@ -187,7 +188,7 @@ class LanguageModel:
             raise
         except Exception as error:
             # Architectures raise errors of any kind.
-            raise cannot_read(self.name, max(map(len, texts)), error) from error
+            raise cannot_read(self.name, n_read, error) from error
 
     @cached_property
     def n_ids(self) -> int | None:

@@ -87,7 +87,8 @@ def _sorted_out(module: nn.Module, unused: Collection[str]) -> tuple[list[str], 
     bases = ("", f"{prefix}.") if prefix else ("",)
     lists = [name for name, child in modules.items() if isinstance(child, nn.ModuleList) and len(child) == n_layers]
     layer = re.compile(f"(?:{'|'.join(map(re.escape, lists))})\\.(\\d+)\\." if lists else "(?!)")
-    wrong, beside = [], []
+    wrong: list[str] = []
+    beside: list[str] = []
     for name in unused:
         if _HARMLESS.search(name) or _MASK.search(name) or _AHEAD.search(name):
             continue

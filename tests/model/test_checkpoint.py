@@ -172,68 +172,9 @@ def test_a_pickle_of_weights_is_loaded_and_any_other_is_refused(copy):
     assert not (copy / "evil").exists()
 
 
-def test_gguf(tmp_path, checkpoint):
-    import gguf
-
-    path = tmp_path / "tiny.gguf"
-    path.write_bytes(b"not a gguf")
-    with pytest.raises(CheckpointError, match="is not a GGUF file"):
-        load(str(path))
-    module = tiny_module()
-    write_gguf(gguf, path, module)
-    model = load(str(path), device="cpu")
-    assert (model.name, model.train_length) == ("tiny", 64)
-    ids = torch.tensor([[0, *range(1, 100)]])
-    logits = module(ids).logits[0]
-    wanted = -torch.log_softmax(logits, -1)[:-1].gather(-1, ids[0, 1:, None])[:, 0].detach().numpy()
-    np.testing.assert_allclose(model.score([SAMPLE])[0].nll, wanted, atol=1e-4)
-
-
-def write_gguf(gguf, path, module):
-    """Write a tiny Llama as GGUF, float32, in the layout of llama.cpp."""
-    config = module.config
-    writer = gguf.GGUFWriter(str(path), "llama")
-    writer.add_context_length(config.max_position_embeddings)
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_block_count(config.num_hidden_layers)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
-    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
-    writer.add_rope_freq_base(1e4)
-    writer.add_rope_dimension_count(config.head_dim)
-    writer.add_vocab_size(config.vocab_size)
-    vocabulary = byte_tokenizer().get_vocab()
-    writer.add_tokenizer_model("gpt2")
-    writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
-    writer.add_token_types([gguf.TokenType.CONTROL] + [gguf.TokenType.NORMAL] * (config.vocab_size - 1))
-    writer.add_token_scores([0.0] * config.vocab_size)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(0)
-    names = {
-        "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-        "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm", "self_attn.q_proj": "attn_q",
-        "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v", "self_attn.o_proj": "attn_output",
-        "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-    }  # fmt: skip
-    for key, value in module.state_dict().items():
-        name = key.removesuffix(".weight")
-        if name.startswith("model.layers."):
-            number, part = name.removeprefix("model.layers.").split(".", 1)
-            name = f"blk.{number}.{names[part]}"
-        else:
-            number, part, name = "", "", names[name]
-        data = value.numpy()
-        heads = {"self_attn.q_proj": config.num_attention_heads, "self_attn.k_proj": config.num_key_value_heads}
-        if part in heads:
-            # llama.cpp keeps the two halves of a rotary pair next to each other.
-            n = heads[part]
-            data = data.reshape(n, 2, -1, data.shape[1]).swapaxes(1, 2).reshape(data.shape)
-        writer.add_tensor(f"{name}.weight", np.ascontiguousarray(data))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+def configure(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
 
 
 def spoil(name: str):
@@ -257,6 +198,19 @@ def spoil(name: str):
         del weights["model.layers.1.mlp.up_proj.weight"]
         save_file(weights, folder / "model.safetensors", {"format": "pt"})
 
+    def write(name, text):
+        return lambda folder: (folder / name).write_text(text)
+
+    def index(shard):
+        def by_index(folder):
+            (folder / "model.safetensors").unlink()
+            (folder / "model.safetensors.index.json").write_text(shard)
+
+        return by_index
+
+    def configured(**changes):
+        return lambda folder: configure(folder, **changes)
+
     return {
         "truncated": truncate,
         "corrupt": corrupt,
@@ -266,6 +220,16 @@ def spoil(name: str):
         "config is no JSON": lambda folder: (folder / "config.json").write_text("{"),
         "unknown architecture": lambda folder: (folder / "config.json").write_text('{"model_type": "unheard_of"}'),
         "lacks weights": lacks_weights,
+        "a git-lfs pointer": write("model.safetensors", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n"),
+        "an adapter": write("adapter_config.json", '{"base_model_name_or_path": "org/base"}'),
+        "config is a list": write("config.json", "[1]"),
+        "NaN": configured(rms_norm_eps=float("nan")),
+        "infinity": configured(rope_parameters={"rope_type": "default", "rope_theta": float("inf")}),
+        "base of zero": configured(rope_parameters={"rope_type": "default", "rope_theta": 0.0}),
+        "index is a list": index("[]"),
+        "index without a map": index("{}"),
+        "index of numbers": index('{"weight_map": {"a": 1}}'),
+        "index out of the folder": index('{"weight_map": {"a": "../model.safetensors"}}'),
         "other shapes": lambda folder: tiny_config(hidden_size=48).save_pretrained(folder),
     }[name]
 
@@ -281,6 +245,16 @@ def spoil(name: str):
         ("config is no JSON", "cannot read"),
         ("unknown architecture", "transformers cannot load"),
         ("lacks weights", "lacks 1 weights of LlamaForCausalLM, such as model.layers.1.mlp.up_proj.weight"),
+        ("a git-lfs pointer", "is a pointer of git-lfs"),
+        ("an adapter", "holds an adapter of org/base"),
+        ("config is a list", "holds list, and not an object"),
+        ("NaN", "rms_norm_eps is nan"),
+        ("infinity", "rope_parameters.rope_theta is inf"),
+        ("base of zero", "the rotary frequencies are not finite"),
+        ("index is a list", "holds list"),
+        ("index without a map", "has no `weight_map`"),
+        ("index of numbers", "has no `weight_map`"),
+        ("index out of the folder", "is not a file of its folder"),
         ("other shapes", "has the shape .257, 32., and config.json asks for .257, 48."),
     ],
 )
@@ -291,12 +265,41 @@ def test_a_broken_checkpoint_is_an_error(how, message, copy):
     assert caught.value.hint
 
 
+def test_a_length_without_end_is_no_training_length(copy):
+    configure(copy, max_position_embeddings=10**9)
+    model = load(str(copy), device="cpu")
+    assert (model.train_length, model.max_length) == (None, None)
+
+
+def test_an_edited_chat_template_is_another_checkpoint(copy):
+    before = load(str(copy), device="cpu").fingerprint
+    (copy / "chat_template.jinja").write_text("{{ messages }}")
+    assert load(str(copy), device="cpu").fingerprint != before
+
+
+def test_a_model_that_sees_what_follows_is_refused(tmp_path):
+    bert = {"architectures": ["BertLMHeadModel"], "max_position_embeddings": 128}
+    tiny_module("bert", is_decoder=True, **bert).save_pretrained(tmp_path)
+    byte_tokenizer().save_pretrained(tmp_path)
+    model = load(str(tmp_path), device="cpu")
+    assert model.nested_safe
+    configure(tmp_path, is_decoder=False)
+    with pytest.raises(CheckpointError, match="sees the tokens that follow") as caught:
+        load(str(tmp_path), device="cpu")
+    assert "is_decoder" in caught.value.hint
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
         ("no/such/path", "no checkpoint at"),
         ("./nowhere", "no checkpoint at"),
         ("model.gguf", "no checkpoint at"),
+        ("smollm2-135m", "no checkpoint at"),
+        ("tests/nothing", "no checkpoint at"),
+        ("hub:no:such", "no checkpoint at"),
+        ("x\0y", "no checkpoint at"),
+        ("a" * 5000, "cannot read|no checkpoint at"),
         ("zoo:hpoe", "the zoo has no `zoo:hpoe`"),
     ],
 )
@@ -305,10 +308,36 @@ def test_an_unknown_checkpoint_is_an_error(name, message):
         load(name)
 
 
-def test_a_hub_id_that_cannot_be_had_is_an_error(tmp_path, monkeypatch):
-    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE") as caught:
+def test_a_mistyped_path_names_those_like_it(copy):
+    with pytest.raises(CheckpointError) as caught:
+        load(f"{copy}y")
+    assert f"did you mean `{copy}`?" in caught.value.hint
+
+
+def test_a_name_without_a_slash_asks_the_hub_only_if_it_says_so():
+    with pytest.raises(CheckpointError, match="no checkpoint at `gpt2`") as caught:
+        load("gpt2")
+    assert "hub:gpt2" in caught.value.hint
+    with pytest.raises(CheckpointError, match="HF_HUB_OFFLINE"):
+        load("hub:gpt2")
+
+
+def test_the_hub_is_asked_once(monkeypatch, capsys):
+    from huggingface_hub import HfApi, constants
+
+    asked = []
+
+    def unreachable(self, name, **options):
+        asked.append((name, options["timeout"]))
+        raise ConnectionError("no route to host")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(HfApi, "model_info", unreachable)
+    with pytest.raises(CheckpointError, match=r"no checkpoint called `org/name`.*no route to host") as caught:
         load("org/name")
+    assert asked == [("org/name", 5.0)]
     assert "spelling" in caught.value.hint
+    assert "asking the hub" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("option", "value"), [("device", "cuda:99"), ("device", "abacus"), ("dtype", "float8")])

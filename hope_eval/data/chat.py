@@ -1,0 +1,56 @@
+"""Chat templates: code that comes with a tokenizer. It may fail, and it may not end."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from types import FrameType
+from typing import Any
+
+from hope_eval.errors import OptionError
+
+# Seconds that a template may take; the longest of known models take a hundredth of one.
+PATIENCE = 5.0
+
+
+def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
+    """Turns of a chat as the template of a tokenizer writes them, up to the words of the model.
+
+    Raises OptionError if the template fails, takes too long, or writes no text.
+    """
+    try:
+        with _at_most(PATIENCE):
+            text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+    except TimeoutError:
+        raise OptionError(
+            f"the chat template of the tokenizer does not end within {PATIENCE:g} seconds", "--plain leaves it out"
+        ) from None
+    except Exception as error:
+        # Templates are programs, and raise errors of any kind.
+        says = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:200]
+        raise OptionError(
+            f"the chat template of the tokenizer fails: {type(error).__name__}: {says}", "--plain leaves it out"
+        ) from error
+    if not isinstance(text, str):
+        raise OptionError(
+            f"the chat template of the tokenizer gives {type(text).__name__}, and not a text", "--plain leaves it out"
+        )
+    return text
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in Python code that runs for longer, whatever the thread."""
+    end = time.monotonic() + seconds
+
+    def check(frame: FrameType, event: str, argument: Any) -> Any:
+        if time.monotonic() > end:
+            raise TimeoutError
+        return check
+
+    before = sys.gettrace()
+    sys.settrace(check)
+    try:
+        yield
+    finally:
+        sys.settrace(before)
