@@ -88,6 +88,11 @@ class TrainingError(HopeEvalError):
     """A training that cannot start or resume."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, 200 characters at most."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:200]
+
+
 def did_you_mean(name: str, known: Iterable[str], lists_all: str) -> str:
     """The hint for an unknown name: the closest known name, and the command that lists all."""
     close = difflib.get_close_matches(name, list(known), n=1)

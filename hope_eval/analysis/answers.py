@@ -284,8 +284,9 @@ def _hole(runs: Sequence[RunAnswers], length: int, asked: ColumnAnswers, missing
     if end is not None and length > end:
         return "-"
     if not asked:
-        if any(r["kind"] == OOM.name and r["length"] <= length for run in runs for r in run.others):
-            return "oom"
+        lost = [r for run in runs for r in run.others if r["kind"] == OOM.name and r["length"] <= length]
+        if lost:
+            return OOM.status(lost[0])
         if missing:
             return "missing"
         lacking = next((run.store for run in runs if run.column(length).empty), store)
@@ -488,8 +489,6 @@ def _hole_notes(run: RunAnswers, rows: Sequence[Row]) -> Iterator[str]:
     yield from (f"{who}: {note}" for note in run.store.header["provenance"].get("model_notes", ()))
     if identity["max_length"] is not None and "-" in statuses:
         yield f"-: {who} has a table of {identity['max_length']} positions and reads no further"
-    lost = [record for record in run.others if record["kind"] == OOM.name] if "oom" in statuses else []
+    lost = [record for record in run.others if record["kind"] == OOM.name and OOM.status(record) in statuses]
     for record in lost[-1:]:
-        figures = ", ".join(f"{key.removesuffix('_gib')} {value} GiB" for key, value in record["memory"].items())
-        lacking = f" ({figures})" if figures else ""
-        yield f"oom: {who} could not read {short_length(record['length'])} tokens{lacking}"
+        yield f"{OOM.status(record)}: {who} could not read {short_length(record['length'])} tokens{OOM.why(record)}"

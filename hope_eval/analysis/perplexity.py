@@ -20,6 +20,7 @@ from hope_eval.errors import OptionError, StoreError
 from hope_eval.lengths import short_length
 from hope_eval.protocols import Cell, Column, Protocol, WindowsOf, protocol_class, protocol_named, protocol_of_run
 from hope_eval.runs.kinds import PERPLEXITY, PPL
+from hope_eval.runs.records.oom import OOM
 from hope_eval.runs.store import RunStore, check_merged
 from hope_eval.runs.token_store import TokenStore
 
@@ -294,8 +295,9 @@ def _scores(
         raise _not_held(tokens, cell, f"`{name}` to its end; {n_tokens:,} of its tokens were read")
     unread = next((window for window in windows if not tokens.covers(document, window)), None)
     if unread is not None:
-        if any(unread.n_read >= failure["n_read"] for failure in tokens.out_of_memory):
-            return "oom"
+        lost = [failure for failure in tokens.out_of_memory if unread.n_read >= failure["n_read"]]
+        if lost:
+            return OOM.status(lost[0])
         raise _not_held(tokens, cell, f"tokens {unread.start + 1} to {unread.stop} of `{name}`")
     nlls = [tokens.nll(document, window).astype(np.float64) for window in windows]
     if not all(np.isfinite(nll).all() for nll in nlls):
@@ -351,10 +353,8 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: in
     if end is not None and any(cell.length > end for cell in protocol.cells(identity["lengths"])):
         lines.append(f"-: {who} has a table of {end} positions and reads no further")
     for record in tokens.out_of_memory[-1:]:
-        figures = ", ".join(f"{key.removesuffix('_gib')} {value} GiB" for key, value in record["memory"].items())
-        lines.append(
-            f"oom: {who} could not read {short_length(record['n_read'])} tokens" + (f" ({figures})" if figures else "")
-        )
+        length = short_length(record["n_read"])
+        lines.append(f"{OOM.status(record)}: {who} could not read {length} tokens{OOM.why(record)}")
     return lines
 
 

@@ -52,6 +52,7 @@ def joint_notes(tables: Sequence[RunTable]) -> list[str]:
 # Why a number is missing: its status, a word or two, and a sentence.
 HOLES = {
     "oom": ("out of memory", "this length did not fit in memory."),
+    "fails": ("the model fails", "the model's own code fails at this length."),
     "nan": ("not a number", "the model's output was NaN; a NaN is never averaged."),
     "-": ("past its table", "the model has a table of positions and reads no further."),
     "missing": ("not measured", "no run has this number."),

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
-from hope_eval.errors import OptionError
+from hope_eval.errors import OptionError, first_line
 
 # Seconds that a template may take; the longest of known models take a hundredth of one.
 PATIENCE = 5.0
@@ -27,9 +27,9 @@ def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
         ) from None
     except Exception as error:
         # Templates are programs, and raise errors of any kind.
-        says = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:200]
         raise OptionError(
-            f"the chat template of the tokenizer fails: {type(error).__name__}: {says}", "--plain leaves it out"
+            f"the chat template of the tokenizer fails: {type(error).__name__}: {first_line(error)}",
+            "--plain leaves it out",
         ) from error
     if not isinstance(text, str):
         raise OptionError(

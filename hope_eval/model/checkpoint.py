@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from hope_eval.errors import CheckpointError, HopeEvalError, OptionError
+from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, first_line
 from hope_eval.model import checks, gguf_files, limits
 from hope_eval.model.attach import (
     ENCODING_KEYS,
@@ -209,10 +209,9 @@ def load_checkpoint(
     in_formulas, _ = formula_length(config) or (None, "")
     if train_length:
         length, source, in_formulas = train_length, "--train-length", train_length
-    end = None
     if not outline:
         checks.check_causal(label, module)
-        end = limits.end_of(label, module)
+    end = limits.end_of(label, module)
     return Checkpoint(label, module, tokenizer, digest, length, source, in_formulas, compiling, group, notes, end)
 
 
@@ -344,13 +343,9 @@ def _tokenizer(location: Location, trust_remote_code: bool) -> Any:
 def _refused(path: Path, error: Exception) -> CheckpointError:
     """The error for a checkpoint that transformers cannot load: each architecture raises other errors."""
     return CheckpointError(
-        f"transformers cannot load `{path}`: {type(error).__name__}: {_first_line(error)}",
+        f"transformers cannot load `{path}`: {type(error).__name__}: {first_line(error)}",
         "if it runs code of its own: --trust-remote-code; if it is not in transformers' format: --loader",
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:300]
 
 
 @contextlib.contextmanager

@@ -22,7 +22,7 @@ from hope_eval.model.kernels import attention, attention_choice
 from hope_eval.model.kernels.chunked_layers import ChunkedLayers, Compile, chunk_for
 from hope_eval.model.limits import id_count
 from hope_eval.model.parallel import sequence
-from hope_eval.model.reading import SMALLEST_CHUNK, Reader, Reading, Score, cannot_read
+from hope_eval.model.reading import SMALLEST_CHUNK, Reader, Reading, Score, Unreadable
 from hope_eval.task import Prompt, Question, Sample
 
 # Tokens of the longest input that is read here; some layers look back further.
@@ -55,7 +55,7 @@ def check_causal(name: str, module: nn.Module) -> None:
         raise
     except Exception as error:
         # Architectures raise errors of any kind.
-        raise cannot_read(name, n, error) from error
+        raise Unreadable(name, n, error) from error
     # The last of them predicts the first token that differs.
     first, second = (nll[: n // 2 - 1] for nll in nlls)
     gap = float(np.max(np.abs(first - second), initial=0.0)) if np.isfinite([first, second]).all() else 0.0

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from hope_eval.errors import CheckpointError
+from hope_eval.errors import CheckpointError, first_line
 
 PREFIX = "hub:"
 
@@ -47,9 +47,8 @@ def downloaded(name: str, revision: str | None, weights: bool) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:
         # The hub's client raises dozens of kinds of errors.
-        says = next((line.strip() for line in str(error).splitlines() if line.strip()), "nothing")
         raise CheckpointError(
             f"no checkpoint called `{name}`: no such path, not in the cache, and the hub says "
-            f"{type(error).__name__}: {says}",
+            f"{type(error).__name__}: {first_line(error)}",
             "check the spelling and the connection; a private checkpoint needs `hf auth login`",
         ) from error

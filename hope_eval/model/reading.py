@@ -21,13 +21,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hope_eval.errors import CheckpointError
+from hope_eval.errors import CheckpointError, first_line
 from hope_eval.model.configs import text_config
 from hope_eval.model.kernels import nll
 from hope_eval.model.kernels.attention_choice import Kernels
 from hope_eval.model.kernels.chunked_layers import ChunkedLayers
 from hope_eval.model.parallel.group import Group
 from hope_eval.model.parallel.sequence import Cut, check_all_attended
+from hope_eval.runs.records.oom import FAILED
 from hope_eval.task import Ids, Sample
 
 # Tokens of the smallest chunk; checks of a model use this size.
@@ -66,6 +67,16 @@ class OutOfMemory(Exception):  # noqa: N818
         super().__init__(message)
         self.n_read = n_read
         self.figures = figures
+
+
+class Unreadable(CheckpointError, OutOfMemory):  # noqa: N818
+    """An input that the model's own code fails at, although it reads a short one: shorter ones may be read."""
+
+    def __init__(self, name: str, n_read: int, error: Exception) -> None:
+        message = f"`{name}` cannot read {n_read:,} tokens: {FAILED}{type(error).__name__}: {first_line(error)}"
+        OutOfMemory.__init__(self, n_read, {}, message)
+        self.message = message
+        self.hint = "give shorter --lengths if shorter ones can be read; otherwise its config or code is at fault"
 
 
 @dataclass(frozen=True)
@@ -368,15 +379,6 @@ class Reader:
     def halve_layers(self, n_tokens: int) -> bool:
         """Make the chunks of the token-wise layers smaller; True if that helps with that many tokens."""
         return self.reading.layers is not None and self.reading.layers.halve(n_tokens)
-
-
-def cannot_read(name: str, n: int, error: Exception) -> CheckpointError:
-    """The error for a model whose code fails on an input of n tokens."""
-    says = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:200]
-    return CheckpointError(
-        f"`{name}` cannot read {n:,} tokens: its code raises {type(error).__name__}: {says}",
-        "give shorter --lengths if shorter ones can be read; otherwise its config or code is at fault",
-    )
 
 
 def chunk_size(device_type: str, vocab_size: int) -> int:

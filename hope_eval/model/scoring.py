@@ -25,7 +25,7 @@ from hope_eval.model.kernels import attention
 from hope_eval.model.kernels.chunked_layers import Compile
 from hope_eval.model.limits import id_count
 from hope_eval.model.parallel.group import Group
-from hope_eval.model.reading import OutOfMemory, Reader, Reading, Score, cannot_read
+from hope_eval.model.reading import OutOfMemory, Reader, Reading, Score, Unreadable
 from hope_eval.task import Ids, Prompt, Sample
 
 
@@ -188,7 +188,7 @@ class LanguageModel:
             raise
         except Exception as error:
             # Architectures raise errors of any kind.
-            raise cannot_read(self.name, n_read, error) from error
+            raise Unreadable(self.name, n_read, error) from error
 
     @cached_property
     def n_ids(self) -> int | None:

@@ -213,7 +213,7 @@ def metric_name(row: Mapping[str, Any]) -> str:
 def _cell(row: Row) -> PrintedNumber:
     beyond = _is_known(row["train_length"]) and row["length"] > row["train_length"]
     if row["status"] != "ok":
-        return PrintedNumber(row["status"], beyond=beyond and row["status"] in ("oom", "nan"))
+        return PrintedNumber(row["status"], beyond=beyond and row["status"] in ("oom", "fails", "nan"))
     has_interval = not math.isnan(row["low"])
     interval = f"[{number(row['low'])}, {number(row['high'])}]" if has_interval else ""
     return PrintedNumber(number(row["value"]), interval, beyond, bool(row.get("best")))

@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, tiny_module
+from conftest import byte_tokenizer, story, tiny_module
 
+from hope_eval.data.corpora import Corpus, Document
 from hope_eval.errors import CheckpointError
+from hope_eval.evaluation import loop
+from hope_eval.evaluation.perplexity import Perplexity
 from hope_eval.model.checkpoint import load
+from hope_eval.protocols import protocol_named
 from hope_eval.task import Sample
 
 KINDS = {
@@ -62,3 +66,22 @@ def test_a_hybrid_without_attention_is_read(tmp_path):
     module.save_pretrained(tmp_path)
     byte_tokenizer().save_pretrained(tmp_path)
     assert torch.isfinite(torch.tensor(load(str(tmp_path), device="cpu").score([Sample([0], [1, 2, 3])])[0].nll)).all()
+
+
+def test_a_length_that_the_code_of_a_model_fails_at_is_a_hole(tmp_path):
+    model = load(saved(tmp_path / "llama", "llama"), device="cpu")
+    whole = model.module.model.forward
+
+    def forward(input_ids, **options):
+        if input_ids.shape[1] > 100:
+            raise IndexError("index 100 is out of bounds")
+        return whole(input_ids=input_ids, **options)
+
+    model.module.model.forward = forward
+    corpus = Corpus("stories", tuple(Document(f"d{number}", story(40, number)) for number in (0, 100)), "f" * 16)
+    measurement = Perplexity.of(model, protocol_named("prefix"), (64, 128), corpus)
+    store = loop.measure(measurement, model, tmp_path)
+    table = measurement.table([store])
+    status = {row["length"]: row["status"] for row in table.rows if row["metric"] == "perplexity"}
+    assert status == {64: "ok", 128: "fails"}
+    assert any("its code raises IndexError: index 100 is out of bounds" in note for note in table.notes)

@@ -1,10 +1,13 @@
-"""A read that did not fit in memory. It is tried again whenever the run is resumed."""
+"""A read that did not fit in memory, or that the model's code failed at. It is tried again if the run is resumed."""
 
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 from hope_eval.runs.columns import Field, Record
 from hope_eval.runs.records import Layout, RecordKind
+
+# In the message of a read that the model's own code failed at, before the error.
+FAILED = "its code raises "
 
 
 class OutOfMemory(RecordKind):
@@ -36,6 +39,18 @@ class OutOfMemory(RecordKind):
     def of_length(self, length: int, memory: Mapping[str, float], message: str) -> Record:
         """A record of prompts of that length."""
         return {"kind": self.name, "length": length, "memory": dict(memory), "message": message}
+
+    def status(self, record: Record) -> str:
+        """Status of the cells that lack the read: `oom`, or `fails`."""
+        return "fails" if FAILED in record.get("message", "") else self.name
+
+    def why(self, record: Record) -> str:
+        """What is known of the failure, in brackets; empty if nothing is."""
+        known = ", ".join(f"{key.removesuffix('_gib')} {value} GiB" for key, value in record["memory"].items())
+        if self.status(record) == "fails":
+            _, before, error = record["message"].splitlines()[0].partition(FAILED)
+            known = before + error
+        return f" ({known})" if known else ""
 
     def n_tokens(self, record: Record) -> int:
         """Tokens that did not fit."""
