@@ -2,7 +2,7 @@
 
 A run holds one record an answer: what was asked (length, index, control, facts of the question) and the answer's score.
 Questions on one context are one cluster. Columns of a table are lengths; a cell may be a hole: `infeasible (needs
-138)`, `oom`, `nan`, `missing`, or `-` past the end of a learned position table.
+138)`, `oom`, `fails`, `nan`, `missing`, or `-` past the end of a table of positions.
 """
 
 import contextlib
