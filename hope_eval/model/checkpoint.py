@@ -209,9 +209,10 @@ def load_checkpoint(
     in_formulas, _ = formula_length(config) or (None, "")
     if train_length:
         length, source, in_formulas = train_length, "--train-length", train_length
-    if not outline:
+    if not outline and not sharing:
+        # Architectures that are shared out have a plan for it, and are causal.
         checks.check_causal(label, module)
-    end = limits.end_of(label, module)
+    end = limits.end_of(label, module, tries=group is None)
     return Checkpoint(label, module, tokenizer, digest, length, source, in_formulas, compiling, group, notes, end)
 
 

@@ -25,8 +25,10 @@ _LONGEST = 8192
 _TOLERANCE = 1e-2
 
 
-def end_of(name: str, module: nn.Module) -> int | None:
+def end_of(name: str, module: nn.Module, tries: bool = True) -> int | None:
     """Number of tokens that a model can read at most; None: no end is known.
+
+    tries: whether to read a little further than the config says. Processes that share a model do not.
 
     A model that fails just past the length in its config ends there. Models with rotary modules are not tried: these
     compute any position.
@@ -34,7 +36,7 @@ def end_of(name: str, module: nn.Module) -> int | None:
     config = text_config(module)
     length, _ = whole_length(config) or (0, "")
     end = position_table(module) or _computed_table(module, length)
-    if end or not length or length >= _LONGEST or rotary_modules(module) or getattr(module, "device", None) is None:
+    if end or not tries or not 0 < length < _LONGEST or rotary_modules(module):
         return end
     if _nll(name, module, length + 1) is not None:
         return None

@@ -187,6 +187,9 @@ class LanguageModel:
         except (HopeEvalError, OutOfMemory, AssertionError):
             raise
         except Exception as error:
+            if self.group:
+                # The group tells which of its processes failed.
+                raise
             # Architectures raise errors of any kind.
             raise Unreadable(self.name, n_read, error) from error
 
