@@ -1,8 +1,14 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and errors of the disk in plain words."""
 
 import contextlib
+import errno
 from collections.abc import Iterator
 from pathlib import Path
+
+from hope_eval.errors import StoreError
+
+# Errors of a disk without room.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextlib.contextmanager
@@ -24,3 +30,19 @@ def whole_file(path: Path, part: Path | None = None) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def explained(path: Path, verb: str = "write") -> Iterator[None]:
+    """Turn an error of the operating system into a StoreError with a remedy."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in FULL:
+            raise StoreError(
+                f"no space left to write {path}; the results so far are kept",
+                "free some space, then rerun the command to resume; or give another --out",
+            ) from error
+        raise StoreError(
+            f"cannot {verb} {path}: {error.strerror}", f"give a folder you may {verb}" + ": --out" * (verb == "write")
+        ) from error

@@ -126,7 +126,7 @@ def answers_run(path: Path) -> RunStore:
 
     Raises StoreError for a run of perplexity, a run of a newer version, or one that is not merged yet.
     """
-    store = RunStore.reading(path)
+    store = RunStore.tabulated(path)
     if store.kind is PERPLEXITY:
         raise StoreError(f"{path} is a run of `ppl`", "`hope-eval ppl --from` reads it")
     check_version(store)

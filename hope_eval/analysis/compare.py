@@ -87,7 +87,7 @@ def readable_runs(paths: Sequence[Path], warn: Callable[[str], None] = lambda te
     """
     stores: dict[str, RunStore] = {}
     for path in (run for given in paths for run in _runs_in(given)):
-        store = RunStore.reading(path)
+        store = RunStore.tabulated(path)
         same = stores.get(store.id)
         if same is not None and same.path.resolve() != path.resolve():
             if _content(same.path) != _content(path):

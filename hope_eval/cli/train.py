@@ -86,7 +86,7 @@ def train(
     """
     from hope_eval.train import loop
     from hope_eval.train.jobs import prepare_all, train_all
-    from hope_eval.train.recipe import Recipe
+    from hope_eval.train.recipe import Recipe, held
 
     if texts:
         recipe_options["texts"] = texts
@@ -104,12 +104,13 @@ def train(
         "save_steps": save_steps,
         "command": options.command_line(),
     }
-    prepare_all(recipes, out / ".work", force, progress)
-    with progress(f"training {encodings[0]}" if alone else f"training {len(recipes)} models") as bar:
-        if alone:
-            loop.train(recipes[out], out, progress=bar, **how)
-        else:
-            train_all(recipes, out / ".work", jobs, progress=bar, **how)
+    with held(out):
+        prepare_all(recipes, out / ".work", force, progress)
+        with progress(f"training {encodings[0]}" if alone else f"training {len(recipes)} models") as bar:
+            if alone:
+                loop.train(recipes[out], out, progress=bar, **how)
+            else:
+                train_all(recipes, out / ".work", jobs, progress=bar, **how)
     if is_first_process():
         for folder in recipes:
             click.echo(folder)

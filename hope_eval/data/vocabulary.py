@@ -10,9 +10,12 @@ Prompts are put together from ids. So a context has exactly the length that was 
 and what is put in never cuts a token.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cached_property
 from typing import Any
 
@@ -25,6 +28,9 @@ Ids = Sequence[int] | np.ndarray
 
 # Placeholder for the user's words in a chat template, which is then cut there.
 _CONTENT = "\u27eacontent\u27eb"
+
+# The date in a chat template that asks for it: the same prompts on every day.
+_DAY = datetime(2024, 7, 26, tzinfo=UTC)
 
 # A haystack of n tokens is cut at random from texts of 8 n tokens and this many more.
 _VARIETY = 100_000
@@ -115,7 +121,9 @@ class Vocabulary:
         if not getattr(self.tokenizer, "chat_template", None):
             raise OptionError("the tokenizer has no chat template", "--plain")
         turn = [{"role": "user", "content": _CONTENT}]
-        text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        text = self.tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True, strftime_now=_DAY.strftime
+        )
         before, content, after = text.partition(_CONTENT)
         if not content:
             raise OptionError("the chat template leaves out the user's words", "--plain")
@@ -126,6 +134,12 @@ class Vocabulary:
             start = [bos, *start]
         assert bos is None or start[:2] != [bos, bos], "BOS twice"
         return start, end
+
+    @property
+    def template(self) -> str:
+        """Hash of the ids of the chat template around a prompt, 16 hexadecimal digits; empty without a template."""
+        parts = json.dumps([list(map(int, part)) for part in (self.start, self.end)])
+        return hashlib.sha256(parts.encode()).hexdigest()[:16] if self.chat else ""
 
     def _plain(self, text: str) -> list[int]:
         try:

@@ -30,6 +30,8 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "tekken.json",
 )
+# Files that are read where there is no tokenizer.json.
+_SLOW_TOKENIZER_FILES = ("added_tokens.json", "merges.txt", "special_tokens_map.json")
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -172,6 +174,10 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _content_files(folder: Path) -> list[Path]:
     others = [folder / name for name in ("config.json", *_TOKENIZER_FILES)]
+    if not (folder / "tokenizer.json").is_file():
+        others += [*(folder / name for name in _SLOW_TOKENIZER_FILES), *sorted(folder.glob("*.tiktoken"))]
+    # Code of the checkpoint.
+    others += sorted(folder.glob("*.py"))
     return [*_weight_files(folder), *(path for path in others if path.is_file())]
 
 

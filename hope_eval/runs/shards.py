@@ -204,7 +204,9 @@ def session_of(shard: Path) -> str:
 
 
 def is_free(lock: Path, look: float = LOOK) -> bool:
-    """Whether no process holds a lock. Others that look at the same time do not count."""
+    """Whether no process holds a lock. Others that look at the same time do not count; a link is no lock."""
+    if lock.is_symlink():
+        return True
     try:
         with filelock.FileLock(lock).acquire(timeout=look):
             return True
