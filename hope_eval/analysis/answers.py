@@ -126,12 +126,12 @@ def answers_run(path: Path) -> RunStore:
 
     Raises StoreError for a run of perplexity, a run of a newer version, or one that is not merged yet.
     """
-    store = RunStore.tabulated(path)
+    store = RunStore.reading(path)
     if store.kind is PERPLEXITY:
         raise StoreError(f"{path} is a run of `ppl`", "`hope-eval ppl --from` reads it")
     check_version(store)
     check_merged(store)
-    return store
+    return store.completed()
 
 
 def table(

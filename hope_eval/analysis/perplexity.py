@@ -96,12 +96,11 @@ def is_narrow(tokens: TokenStore, cells: Sequence[Cell], documents: Sequence[str
 
 def tokens_of(path: Path) -> TokenStore:
     """The tokens of a run on disk. Raises StoreError if it is a run of a task, or not merged yet."""
-    tokens = TokenStore(RunStore.tabulated(path))
-    task = tokens.header["identity"]["task"]
-    if tokens.store.kind is not PERPLEXITY:
-        raise StoreError(f"{path} is a run of `{task}`", "--from needs a run of `ppl`")
-    check_merged(tokens.store)
-    return tokens
+    store = RunStore.reading(path)
+    if store.kind is not PERPLEXITY:
+        raise StoreError(f"{path} is a run of `{store.header['identity']['task']}`", "--from needs a run of `ppl`")
+    check_merged(store)
+    return TokenStore(store.completed())
 
 
 def other_table(

@@ -207,7 +207,8 @@ def measure(
     """
     provenance = {**measurement.provenance(model), **origin(model.device, command)}
     with ranks.writing(root, measurement.identity(model), provenance) as store:
-        loop = _Loop(measurement, model, measurement.holdings(store), progress)
+        # An earlier version may have made the run.
+        loop = _Loop(measurement, model, measurement.holdings(store.completed()), progress)
         with loop.session(command):
             loop.run(until)
     return store.whole()

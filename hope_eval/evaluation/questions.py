@@ -274,6 +274,7 @@ class HeldAnswers(Holdings[Contexts, Batch]):
         self._n_answered: Counter[Hashable] = Counter()
         self._whole: set[Hashable] = set()
         for record in store.records:
+            store.check_record(record)
             self._index(record)
 
     def missing(self, batch: Batch) -> list[Hashable]:

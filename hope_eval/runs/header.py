@@ -19,7 +19,6 @@ _IDENTITY = {
     "model": "string",
     "encoding": "string",
     "fingerprint": "string",
-    "nested_safe": "bool",
     "train_length": "count?",
     "max_length": "count?",
     "dtype": "string",
@@ -30,6 +29,7 @@ _IDENTITY = {
     "prefix_token": "int64?",
 }
 _OF_PPL = {
+    "nested_safe": "bool",
     "lengths": "counts",
     "corpus": "string",
     "protocol": "string",
@@ -88,7 +88,7 @@ def complete(header: Mapping[str, Any], is_ppl: bool, path: Path) -> dict[str, A
     """
     identity, provenance = header["identity"], header["provenance"]
     missing = [name for name in (*_IDENTITY, *(_OF_PPL if is_ppl else _OF_TASK)) if name not in identity]
-    missing = [name for name in missing if name not in ("chat", "protocol_version", "parameters")]
+    missing = [name for name in missing if name not in ("chat", "protocol_version")]
     missing += [] if is_ppl else [name for name in _NEEDED if name not in provenance]
     if missing:
         raise StoreError(f"{path / 'run.json'} is damaged: it has no `{missing[0]}`", remedy(path))

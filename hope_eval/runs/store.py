@@ -123,12 +123,15 @@ class RunStore:
             raise StoreError(f"no run at `{path}`", "give the folder of a run, such as results/runs/ppl-…")
         return cls(path, _read_header(path))
 
-    @classmethod
-    def tabulated(cls, path: Path) -> "RunStore":
-        """Open a run for reading, with all facts in its header that tables need; see `reading` and `header.complete`."""
-        store = cls.reading(path)
-        store.header = complete(store.header, store.kind is PERPLEXITY, path)
-        return store
+    def completed(self) -> Self:
+        """The run with all facts in its header that tables need, see `header.complete`."""
+        digest, named = (name.rpartition("-")[2] for name in (run_id(self.header["identity"]), self.id))
+        if re.fullmatch(r"[0-9a-f]{10}", named) and named != digest:
+            raise StoreError(
+                f"{self.path / 'run.json'} was changed: its identity belongs to another run", remedy(self.path)
+            )
+        self.header = complete(self.header, self.kind is PERPLEXITY, self.path)
+        return self
 
     @property
     def id(self) -> str:
@@ -415,7 +418,10 @@ def claimed(path: Path, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
         path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         write_header(path, header, path)
-        yield _read_header(path)
+        held = _read_header(path)
+        if run_id(held["identity"]) != run_id(header["identity"]):
+            raise StoreError(f"{path / 'run.json'} is damaged: its identity belongs to another run", remedy(path))
+        yield held
 
 
 @contextlib.contextmanager
@@ -449,6 +455,8 @@ def _read_header(path: Path) -> dict[str, Any]:
     try:
         with explained(file, "read"):
             header = parsed(file.read_bytes())
+        # JSON may hold half of a surrogate pair, which cannot be printed.
+        json.dumps(header, ensure_ascii=False).encode()
         if not all(isinstance(header["identity"][key], str) for key in ("task", "model", "encoding")):
             raise ValueError("its identity lacks task, model or encoding")
         if not isinstance(header["provenance"], dict):

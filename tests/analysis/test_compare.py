@@ -41,11 +41,12 @@ def run_of(runs: Path, start: str) -> Path:
 
 
 def changed(path: Path, part: str = "identity", **changes) -> Path:
-    """Change the header of a run on disk."""
+    """Change the header of a run on disk, and the hash in the name of its folder."""
     header = json.loads((path / "run.json").read_text())
+    named = path.name == run_id(header["identity"])
     header[part] |= changes
     (path / "run.json").write_text(json.dumps(header))
-    return path
+    return path.rename(path.with_name(run_id(header["identity"]))) if named else path
 
 
 def copied(path: Path, to: str, **changes) -> Path:
