@@ -21,7 +21,7 @@ from hope_eval.cli.tasks import tasks
 from hope_eval.cli.train import train
 from hope_eval.cli.zoo import zoo
 from hope_eval.errors import HopeEvalError, unexpected
-from hope_eval.files import FULL
+from hope_eval.files import is_full
 
 # Commands that torchrun may start in several processes.
 _SHARED_OUT = ("demo", "run", "ppl", "copy", "retrieve", "fewshot")
@@ -53,13 +53,9 @@ class _Group(click.Group):
             self._end(ctx, HopeEvalError("interrupted", kept), _INTERRUPTED)
         except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
             raise
-        except OSError as error:
-            if error.errno not in FULL:
-                self._end(ctx, unexpected(error))
-            where = f" to write {error.filename}" if error.filename else ""
-            self._end(ctx, HopeEvalError(f"no space left{where}", "free some space, then rerun the command"))
         except Exception as error:
-            self._end(ctx, unexpected(error))
+            full = HopeEvalError("no space left on the disk", "free some space, then rerun the command")
+            self._end(ctx, full if is_full(error) else unexpected(error))
 
     def _end(self, ctx: click.Context, error: HopeEvalError, code: int = 1) -> NoReturn:
         if is_first_process():

@@ -54,11 +54,12 @@ def is_type(value: Any, type_: str) -> bool:
     # In Python, True is an int; a grade may be one.
     if not isinstance(value, _TYPES[type_]) or (isinstance(value, bool) and type_ not in ("bool", "float64")):
         return False
-    if type_ == "string":
+    if isinstance(value, str):
         return _is_text(value)
-    if type_ == "count" and value < 1:
-        return False
-    return type_ not in _BITS or abs(value) < 1 << _BITS[type_]
+    if type_ not in _BITS:
+        return True
+    assert isinstance(value, int)
+    return (1 if type_ == "count" else -(1 << _BITS[type_])) <= value < 1 << _BITS[type_]
 
 
 def _is_text(value: str) -> bool:

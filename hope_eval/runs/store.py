@@ -469,7 +469,7 @@ def _read_header(path: Path) -> dict[str, Any]:
         raise StoreError(f"{file} is damaged: {error}", remedy(path)) from error
     if format_ > FORMAT:
         raise StoreError(f"{path} has the format {format_} of a newer hope-eval; this version reads {FORMAT}", NEWER)
-    return header  # type: ignore[no-any-return]
+    return header
 
 
 def _whole_lines(file: Path) -> tuple[int, int]:

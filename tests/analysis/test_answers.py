@@ -413,7 +413,10 @@ def test_a_fact_may_be_of_any_type(facts, labels, tmp_path):
         answer(2, index=index, meta={"far": fact} if fact is not None else {}) for index, fact in enumerate(facts)
     ]
     # A control, and one of another kind, whose facts are no one's business.
-    records += [answer(2, control="floor", meta={"far": "away"}), {"kind": "oom", "length": 900, "memory": {}, "meta": {"far": 0}}]
+    records += [
+        answer(2, control="floor", meta={"far": "away"}),
+        {"kind": "oom", "length": 900, "memory": {}, "meta": {"far": 0}},
+    ]
     rows = answers.table([store_of(tmp_path, records)], [100], by="far").rows
     assert {row["slice"]: row["n_questions"] for row in rows if row["slice"]} == labels
 

@@ -13,6 +13,7 @@ from commands import hope_eval
 
 from hope_eval.analysis.compare import compare, readable_runs, tables_of
 from hope_eval.errors import ComparisonError, OptionError, StoreError
+from hope_eval.runs.store import run_id
 
 MODELS = ("--model", "zoo:rope", "--model", "zoo:hope", "--model", "zoo:learned")
 

@@ -476,7 +476,7 @@ def test_a_nan_in_a_long_read_leaves_shorter_lengths_alone(is_killed, tmp_path):
     if is_killed:
         with pytest.raises(KeyboardInterrupt):
             measured(protocol_named("prefix"), [16, 32, 64, 100], tmp_path, model(), report=die)
-    rows, tokens = measured(protocol_named("prefix"), [16, 32, 64, 100], tmp_path, model())
+    rows, _ = measured(protocol_named("prefix"), [16, 32, 64, 100], tmp_path, model())
     assert [rows[length, "perplexity"]["status"] for length in (16, 32, 64, 100)] == ["ok", "ok", "nan", "nan"]
     assert rows[32, "perplexity"]["value"] == pytest.approx(VOCAB_SIZE)
     again = model()

@@ -141,10 +141,10 @@ class Answer(RecordKind):
 
 def _impossible(answers: "DataFrame") -> Iterator[tuple["Series[bool]", str]]:
     """Answers whose numbers are not possible, and why, given as columns."""
-    question = answers.get("question", 0)
-    yield (answers["n_questions"] <= question) | (answers["index"] < 0), "is not among the questions of its context"
+    yield (answers["n_questions"] < 1) | (answers["index"] < 0), "is not among the questions of its context"
     if "question" in answers:
-        yield question < 0, "is not among the questions of its context"
+        unasked = (answers["question"] < 0) | (answers["question"] >= answers["n_questions"])
+        yield unasked, "is not among the questions of its context"
     yield answers["length"] < 0, "has a length below 0"
     if "hits" in answers:
         yield (answers["hits"] < 0) | (answers["hits"] > answers["n_target"]), "has more hits than tokens"
