@@ -82,6 +82,8 @@ def train(
         if not claim(recipe, out, force):
             _train(recipe, out, work, device, compile_model, save_steps, command, progress)
         else:
+            # A kill at the very end leaves it.
+            shutil.rmtree(out / ".work", ignore_errors=True)
             progress(recipe.n_tokens, recipe.n_tokens)
     return out
 
