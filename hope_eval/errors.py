@@ -18,8 +18,17 @@ Each message says what was asked, with its value, and what is allowed; `hint` sa
 
 import difflib
 import importlib
+import os
+import shlex
+import sys
+import traceback
 from collections.abc import Iterable
+from datetime import UTC, datetime
+from pathlib import Path
 from types import ModuleType
+
+# Characters of an unexpected error that its line shows.
+_MOST_CHARACTERS = 300
 
 
 class HopeEvalError(Exception):
@@ -97,6 +106,25 @@ def did_you_mean(name: str, known: Iterable[str], lists_all: str) -> str:
     """The hint for an unknown name: the closest known name, and the command that lists all."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean `{close[0]}`? {lists_all}" if close else lists_all
+
+
+def unexpected(error: BaseException) -> HopeEvalError:
+    """The error for a mistake of ours: one line, and the traceback in a file of the user's cache folder.
+
+    The folder is `hope-eval` in $XDG_CACHE_HOME, else in ~/.cache.
+    """
+    text = "".join(traceback.format_exception(error))
+    what = f"{type(error).__name__}: {error}".splitlines()[0][:_MOST_CHARACTERS]
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hope-eval"
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"error-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}.txt"
+        file.write_text(f"{shlex.join(sys.argv)}\n\n{text}", "utf-8", errors="backslashreplace")
+    except (OSError, RuntimeError):
+        return HopeEvalError(f"this is a fault of hope-eval: {what}", "please report it with the command")
+    return HopeEvalError(
+        f"this is a fault of hope-eval: {what}", f"please report it with the command and the file {file}"
+    )
 
 
 def require(module: str, purpose: str, package: str = "") -> ModuleType:

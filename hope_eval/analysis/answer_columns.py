@@ -22,7 +22,7 @@ from hope_eval.lengths import short_length
 from hope_eval.metrics import metric_of
 from hope_eval.runs.columns import Field, Record
 from hope_eval.runs.records.answer import ANSWER, FIRST_ERROR, SCORED, choice, graded
-from hope_eval.runs.store import NEWER, RunStore
+from hope_eval.runs.store import NEWER, RunStore, damaged_record
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -77,13 +77,18 @@ class RunAnswers:
                 facts_column = Field(fact, type_, required=False, category=True)
                 frame, others = store.columns("answer", [*columns, facts_column])
                 values = frame.pop(fact).cat
+                _check(store, frame, others)
                 slices = _divide(frame, by, values.categories.tolist(), values.codes.to_numpy())
                 return cls(store, frame, others, slices)
         frame, others = store.columns("answer", columns)
+        _check(store, frame, others)
         if not fact:
             return cls(store, frame, others)
         facts = [record.get("meta", {}).get(by) for record in store.records if record["kind"] == ANSWER.name]
-        return cls(store, frame, others, _divide(frame, by, facts, np.arange(len(facts))))
+        try:
+            return cls(store, frame, others, _divide(frame, by, facts, np.arange(len(facts))))
+        except (OverflowError, TypeError, ValueError) as error:
+            raise damaged_record(store.path, f"its `{by}` is not that of the others: {error}") from error
 
     @property
     def lengths(self) -> set[int]:
@@ -123,6 +128,15 @@ class RunAnswers:
         return answers if whole.all() else answers[np.repeat(whole, counts)]
 
 
+def _check(store: RunStore, answers: "DataFrame", others: Sequence[Record]) -> None:
+    """Raise StoreError for a record that no run of questions holds, or whose numbers are not possible."""
+    fault = ANSWER.impossible(answers)
+    if fault:
+        raise damaged_record(store.path, fault)
+    for record in others:
+        store.check_record(record)
+
+
 def are_shares(metric: str, values: np.ndarray) -> bool:
     """Whether the values of a grade are shares: all from 0 to 1, of a metric that does not say otherwise."""
     return metric_of(metric).share is not False and bool(((values >= 0) & (values <= 1)).all())
@@ -130,7 +144,10 @@ def are_shares(metric: str, values: np.ndarray) -> bool:
 
 def answer_records(store: RunStore) -> Iterator[Record]:
     """Yield the answers of a run as records."""
-    return (record for record in store.holding(f'"{ANSWER.name}"') if record.get("kind") == ANSWER.name)
+    for record in store.holding(f'"{ANSWER.name}"'):
+        if record.get("kind") == ANSWER.name:
+            store.check_record(record)
+            yield record
 
 
 def _columns(store: RunStore) -> list[Field]:
@@ -151,7 +168,8 @@ def _fact(store: RunStore, by: str) -> tuple[str, str | None]:
     A fact may come late (a control has none), so the whole run may be searched for it.
     """
     for record in store.holding(f"{json.dumps(by, ensure_ascii=False)}:"):
-        value = record.get("meta", {}).get(by)
+        meta = record.get("meta")
+        value = meta.get(by) if isinstance(meta, dict) else None
         if value is not None:
             return f"{META}{by}", _TYPES.get(type(value))
     return "", None

@@ -131,7 +131,7 @@ def answers_run(path: Path) -> RunStore:
         raise StoreError(f"{path} is a run of `ppl`", "`hope-eval ppl --from` reads it")
     check_version(store)
     check_merged(store)
-    return store
+    return store.completed()
 
 
 def table(

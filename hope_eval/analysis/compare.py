@@ -87,7 +87,7 @@ def readable_runs(paths: Sequence[Path], warn: Callable[[str], None] = lambda te
     """
     stores: dict[str, RunStore] = {}
     for path in (run for given in paths for run in _runs_in(given)):
-        store = RunStore.reading(path)
+        store = RunStore.reading(path).completed()
         same = stores.get(store.id)
         if same is not None and same.path.resolve() != path.resolve():
             if _content(same.path) != _content(path):
@@ -415,7 +415,7 @@ def _provenance(store: RunStore) -> dict[str, Any]:
     identity, provenance = store.header["identity"], store.header["provenance"]
     sessions = store.sessions()
     commands = [str(source["command"]) for source in (provenance, *sessions) if source.get("command")]
-    peaks = [session["peak_memory_gib"] for session in sessions if "peak_memory_gib" in session]
+    peaks = [session["peak_memory_gib"] for session in sessions if session.get("peak_memory_gib")]
     is_ppl = store.kind is PERPLEXITY
     return {
         "id": store.id,
@@ -438,7 +438,7 @@ def _provenance(store: RunStore) -> dict[str, Any]:
         "machine": provenance["machine"],
         "versions": provenance["versions"],
         "commit": provenance["commit"],
-        "started": sessions[0]["started"] if sessions else "",
-        "seconds": round(sum(session["seconds"] for session in sessions), 3),
+        "started": sessions[0].get("started") or "" if sessions else "",
+        "seconds": round(sum(session.get("seconds") or 0 for session in sessions), 3),
         "peak_memory_gib": max(peaks, default=None),
     }

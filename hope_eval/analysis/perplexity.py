@@ -97,12 +97,11 @@ def is_narrow(tokens: TokenStore, cells: Sequence[Cell], documents: Sequence[str
 
 def tokens_of(path: Path) -> TokenStore:
     """The tokens of a run on disk. Raises StoreError if it is a run of a task, or not merged yet."""
-    tokens = TokenStore(RunStore.reading(path))
-    task = tokens.header["identity"]["task"]
-    if tokens.store.kind is not PERPLEXITY:
-        raise StoreError(f"{path} is a run of `{task}`", "--from needs a run of `ppl`")
-    check_merged(tokens.store)
-    return tokens
+    store = RunStore.reading(path)
+    if store.kind is not PERPLEXITY:
+        raise StoreError(f"{path} is a run of `{store.header['identity']['task']}`", "--from needs a run of `ppl`")
+    check_merged(store)
+    return TokenStore(store.completed())
 
 
 def other_table(
@@ -243,7 +242,7 @@ class _Rows:
             return "-"
         try:
             numbers = [_numbers(tokens, cell, windows, self.documents) for tokens in self.stores]
-        except StoreError:
+        except _NotHeldError:
             if not self.missing:
                 raise
             return "missing"
@@ -307,8 +306,12 @@ def _scores(
     return nlls, n_bytes, is_whole
 
 
+class _NotHeldError(StoreError):
+    """Tokens that a run does not hold: it was interrupted, or another protocol reads them."""
+
+
 def _not_held(tokens: TokenStore, cell: Cell, what: str) -> StoreError:
-    return StoreError(
+    return _NotHeldError(
         f"the run {tokens.store.id} does not hold what `{cell.protocol}` reads: {what}",
         "leave --from out and give --model; to finish an interrupted run, rerun its command",
     )

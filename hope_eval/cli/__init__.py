@@ -1,7 +1,7 @@
 """The command line: parse, call one function, print. One file per command; torch is imported inside commands only."""
 
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -20,22 +20,47 @@ from hope_eval.cli.runs import runs
 from hope_eval.cli.tasks import tasks
 from hope_eval.cli.train import train
 from hope_eval.cli.zoo import zoo
-from hope_eval.errors import HopeEvalError
+from hope_eval.errors import HopeEvalError, unexpected
+from hope_eval.files import is_full
 
 # Commands that torchrun may start in several processes.
 _SHARED_OUT = ("demo", "run", "ppl", "copy", "retrieve", "fewshot")
 
 
+# What an interrupted command keeps.
+_KEPT = {
+    **dict.fromkeys(_SHARED_OUT, "what was measured is kept: rerun the command to resume"),
+    "train": "trained models and the last checkpoint of each other one are kept: rerun the command to resume",
+}
+
+# Exit code after Ctrl-C, as shells have it.
+_INTERRUPTED = 130
+
+
 class _Group(click.Group):
-    """Prints an error that a user can fix as `Error:` and `hint:`, and exits with 1: once, for all commands."""
+    """Prints whatever goes wrong as `Error:` and `hint:`, and exits with 1: once, for all commands.
+
+    The traceback of a fault of ours goes to a file.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
         except HopeEvalError as error:
-            if is_first_process():
-                click.echo(f"Error: {error}", err=True)
-            ctx.exit(1)
+            self._end(ctx, error)
+        except KeyboardInterrupt:
+            kept = _KEPT.get(ctx.invoked_subcommand or "", "nothing was changed: rerun the command")
+            self._end(ctx, HopeEvalError("interrupted", kept), _INTERRUPTED)
+        except (click.exceptions.Exit, click.ClickException, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            full = HopeEvalError("no space left on the disk", "free some space, then rerun the command")
+            self._end(ctx, full if is_full(error) else unexpected(error))
+
+    def _end(self, ctx: click.Context, error: HopeEvalError, code: int = 1) -> NoReturn:
+        if is_first_process():
+            click.echo(f"Error: {error}", err=True)
+        ctx.exit(code)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

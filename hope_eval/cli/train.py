@@ -84,9 +84,10 @@ def train(
     All models of one seed start from the same weights and read the same tokens in the same order: text, mixed with
     prompts of the tasks. If a training was interrupted, rerun the command to resume.
     """
+    from hope_eval.files import explained
     from hope_eval.train import loop
     from hope_eval.train.jobs import prepare_all, train_all
-    from hope_eval.train.recipe import Recipe
+    from hope_eval.train.recipe import Recipe, held
 
     if texts:
         recipe_options["texts"] = texts
@@ -104,12 +105,13 @@ def train(
         "save_steps": save_steps,
         "command": options.command_line(),
     }
-    prepare_all(recipes, out / ".work", force, progress)
-    with progress(f"training {encodings[0]}" if alone else f"training {len(recipes)} models") as bar:
-        if alone:
-            loop.train(recipes[out], out, progress=bar, **how)
-        else:
-            train_all(recipes, out / ".work", jobs, progress=bar, **how)
+    with held(out), explained(out):
+        prepare_all(recipes, out / ".work", force, progress)
+        with progress(f"training {encodings[0]}" if alone else f"training {len(recipes)} models") as bar:
+            if alone:
+                loop.train(recipes[out], out, progress=bar, **how)
+            else:
+                train_all(recipes, out / ".work", jobs, progress=bar, **how)
     if is_first_process():
         for folder in recipes:
             click.echo(folder)

@@ -4,6 +4,7 @@ import contextlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
 
@@ -13,6 +14,10 @@ from hope_eval.errors import OptionError, first_line
 PATIENCE = 5.0
 
 
+# The date in a chat template that asks for it: the same prompts on every day.
+_DAY = datetime(2024, 7, 26, tzinfo=UTC)
+
+
 def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
     """Turns of a chat as the template of a tokenizer writes them, up to the words of the model.
 
@@ -20,7 +25,9 @@ def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
     """
     try:
         with _at_most(PATIENCE):
-            text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
+            text = tokenizer.apply_chat_template(
+                list(turns), tokenize=False, add_generation_prompt=True, strftime_now=_DAY.strftime
+            )
     except TimeoutError:
         raise OptionError(
             f"the chat template of the tokenizer does not end within {PATIENCE:g} seconds", "--plain leaves it out"

@@ -10,6 +10,8 @@ Prompts are put together from ids. So a context has exactly the length that was 
 and what is put in never cuts a token.
 """
 
+import hashlib
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -128,6 +130,12 @@ class Vocabulary:
         if bos is not None and start[:2] == [bos, bos]:
             raise OptionError("the chat template writes BOS twice", "--plain leaves it out")
         return start, end
+
+    @property
+    def template(self) -> str:
+        """Hash of the ids of the chat template around a prompt, 16 hexadecimal digits; empty without a template."""
+        parts = json.dumps([list(map(int, part)) for part in (self.start, self.end)])
+        return hashlib.sha256(parts.encode()).hexdigest()[:16] if self.chat else ""
 
     def _plain(self, text: str) -> list[int]:
         try:

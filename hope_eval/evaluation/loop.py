@@ -70,6 +70,10 @@ class Holdings(ABC, Generic[SeriesT, BatchT]):
         """Records that come before all others."""
         return ()
 
+    def spoilt(self, batches: Sequence[BatchT], device_type: str, limit: float) -> list[BatchT]:
+        """Batches to read besides these: a NaN in what they gave reaches numbers that a shorter read gives."""
+        return []
+
     @abstractmethod
     def is_known(self, series: SeriesT, n: int, until: Until) -> bool:
         """Whether the interval over the first n samples of a series is narrow enough."""
@@ -140,6 +144,10 @@ class Measurement(ABC, Generic[SeriesT, BatchT]):
     def read(self, model: LanguageModel, batch: BatchT) -> Iterable[NewRecord]:
         """Read a batch, and make its records. Raises OutOfMemory if it does not fit."""
 
+    def order(self, batch: BatchT) -> tuple[Any, ...]:
+        """The place of a batch among others of a stage: such tuples ascend; equal ones stay as they are."""
+        return ()
+
     @abstractmethod
     def lost(self, batch: BatchT, error: OutOfMemory) -> tuple[Record, int]:
         """Record of a batch that did not fit in memory, and the limit that follows from it."""
@@ -199,7 +207,8 @@ def measure(
     """
     provenance = {**measurement.provenance(model), **origin(model.device, command)}
     with ranks.writing(root, measurement.identity(model), provenance) as store:
-        loop = _Loop(measurement, model, measurement.holdings(store), progress)
+        # An earlier version may have made the run.
+        loop = _Loop(measurement, model, measurement.holdings(store.completed()), progress)
         with loop.session(command):
             loop.run(until)
     return store.whole()
@@ -279,10 +288,10 @@ class _Loop(Generic[SeriesT, BatchT]):
         batches = self._cut(stages, self.limit)
         if self.limit < math.inf:
             self.total -= self._n_tokens(self._cut(stages, math.inf)) - self._n_tokens(batches)
-        lacking = self._lacking(batches)
+        lacking = sorted([*self._lacking(batches), *self._spoilt(batches)], key=self.measurement.order)
         unread = deque(self.holdings.store.share(lacking, self.holdings.missing))
-        self.done += self._n_tokens(batches) - self._n_tokens(lacking)
-        self.total -= self._n_tokens(lacking) - self._n_tokens(unread)
+        self.done += self._n_tokens(batches) - self._n_tokens(self._lacking(batches))
+        self.total -= self._n_tokens(self._lacking(batches)) - self._n_tokens(unread)
         self.progress(self.done, self.total)
         while unread:
             try:
@@ -296,9 +305,14 @@ class _Loop(Generic[SeriesT, BatchT]):
                 unread = deque(shorter)
             else:
                 self._add(records)
-                n_tokens = self.measurement.n_tokens(unread.popleft())
+                batch = unread.popleft()
+                n_tokens = self.measurement.n_tokens(batch)
                 self.n_read, self.n_batches = self.n_read + n_tokens, self.n_batches + 1
                 self.done += n_tokens
+                anew = self._spoilt([batch])
+                if anew:
+                    self.total += self._n_tokens(anew)
+                    unread = deque(sorted([*unread, *anew], key=self.measurement.order))
             self.progress(self.done, self.total)
 
     def _add(self, records: Iterable[NewRecord]) -> None:
@@ -311,6 +325,9 @@ class _Loop(Generic[SeriesT, BatchT]):
 
     def _lacking(self, batches: Sequence[BatchT]) -> list[BatchT]:
         return [batch for batch in batches if self.holdings.missing(batch)]
+
+    def _spoilt(self, batches: Sequence[BatchT]) -> list[BatchT]:
+        return self.holdings.spoilt(batches, self.model.device.type, self.limit)
 
     def _n_tokens(self, batches: Iterable[BatchT]) -> int:
         return sum(map(self.measurement.n_tokens, batches))

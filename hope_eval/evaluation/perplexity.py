@@ -155,12 +155,21 @@ class Perplexity(Measurement[Series, Batch]):
             for document in self.documents[start:stop]
             for window in merge((w for w in self.windows(document) if w.n_read < limit), self.nested_safe)
         ]
-        windows.sort(key=lambda pair: (-pair[1].n_read, pair[0].index, pair[1]))
+        return self.side_by_side(windows, device_type)
+
+    def side_by_side(self, windows: Sequence[tuple[TokenizedDocument, Window]], device_type: str) -> list[Batch]:
+        """Windows in batches of one length."""
+        windows = sorted(windows, key=lambda pair: self.order([pair]))
         batches = []
         for n_read, group in groupby(windows, key=lambda pair: pair[1].n_read):
             equally_long, size = list(group), batch_size(device_type, n_read)
             batches += [equally_long[at : at + size] for at in range(0, len(equally_long), size)]
         return batches
+
+    def order(self, batch: Batch) -> tuple[Any, ...]:
+        """The longest reads come first; then documents as in the sample."""
+        document, window = batch[0]
+        return -window.n_read, document.index, window
 
     def windows(self, document: TokenizedDocument) -> Iterator[Window]:
         """Windows of all cells, including those that longer ones cover."""
@@ -222,6 +231,25 @@ class HeldTokens(TokenStore, Holdings[Series, Batch]):
     def missing(self, batch: Batch) -> list[Hashable]:
         """Windows whose nll the run lacks."""
         return [WINDOW.piece_of(d.id, window) for d, window in batch if not self.covers(d.id, window)]
+
+    def spoilt(self, batches: Sequence[Batch], device_type: str, limit: float) -> list[Batch]:
+        """Shorter windows of documents whose longer ones have a NaN in their part."""
+        measurement = self.measurement
+        pairs = [pair for batch in batches for pair in batch] if self.nested_safe else []
+        found = {document.index: document for document, window in pairs if self.has_nan(document.id, window)}
+        windows = [
+            (document, window)
+            for document in found.values()
+            for window in merge(
+                (
+                    w
+                    for w in measurement.windows(document)
+                    if w.n_read < limit and self.was_read(document.id, w) and not self.covers(document.id, w)
+                ),
+                self.nested_safe,
+            )
+        ]
+        return measurement.side_by_side(windows, device_type)
 
     def first_records(self) -> Iterator[NewRecord]:
         """Number of documents up to the last one with windows: a killed process may leave windows without one."""

@@ -172,9 +172,17 @@ class Questions(Measurement[Contexts, Batch]):
             "task_fingerprint": self.task.fingerprint,
             "prefix_token": self.vocabulary.start[0] if self.vocabulary.start else None,
             "chat": self.vocabulary.chat,
+            **self._further(model),
             "data": self.material.fingerprint,
             "seed": self.seed,
         }
+
+    def _further(self, model: LanguageModel) -> dict[str, Any]:
+        """Facts that no fingerprint holds: the chat template, and ends of answers besides the tokenizer's EOS."""
+        ends = model.end_tokens() if self.task.n_new else []
+        has_others = any(token != getattr(model.tokenizer, "eos_token_id", None) for token in ends)
+        template = {"template": self.vocabulary.template} if self.vocabulary.chat else {}
+        return template | ({"end_tokens": ends} if has_others else {})
 
     def provenance(self, model: LanguageModel) -> dict[str, Any]:
         """Facts of task, texts and model."""
@@ -267,6 +275,7 @@ class HeldAnswers(Holdings[Contexts, Batch]):
         self._n_answered: Counter[Hashable] = Counter()
         self._whole: set[Hashable] = set()
         for record in store.records:
+            store.check_record(record)
             self._index(record)
 
     def missing(self, batch: Batch) -> list[Hashable]:

@@ -32,14 +32,8 @@ _TOKENIZER_FILES = (
     "spiece.model",
     "tekken.json",
 )
-# More files that decide what a text or a prompt becomes in tokens.
-_TOKENIZER_EXTRAS = (
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "merges.txt",
-    "special_tokens_map.json",
-)
+# Files that are read where there is no tokenizer.json.
+_SLOW_TOKENIZER_FILES = ("added_tokens.json", "merges.txt", "special_tokens_map.json")
 _WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -255,7 +249,9 @@ def n_bytes(location: Location) -> int:
 
 
 def _content_files(folder: Path) -> list[Path]:
-    others = [folder / name for name in ("config.json", *_TOKENIZER_FILES, *_TOKENIZER_EXTRAS)]
+    others = [folder / name for name in ("config.json", *_TOKENIZER_FILES)]
+    if not (folder / "tokenizer.json").is_file():
+        others += [*(folder / name for name in _SLOW_TOKENIZER_FILES), *sorted(folder.glob("*.tiktoken"))]
     code = sorted(folder.glob("*.py")) if "auto_map" in read_json(folder / "config.json") else []
     return [*_weight_files(folder), *(path for path in others if path.is_file()), *code]
 

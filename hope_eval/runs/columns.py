@@ -29,15 +29,46 @@ Record = dict[str, Any]
 # Called with the work done and the total, at the start and during the work.
 Progress = Callable[[int, int], None]
 
-_TYPES = {
-    "bool": bool,
+_TYPES: dict[str, tuple[type, ...]] = {
+    "bool": (bool,),
     "float64": (int, float),
-    "int32": int,
-    "int64": int,
-    "list": list,
-    "string": str,
-    "struct": dict,
+    "int32": (int,),
+    "int64": (int,),
+    "count": (int,),
+    "list": (list,),
+    "string": (str,),
+    "struct": (dict,),
 }
+_BITS = {"int32": 31, "int64": 63, "count": 63}
+
+
+def is_type(value: Any, type_: str) -> bool:
+    """Whether a value that was read from JSON has a type of a `Field`, or one of those below.
+
+    count: an integer above 0. counts, strings: lists of them. With `?`, null has the type too.
+    """
+    if type_.endswith("?"):
+        return value is None or is_type(value, type_[:-1])
+    if type_ in ("counts", "strings"):
+        return isinstance(value, list) and all(is_type(item, type_[:-1]) for item in value)
+    # In Python, True is an int; a grade may be one.
+    if not isinstance(value, _TYPES[type_]) or (isinstance(value, bool) and type_ not in ("bool", "float64")):
+        return False
+    if isinstance(value, str):
+        return _is_text(value)
+    if type_ not in _BITS:
+        return True
+    assert isinstance(value, int)
+    return (1 if type_ == "count" else -(1 << _BITS[type_])) <= value < 1 << _BITS[type_]
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string can be written: JSON may hold half of a surrogate pair."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -63,10 +94,8 @@ class Field:
             value = value.get(inner) if isinstance(value, dict) else None
         if value is None and self.required:
             raise ValueError(f"it has no `{self.name}`")
-        if value is not None and not isinstance(value, _TYPES[self.type]):  # type: ignore[arg-type]
+        if value is not None and not is_type(value, self.type):
             raise ValueError(f"`{self.name}` is {value!r}")
-        if self.type == "int32" and value is not None and abs(value) >= 1 << 31:
-            raise ValueError(f"`{self.name}` is {value}")
         return value
 
 
@@ -107,7 +136,10 @@ def read_columns(
 
 def parsed(line: bytes) -> dict[str, Any]:
     """The record of a line. Raises ValueError if it is not one."""
-    record: dict[str, Any] = json.loads(line)
+    try:
+        record: dict[str, Any] = json.loads(line)
+    except RecursionError:
+        raise ValueError("it has too many brackets") from None
     if not isinstance(record, dict):
         raise ValueError("it is not a record")
     return record

@@ -10,6 +10,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -25,8 +26,9 @@ JOBS = "HOPE_EVAL_JOBS"
 
 _THREADS = "OMP_NUM_THREADS"
 
-# Seconds between two checks of the others.
+# Seconds between two checks of the others, and of the process that started this one.
 _EVERY = 1.0
+_EVERY_PARENT = 0.5
 
 RESUME = "rerun the command to resume, with any number of processes; nothing that was measured is lost"
 
@@ -66,12 +68,33 @@ def check_groups(n: int, tensor_parallel: int, context_parallel: int, remedy: Ca
     )
 
 
+def end_with_parent() -> None:
+    """From now on, end this process soon after the process that started it, even if that one was killed."""
+    parent = os.getppid()
+
+    def look() -> None:
+        while os.getppid() == parent:
+            time.sleep(_EVERY_PARENT)
+        os._exit(1)
+
+    threading.Thread(target=look, daemon=True).start()
+
+
+def obey_parent() -> None:
+    """Leave Ctrl-C, which reaches all processes, to the process that started this one, and end with that one."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_with_parent()
+
+
 def watch() -> None:
     """Under torchrun, start this command again to do the work, and wait for it; exits when all processes have ended.
 
     If the working process failed, this one fails only after all others have ended: torchrun then has none to kill.
     """
-    if n_processes() == 1 or PIPE in os.environ:
+    if n_processes() == 1:
+        return
+    end_with_parent()
+    if PIPE in os.environ:
         return
     is_first = os.environ.get("RANK", "0") == "0"
     reading, writing = os.pipe()

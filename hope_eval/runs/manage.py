@@ -10,8 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from hope_eval.errors import StoreError, did_you_mean
+from hope_eval.files import explained
 from hope_eval.runs.columns import Field
-from hope_eval.runs.store import FILES, SHARDS, RunStore, explained, is_run, locked, remove_folder, shards_of
+from hope_eval.runs.store import (
+    FILES,
+    SHARDS,
+    RunStore,
+    check_links,
+    is_run,
+    locked,
+    remove_folder,
+    shards_of,
+)
 
 # Most runs that a message names.
 _NAMED = 4
@@ -143,8 +153,8 @@ def check_removable(path: Path) -> None:
     """Raise StoreError if a folder is not a run, is a link, or holds anything else."""
     if not is_run(path):
         raise StoreError(f"no run at `{path}`", "give the folder of a run, such as results/runs/ppl-…")
-    if path.is_symlink():
-        raise StoreError(f"`{path}` is a link, and links are not followed to remove a run", "give the folder itself")
+    for folder in (path, *shards_of(path)):
+        check_links(folder)
     others = _other_files(path)
     if others:
         raise StoreError(

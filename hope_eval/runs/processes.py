@@ -25,14 +25,15 @@ from typing import Any
 import filelock
 
 from hope_eval.errors import HopeEvalError, OptionError, StoreError
+from hope_eval.files import explained
 from hope_eval.runs.launch import JOBS, PIPE, RESUME, check_groups, n_processes
 from hope_eval.runs.records.oom import OOM
 from hope_eval.runs.shards import LOOK, Echo, Rank, Shard, is_free, merge, remove_empty, session_of, shards_in
 from hope_eval.runs.store import (
     SHARDS,
     RunStore,
+    check_links,
     claimed,
-    explained,
     header_of,
     locked,
     run_id,
@@ -105,16 +106,12 @@ class Ranks(Rank):
     def _shard(self, run: Path, header: dict[str, Any]) -> Shard:
         """The shard of this process of a run. The shard is locked until `close`; rank 0 locks the run too."""
         if run not in self._shards:
+            check_links(run)
             if self.rank == 0 and self.world > 1:
                 header = self._locks.enter_context(claimed(run, header))
             for shard in shards_of(run):
                 if session_of(shard) != self.session and not is_free(shard / "run.lock"):
                     raise StoreError(f"another process is writing the run {run}", "wait for it, or give another --out")
-            if (run / SHARDS).is_symlink():
-                raise StoreError(
-                    f"`{run / SHARDS}` is a link, and links are not followed to remove merged shards",
-                    "remove the link, or give another --out",
-                )
             path = run / SHARDS / f"{self.session}-{self.rank}"
             if self.member:
                 self._shards[run] = Echo(path, header, run, self)
@@ -322,8 +319,8 @@ def _sweep(folder: Path) -> None:
     """Remove the folders of sessions without a living process. Links are not followed."""
     sessions = folder.iterdir() if folder.is_dir() and not folder.is_symlink() else ()
     for session in sessions:
-        locks = list(session.glob("*.lock"))
-        if locks and not session.is_symlink() and all(map(is_free, locks)):
+        locks = [] if session.is_symlink() else list(session.glob("*.lock"))
+        if locks and all(map(is_free, locks)):
             with contextlib.suppress(OSError):
                 for file in session.iterdir():
                     if file.suffix in _SESSION_FILES:

@@ -132,7 +132,7 @@ class Shard(RunStore):
 
     def whole(self) -> RunStore:
         """The run that it was merged into, or itself."""
-        return RunStore.reading(self.run) if self.is_merged else self
+        return RunStore.reading(self.run).completed() if self.is_merged else self
 
     def log_session(self, session: Mapping[str, Any]) -> None:
         """Record a session with the numbers of its process."""
@@ -170,10 +170,13 @@ def merge(run: RunStore, shards: Sequence[RunStore]) -> None:
     when the records are on the disk. Raises StoreError for a shard that is damaged.
     """
     kind_of, key_of = run.kind.record_kind, run.kind.key
+    for record in run.records:
+        run.check_record(record)
     held = {key_of(record) for record in run.records}
     fresh: dict[tuple[Hashable, ...], tuple[Record, RunStore]] = {}
     for shard in shards:
         for record in shard.records:
+            shard.check_record(record)
             if key_of(record) not in held:
                 fresh.setdefault(key_of(record), (record, shard))
     records = [*run.records, *(record for record, _ in fresh.values())]
@@ -185,7 +188,7 @@ def merge(run: RunStore, shards: Sequence[RunStore]) -> None:
     run.sync()
     noted = [_bare(session) for session in run.sessions()]
     sessions = [session for shard in shards for session in shard.sessions()]
-    for session in sorted(sessions, key=lambda session: str(session["started"])):
+    for session in sorted(sessions, key=lambda session: str(session.get("started"))):
         if _bare(session) not in noted:
             run.log_session(session)
     for shard in shards:
@@ -204,7 +207,9 @@ def session_of(shard: Path) -> str:
 
 
 def is_free(lock: Path, look: float = LOOK) -> bool:
-    """Whether no process holds a lock. Others that look at the same time do not count."""
+    """Whether no process holds a lock. Others that look at the same time do not count; a link is no lock."""
+    if lock.is_symlink():
+        return True
     try:
         with filelock.FileLock(lock).acquire(timeout=look):
             return True

@@ -16,7 +16,6 @@ columns.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -30,9 +29,10 @@ import filelock
 import numpy as np
 
 from hope_eval.errors import StoreError
-from hope_eval.files import whole_file
+from hope_eval.files import explained, whole_file
 from hope_eval.runs.columns import Field, Progress, Record, damaged, n_lines, parsed, read_columns, remedy
-from hope_eval.runs.kinds import RunKind, kind_of
+from hope_eval.runs.header import complete, header_fault
+from hope_eval.runs.kinds import PERPLEXITY, RunKind, kind_of
 
 if TYPE_CHECKING:
     import pandas
@@ -46,7 +46,24 @@ NEWER = "pip install --upgrade hope-eval"
 FILES = ("records.jsonl", "arrays.bin", "sessions.jsonl", "run.part", "run.json", "run.lock")
 SHARDS = "shards"
 
+# Facts of a session that are used; the others are for people.
+_SESSION = (
+    Field("started", "string", required=False),
+    Field("seconds", "float64", required=False),
+    Field("peak_memory_gib", "float64", required=False),
+    Field("command", "string", required=False),
+    Field("records", "struct", required=False),
+    Field("records.bytes", "int64", required=False),
+    Field("records.crc", "int64", required=False),
+)
+
+# Facts of the place of an array.
+_PLACE = (Field("offset", "int64"), Field("count", "int64"), Field("dtype", "string"), Field("crc", "int64"))
+
 T = TypeVar("T")
+
+# Characters of a damaged record that its error shows.
+_SHOWN = 120
 
 # Bytes of a step of the search for the end of the last line.
 _TAIL = 1 << 16
@@ -105,6 +122,16 @@ class RunStore:
         if not is_run(path):
             raise StoreError(f"no run at `{path}`", "give the folder of a run, such as results/runs/ppl-…")
         return cls(path, _read_header(path))
+
+    def completed(self) -> Self:
+        """The run with all facts in its header that tables need, see `header.complete`."""
+        digest, named = (name.rpartition("-")[2] for name in (run_id(self.header["identity"]), self.id))
+        if re.fullmatch(r"[0-9a-f]{10}", named) and named != digest:
+            raise StoreError(
+                f"{self.path / 'run.json'} was changed: its identity belongs to another run", remedy(self.path)
+            )
+        self.header = complete(self.header, self.kind is PERPLEXITY, self.path)
+        return self
 
     @property
     def id(self) -> str:
@@ -204,6 +231,15 @@ class RunStore:
         self._end += len(line)
         self.records.append(whole)
 
+    def check_record(self, record: Record) -> None:
+        """Raise StoreError for a record that no run of this kind holds, or whose numbers are not possible."""
+        try:
+            fault = self.kind.record_kind(record).own_fault(record)
+        except StoreError as error:
+            fault = error.message
+        if fault:
+            raise damaged_record(self.path, f"{json.dumps(record)[:_SHOWN]}: {fault}")
+
     def share(self, todo: Sequence[T], pieces: Callable[[T], Iterable[Hashable]]) -> list[T]:
         """The batches that this process does: all; of several processes, each has a share (`Shard.share`)."""
         return list(todo)
@@ -224,7 +260,7 @@ class RunStore:
         """An array of a record. Raises StoreError if its bytes have changed since they were written."""
         place = record["arrays"][name]
         dtype = np.dtype(place["dtype"])
-        with (self.path / "arrays.bin").open("rb") as stream:
+        with explained(self.path / "arrays.bin", "read"), (self.path / "arrays.bin").open("rb") as stream:
             stream.seek(place["offset"])
             data = stream.read(place["count"] * dtype.itemsize)
         if zlib.crc32(data) != place["crc"]:
@@ -241,13 +277,18 @@ class RunStore:
             stream.write(json.dumps(line).encode() + b"\n")
 
     def sessions(self) -> list[Record]:
-        """The recorded sessions; a half-written last line is passed over."""
+        """The recorded sessions; a half-written line, or one that is damaged, is passed over."""
         file = self.path / "sessions.jsonl"
+        with explained(file, "read"):
+            lines = file.read_bytes().split(b"\n") if file.exists() else []
         sessions = []
-        for line in file.read_bytes().split(b"\n") if file.exists() else ():
+        for line in lines:
             with contextlib.suppress(ValueError):
-                sessions.append(json.loads(line))
-        return [session for session in sessions if isinstance(session, dict)]
+                session = parsed(line)
+                for field in _SESSION:
+                    field.of(session)
+                sessions.append(session)
+        return sessions
 
     def checksum(self, n_bytes: int) -> int:
         """CRC-32 of the first bytes of the records."""
@@ -298,6 +339,11 @@ class RunStore:
                 os.truncate(path, size)
 
 
+def damaged_record(path: Path, why: str) -> StoreError:
+    """The error for a record of a run that cannot be used."""
+    return StoreError(f"{path} has a damaged record: {why}", remedy(path))
+
+
 def place_size(place: Mapping[str, Any]) -> int:
     """Bytes of `arrays.bin` that an array takes."""
     size: int = place["count"] * np.dtype(place["dtype"]).itemsize
@@ -305,8 +351,11 @@ def place_size(place: Mapping[str, Any]) -> int:
 
 
 def _place_end(place: Mapping[str, Any]) -> int:
-    """Where an array ends in `arrays.bin`."""
-    end: int = place["offset"] + place_size(place)
+    """Where an array ends in `arrays.bin`. Raises ValueError for what is not the place of an array."""
+    offset, count, dtype, _ = (field.of(dict(place)) for field in _PLACE)
+    if offset < 0 or count < 0 or not re.fullmatch(r"[<>|][fiu][1248]", dtype):
+        raise ValueError("it has an array that is not one")
+    end: int = offset + place_size(place)
     return end
 
 
@@ -323,6 +372,16 @@ def shards_of(path: Path) -> list[Path]:
         if folder.is_symlink() or not folder.is_dir():
             return []
         return sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())
+
+
+def check_links(path: Path) -> None:
+    """Raise StoreError if the folder of a run, or a file in it, is a link: nothing is written or removed through it."""
+    for place in (path, *(path / name for name in (*FILES, SHARDS))):
+        if place.is_symlink():
+            raise StoreError(
+                f"`{place}` is a link, and links are not followed to write or remove a run",
+                "remove the link, or give another --out",
+            )
 
 
 def remove_folder(folder: Path) -> None:
@@ -352,18 +411,23 @@ def header_of(identity: Mapping[str, Any], provenance: Mapping[str, Any]) -> dic
 def claimed(path: Path, header: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Lock a run for writing, make it if it does not exist, and yield its header.
 
-    Raises StoreError if its folder cannot be written, or if another process is writing it.
+    Raises StoreError if its folder cannot be written or is a link, or if another process is writing it.
     """
+    check_links(path)
     with explained(path):
         path.mkdir(parents=True, exist_ok=True)
     with locked(path):
         write_header(path, header, path)
-        yield _read_header(path)
+        held = _read_header(path)
+        if run_id(held["identity"]) != run_id(header["identity"]):
+            raise StoreError(f"{path / 'run.json'} is damaged: its identity belongs to another run", remedy(path))
+        yield held
 
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Lock a run for writing. Raises StoreError if another process is writing it."""
+    """Lock a run for writing. Raises StoreError if another process is writing it, or if a link is in its place."""
+    check_links(path)
     with explained(path):
         lock = filelock.FileLock(path / "run.lock")
         try:
@@ -390,17 +454,22 @@ def _read_header(path: Path) -> dict[str, Any]:
     file = path / "run.json"
     try:
         with explained(file, "read"):
-            header = json.loads(file.read_bytes())
+            header = parsed(file.read_bytes())
+        # JSON may hold half of a surrogate pair, which cannot be printed.
+        json.dumps(header, ensure_ascii=False).encode()
         if not all(isinstance(header["identity"][key], str) for key in ("task", "model", "encoding")):
             raise ValueError("its identity lacks task, model or encoding")
         if not isinstance(header["provenance"], dict):
             raise ValueError("it has no provenance")
         format_ = int(header.get("format", 0))
-    except (KeyError, TypeError, ValueError) as error:
+        fault = header_fault(header, kind_of(header["identity"]) is PERPLEXITY)
+        if fault and format_ <= FORMAT:
+            raise ValueError(fault)
+    except (AttributeError, KeyError, OverflowError, RecursionError, TypeError, ValueError) as error:
         raise StoreError(f"{file} is damaged: {error}", remedy(path)) from error
     if format_ > FORMAT:
         raise StoreError(f"{path} has the format {format_} of a newer hope-eval; this version reads {FORMAT}", NEWER)
-    return header  # type: ignore[no-any-return]
+    return header
 
 
 def _whole_lines(file: Path) -> tuple[int, int]:
@@ -429,19 +498,3 @@ def write_header(path: Path, header: Mapping[str, Any], folder: Path) -> None:
             # The name of the temporary file is one of FILES, so that `remove` also removes what a kill leaves.
             with whole_file(path / "run.json", folder / "run.part") as part:
                 part.write_text(json.dumps(header, indent=1, ensure_ascii=False) + "\n", "utf-8")
-
-
-@contextlib.contextmanager
-def explained(path: Path, verb: str = "write") -> Iterator[None]:
-    """Turn an error of the operating system into a StoreError with a remedy."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise StoreError(
-                f"no space left to write {path}; the results so far are kept",
-                "free some space, then rerun the command to resume; or give another --out",
-            ) from error
-        raise StoreError(
-            f"cannot {verb} {path}: {error.strerror}", f"give a folder you may {verb}" + ": --out" * (verb == "write")
-        ) from error

@@ -65,9 +65,12 @@ class TokenStore:
         self._n_measured: int | None = None
         # A cache: every cell of a table needs them.
         self._bytes: dict[str, np.ndarray | None] = {}
+        # A cache, by the id of a record.
+        self._finite: dict[int, np.ndarray | None] = {}
         # By document, start and prefix: a window covers only others with the same three.
         self._windows: dict[tuple[str, int, bool], list[tuple[Window, Record]]] = defaultdict(list)
         for record in store.records:
+            store.check_record(record)
             self._index(record)
 
     @property
@@ -100,8 +103,41 @@ class TokenStore:
         self._index(self.store.records[-1])
 
     def _find(self, document: str, window: Window) -> tuple[Window, Record] | None:
-        held = self._windows.get((document, window.start, window.prefixed), [])
-        return next((pair for pair in held if pair[0].covers(window, self.nested_safe)), None)
+        """The read that gives the nll of a window: of no more tokens, or longer and without a NaN there.
+
+        A NaN late in a long read can reach back in the model, so a shorter window is then read by itself.
+        """
+        held = (pair for pair in self._held(document, window) if pair[0].covers(window, self.nested_safe))
+        return next((pair for pair in held if self._serves(pair, window)), None)
+
+    def _serves(self, pair: tuple[Window, Record], window: Window) -> bool:
+        """Whether a read that covers a window gives its nll: it read no more, or its numbers are finite there."""
+        read, record = pair
+        if read.stop == window.stop:
+            return True
+        finite = self._finite_of(record)
+        first = window.scored_start - read.scored_start
+        return finite is None or bool(finite[first : first + window.n_scored].all())
+
+    def _finite_of(self, record: Record) -> np.ndarray | None:
+        """Which nll of a window are finite; None: all of them."""
+        if id(record) not in self._finite:
+            finite = np.isfinite(self.store.array(record, "nll"))
+            self._finite[id(record)] = None if finite.all() else finite
+        return self._finite[id(record)]
+
+    def _held(self, document: str, window: Window) -> list[tuple[Window, Record]]:
+        return self._windows.get((document, window.start, window.prefixed), [])
+
+    def has_nan(self, document: str, window: Window) -> bool:
+        """Whether the run holds that very window, with an nll that is not finite."""
+        return any(
+            read == window and self._finite_of(record) is not None for read, record in self._held(document, window)
+        )
+
+    def was_read(self, document: str, window: Window) -> bool:
+        """Whether a read of the run covers a window, even if a NaN spoilt its numbers."""
+        return any(read.covers(window, self.nested_safe) for read, _ in self._held(document, window))
 
     def covers(self, document: str, window: Window) -> bool:
         """Whether the run holds the nll of that window."""

@@ -39,11 +39,12 @@ def verify(path: Path, progress: Progress = lambda done, total: None) -> RunStor
 
 def _verify_checksum(store: RunStore) -> None:
     """Raise StoreError if the records that the last session left have changed since."""
-    checksums = [session["records"] for session in store.sessions() if "records" in session]
+    checksums = [session["records"] for session in store.sessions() if session.get("records")]
+    checksums = [checksum for checksum in checksums if checksum.get("bytes") and checksum.get("crc") is not None]
     if not checksums:
         return
-    n_bytes = checksums[-1]["bytes"]
-    if (store.path / "records.jsonl").stat().st_size < n_bytes:
+    n_bytes, records = checksums[-1]["bytes"], store.path / "records.jsonl"
+    if not records.exists() or records.stat().st_size < n_bytes:
         raise StoreError("records that the last session wrote are missing")
     if store.checksum(n_bytes) != checksums[-1]["crc"]:
         raise StoreError("its records were changed: their checksum is not that of the last session")

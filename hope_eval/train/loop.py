@@ -37,7 +37,7 @@ from torch import Tensor, distributed, nn
 
 from hope_eval.encodings import parse_encoding
 from hope_eval.errors import OptionError, TrainingError
-from hope_eval.files import whole_file
+from hope_eval.files import explained, whole_file
 from hope_eval.model.checkpoint import quiet
 from hope_eval.model.decoder import HopeEvalConfig, HopeEvalForCausalLM
 from hope_eval.model.device import device_named
@@ -47,7 +47,7 @@ from hope_eval.runs.columns import Progress
 from hope_eval.runs.provenance import origin
 from hope_eval.task import Sample, task_class
 from hope_eval.train.prepare import Prepared, prepare
-from hope_eval.train.recipe import Recipe, claim, parse_size
+from hope_eval.train.recipe import Recipe, claim, held, parse_size
 from hope_eval.train.rows import check_disk
 
 # Compiling pays from this many steps on.
@@ -75,12 +75,30 @@ def train(
     force:         delete another training in `out`.
     progress:      called with the tokens trained on so far, and their total.
 
-    Raises TrainingError, EncodingError, OptionError or CorpusError.
+    Raises TrainingError, EncodingError, OptionError or CorpusError; StoreError on a full disk.
     """
     recipe.check()
-    if claim(recipe, out, force):
-        progress(recipe.n_tokens, recipe.n_tokens)
-        return out
+    with held(out), explained(out):
+        if not claim(recipe, out, force):
+            _train(recipe, out, work, device, compile_model, save_steps, command, progress)
+        else:
+            # A kill at the very end leaves it.
+            shutil.rmtree(out / ".work", ignore_errors=True)
+            progress(recipe.n_tokens, recipe.n_tokens)
+    return out
+
+
+def _train(
+    recipe: Recipe,
+    out: Path,
+    work: Path | None,
+    device: str,
+    compile_model: bool | None,
+    save_steps: int,
+    command: str,
+    progress: Progress,
+) -> None:
+    """Train the model, or resume, in a folder that is claimed for it."""
     with _processes(device) as processes:
         prepared = prepare(recipe, work or out / ".work")
         if compile_model is None:
@@ -90,7 +108,6 @@ def train(
         _run(loop, log, out, save_steps or max(1, recipe.n_steps // 10), progress)
         if processes.rank == 0:
             _finish(loop, log, out, command)
-    return out
 
 
 def new_model(recipe: Recipe, vocab_size: int) -> HopeEvalForCausalLM:

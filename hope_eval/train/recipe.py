@@ -6,19 +6,25 @@ Two trainings with recipes that differ only in `encoding` start from the same we
 order.
 """
 
+import contextlib
 import json
 import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+import filelock
 
 from hope_eval.encodings import Geometry
 from hope_eval.errors import OptionError, TrainingError, did_you_mean
 from hope_eval.files import whole_file
 from hope_eval.model.layer_choice import parse_choice
+
+# In the folder of a training, while a command works there.
+_LOCK = ".train.lock"
 
 # Installed packages to train on. Three texts are held out for evaluation, never listed here: the standard library
 # (the default of `--data`), sympy and networkx.
@@ -194,12 +200,12 @@ def claim(recipe: Recipe, out: Path, force: bool) -> bool:
     Raises TrainingError if the folder holds anything else.
     """
     path, wanted = out / "recipe.json", json.dumps(asdict(recipe), indent=1)
-    if force and out.is_dir() and path.is_file():
-        shutil.rmtree(out)
     try:
+        if force and path.is_file():
+            _empty(out)
         if path.is_file():
             _check_same(path, wanted)
-        elif out.is_dir() and any(child.name != ".work" and ".part" not in child.name for child in out.iterdir()):
+        elif out.is_dir() and any(not _is_ours(child.name) for child in out.iterdir()):
             raise TrainingError(f"`{out}` is not empty, and holds no training", "choose another --out")
         else:
             out.mkdir(parents=True, exist_ok=True)
@@ -211,11 +217,66 @@ def claim(recipe: Recipe, out: Path, force: bool) -> bool:
     return (out / "training.json").is_file()
 
 
+@contextlib.contextmanager
+def held(out: Path) -> Iterator[None]:
+    """Lock the folder of one or more trainings; this process may lock it again.
+
+    Of processes that train one model together, the first holds the lock.
+
+    Raises TrainingError if another command trains there, or if the folder or anything in it is a link.
+    """
+    if os.environ.get("RANK", "0") != "0":
+        yield
+        return
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        links = [place for place in (out, *out.iterdir()) if place.is_symlink()]
+        if links:
+            raise TrainingError(
+                f"`{links[0]}` is a link, and links are not followed to write or delete a training",
+                "remove the link, or choose another --out",
+            )
+        lock = filelock.FileLock(out / _LOCK, is_singleton=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        raise TrainingError(
+            f"another command is training into `{out}`", "wait for it, or choose another --out"
+        ) from None
+    except OSError as error:
+        raise TrainingError(f"cannot write to `{out}`: {error}", "choose another --out") from error
+    try:
+        yield
+    finally:
+        if lock.lock_counter == 1:
+            (out / _LOCK).unlink(missing_ok=True)
+        lock.release()
+
+
+def _is_ours(name: str) -> bool:
+    """Whether a training writes a file of that name before it claims its folder."""
+    return name in (".work", _LOCK) or ".part" in name
+
+
+def _empty(out: Path) -> None:
+    """Delete everything in a folder but its lock; links are removed and not followed."""
+    if out.is_symlink():
+        raise TrainingError(f"`{out}` is a link, and links are not followed to delete", "give the folder itself")
+    for child in out.iterdir():
+        if child.is_dir() and not child.is_symlink():
+            shutil.rmtree(child)
+        elif child.name != _LOCK:
+            child.unlink()
+
+
 def _check_same(path: Path, wanted: str) -> None:
-    written = path.read_text()
+    written = path.read_text("utf-8", errors="replace")
     if written == wanted:
         return
-    theirs, ours = json.loads(written), json.loads(wanted)
+    try:
+        theirs = dict(json.loads(written))
+    except (TypeError, ValueError):
+        raise TrainingError(f"`{path}` is damaged", "choose another --out, or --force") from None
+    ours = json.loads(wanted)
     fields = ", ".join(key for key in ours if theirs.get(key) != ours[key])
     raise TrainingError(
         f"`{path.parent}` holds a training with a different recipe: {fields}", "choose another --out, or --force"

@@ -27,6 +27,7 @@ import numpy as np
 
 from hope_eval.errors import ContextTooShortError, OptionError, TrainingError
 from hope_eval.runs.columns import Progress
+from hope_eval.runs.launch import obey_parent
 from hope_eval.task import Prompt, Task, Vocabulary, generator, task_class
 
 # Reading the same text more often than this teaches a model to recite it.
@@ -146,9 +147,12 @@ def _fill_in_processes(
         yield from (_fill(*arguments) for arguments in calls)
         return
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(n_processes, context) as pool:
+    pool = ProcessPoolExecutor(n_processes, context, initializer=obey_parent)
+    try:
         for future in as_completed([pool.submit(_fill, *arguments) for arguments in calls]):
             yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _fill(

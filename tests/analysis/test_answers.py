@@ -24,7 +24,8 @@ from hope_eval.task import parse_task
 
 IDENTITY = {
     "task": "needle", "version": 1, "model": "m", "encoding": "rope", "fingerprint": "f", "train_length": 64,
-    "max_length": None, "dtype": "float32", "prefix_token": 0, "seed": 0,
+    "max_length": None, "dtype": "float32", "prefix_token": 0, "seed": 0, "device": "cpu", "kernel": "sdpa",
+    "head": "full", "answers": 1, "task_fingerprint": "t", "data": "",
 }  # fmt: skip
 PROVENANCE = {
     "family": "retrieve", "metric": "accuracy", "one_line": "find it", "source": "", "controls": ["floor", "ceiling"],
@@ -412,7 +413,10 @@ def test_a_fact_may_be_of_any_type(facts, labels, tmp_path):
         answer(2, index=index, meta={"far": fact} if fact is not None else {}) for index, fact in enumerate(facts)
     ]
     # A control, and one of another kind, whose facts are no one's business.
-    records += [answer(2, control="floor", meta={"far": "away"}), {"kind": "oom", "length": 900, "meta": {"far": 0}}]
+    records += [
+        answer(2, control="floor", meta={"far": "away"}),
+        {"kind": "oom", "length": 900, "memory": {}, "meta": {"far": 0}},
+    ]
     rows = answers.table([store_of(tmp_path, records)], [100], by="far").rows
     assert {row["slice"]: row["n_questions"] for row in rows if row["slice"]} == labels
 

@@ -13,6 +13,7 @@ from commands import hope_eval
 
 from hope_eval.analysis.compare import compare, readable_runs, tables_of
 from hope_eval.errors import ComparisonError, OptionError, StoreError
+from hope_eval.runs.store import run_id
 
 MODELS = ("--model", "zoo:rope", "--model", "zoo:hope", "--model", "zoo:learned")
 
@@ -41,11 +42,12 @@ def run_of(runs: Path, start: str) -> Path:
 
 
 def changed(path: Path, part: str = "identity", **changes) -> Path:
-    """Change the header of a run on disk."""
+    """Change the header of a run on disk, and the hash in the name of its folder."""
     header = json.loads((path / "run.json").read_text())
+    named = path.name == run_id(header["identity"])
     header[part] |= changes
     (path / "run.json").write_text(json.dumps(header))
-    return path
+    return path.rename(path.with_name(run_id(header["identity"]))) if named else path
 
 
 def copied(path: Path, to: str, **changes) -> Path:

@@ -251,3 +251,49 @@ def test_no_two_models_are_in_memory_at_once(checkpoint, stories, tmp_path, monk
     monkeypatch.setattr(checkpoints, "load_checkpoint", watched)
     hope_eval("ppl", *["--model", checkpoint] * 3, "--data", stories, "--lengths", "8", "--out", tmp_path)
     assert alive == [0, 0, 0]
+
+
+def test_a_fault_of_ours_is_one_line_and_its_traceback_a_file(tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise RuntimeError("boom\nsecond line")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr("hope_eval.runs.manage.runs_in", fail)
+    said = hope_eval("runs", code=1).stderr.splitlines()
+    assert said[0] == "Error: this is a fault of hope-eval: RuntimeError: boom"
+    (file,) = (tmp_path / "hope-eval").iterdir()
+    assert said[1] == f"hint: please report it with the command and the file {file}"
+    assert 'RuntimeError("boom' in file.read_text()
+
+
+@pytest.mark.parametrize(("command", "kept"), [("runs", "rerun the command"), ("train", "the last checkpoint of each")])
+def test_an_interrupt_is_one_line_that_says_what_is_kept(command, kept, tmp_path, monkeypatch):
+    def interrupt(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("hope_eval.runs.manage.runs_in", interrupt)
+    monkeypatch.setattr("hope_eval.train.jobs.prepare_all", interrupt)
+    arguments = ["rope", "--out", tmp_path / "out"] if command == "train" else []
+    said = hope_eval(command, *arguments, code=130).stderr
+    assert said.startswith("Error: interrupted\nhint: ")
+    assert kept in said
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device"),
+        Exception("No space left on device (os error 28)"),
+        OSError("456126 requested and 99968 written"),
+        RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2499520 vs 2499408"),
+    ],
+)
+def test_a_full_disk_is_said_in_words_whatever_library_meets_it(error, tmp_path, monkeypatch):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr("hope_eval.train.jobs.prepare_all", fail)
+    said = hope_eval("train", "rope", "--out", tmp_path / "out", code=1).stderr
+    assert said.startswith(f"Error: no space left to write {tmp_path / 'out'}; the results so far are kept\n")
+    monkeypatch.setattr("hope_eval.runs.manage.runs_in", fail)
+    assert "Error: no space left on the disk\n" in hope_eval("runs", code=1).stderr

@@ -450,6 +450,45 @@ def test_protocols_that_read_documents_to_their_end_say_so(name):
         assert protocol.reads_whole(lengths) == (differ or name == "rolling")
 
 
+class Spoils(Uniform):
+    """A model in which a NaN reaches back: all predictions of a read of more than so many tokens are NaN."""
+
+    longest, n_reads = 50, 0
+
+    def forward(self, ids_BL):
+        self.n_reads += len(ids_BL)
+        out = super().forward(ids_BL)
+        logits = out.logits if hasattr(out, "logits") else out
+        if ids_BL.shape[1] > self.longest:
+            logits[:] = float("nan")
+        return out
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_a_nan_in_a_long_read_leaves_shorter_lengths_alone(is_killed, tmp_path):
+    def model():
+        return LanguageModel("spoils", Spoils(), byte_tokenizer(), 64, "a test")
+
+    def die(done, total):
+        if done:
+            raise KeyboardInterrupt
+
+    if is_killed:
+        with pytest.raises(KeyboardInterrupt):
+            measured(protocol_named("prefix"), [16, 32, 64, 100], tmp_path, model(), report=die)
+    rows, _ = measured(protocol_named("prefix"), [16, 32, 64, 100], tmp_path, model())
+    assert [rows[length, "perplexity"]["status"] for length in (16, 32, 64, 100)] == ["ok", "ok", "nan", "nan"]
+    assert rows[32, "perplexity"]["value"] == pytest.approx(VOCAB_SIZE)
+    again = model()
+    n_reads = again.module.n_reads
+    _, same = measured(protocol_named("prefix"), [16, 32, 64, 100], tmp_path, again)
+    assert again.module.n_reads == n_reads, "nothing is left to read"
+    # The longest first, each document once at each length that was spoilt.
+    windows = [record["window"][1] for record in same.store.records if record["kind"] == "window"]
+    assert windows == sorted(windows, reverse=True)
+    assert len(windows) == 3 * len(TEXTS)
+
+
 def test_nan_marks_the_cells_that_contain_it_and_no_other(tmp_path):
     class Broken(Uniform):
         def forward(self, ids_BL):

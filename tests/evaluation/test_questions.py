@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+import time
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -344,6 +345,27 @@ def test_what_differs_is_another_run(tmp_path):
     assert len({store.id for store in stores}) == len(stores)
     assert {store.id for store in same} == {stores[0].id}, "what is the default anyway is no difference"
     assert lines(stores[0])[0] != lines(stores[1])[0]
+
+
+def test_another_template_is_another_run_and_the_date_is_always_the_same():
+    task, tokenizer = task_class("passkey")(), copy.deepcopy(zoo_tokenizer())
+    model = LanguageModel("m", Uniform(), tokenizer, 256)
+
+    def named(template: str, chat: bool = True) -> dict:
+        tokenizer.chat_template = template
+        return questions.Questions.of(model, task, (150,), n_contexts=1, chat=chat).identity(model)
+
+    turn = "{% for m in messages %}Q: {{ m.content }}\nA:{% endfor %}"
+    assert named(turn) == named(turn)
+    assert named(turn) != named("You answer. " + turn)
+    assert named(turn, chat=False) == named("You answer. " + turn, chat=False)
+    assert "template" not in named(turn, chat=False), "runs without a template keep their names"
+    clock = "{{ strftime_now('%d %b %Y %H:%M:%S.%f') }} " + turn
+    first = named(clock)
+    time.sleep(0.002)
+    assert named(clock) == first
+    vocabulary = vocabulary_for(tokenizer, task, chat=True)
+    assert "26 Jul 2024" in vocabulary.text(vocabulary.start)
 
 
 def test_a_chat_model_is_asked_in_its_template_unless_told_otherwise():

@@ -15,7 +15,7 @@ from rich.console import Console
 
 from hope_eval.errors import StoreError
 from hope_eval.runs import manage as runs
-from hope_eval.runs.store import RunStore, run_id
+from hope_eval.runs.store import FILES, RunStore, run_id
 from hope_eval.runs.verify import verify
 from hope_eval.show import tables
 
@@ -353,7 +353,7 @@ def nll_of(count: int):
         (replaced(1, document="d1"), "line 2, is damaged: its document `d1` does not come before it"),
         (replaced(1, window=[0, 3, 0, 3]), "line 2, is damaged"),
         (replaced(1, window=[0, 3, 3, 3, True]), r"line 2, is damaged: \[0, 3, 3, 3, True\] is not a window"),
-        (replaced(1, window=[4, 6, 4, 6, True]), "reaches past its document"),
+        (replaced(1, window=[3, 6, 3, 6, True]), "reaches past its document"),
         (replaced(1, window="0 to 3"), "line 2, is damaged"),
         (replaced(1, window=None), "line 2, is damaged"),
         (nll_of(2), "line 2, is damaged: the number of its nll is not that of the tokens"),
@@ -517,12 +517,39 @@ def test_links_are_never_followed_to_remove(tmp_path):
     run = answers_run(tmp_path / "runs", identity={**ANSWERS, "model": "n"})
     # The files of a shard elsewhere have the names of those of a run.
     (run / "shards").symlink_to(elsewhere.parent)
-    assert "not part of a run: shards" in hope_eval("runs", "rm", run, "--yes", code=1).stderr
+    assert "shards` is a link" in hope_eval("runs", "rm", run, "--yes", code=1).stderr
     (run / "shards").unlink()
     (run / "shards").mkdir()
     (run / "shards" / "session-0").symlink_to(elsewhere)
     assert "not part of a run: session-0" in hope_eval("runs", "rm", run, "--yes", code=1).stderr
+    shutil.rmtree(run / "shards")
+    content = (elsewhere / "records.jsonl").read_bytes()
+    for name in FILES:
+        if name != "run.json":
+            (run / name).unlink(missing_ok=True)
+            (run / name).symlink_to(elsewhere / name)
+            assert f"{name}` is a link" in hope_eval("runs", "rm", run, "--yes", code=1).stderr
+            (run / name).unlink()
     assert sorted(path.name for path in elsewhere.iterdir()) == ["arrays.bin", "records.jsonl", "run.json", "run.lock"]
+    assert (elsewhere / "records.jsonl").read_bytes() == content
+
+
+@pytest.mark.parametrize("name", ["", *(name for name in FILES if name != "run.json"), "shards"])
+def test_nothing_is_written_through_a_link(name, tmp_path):
+    elsewhere = answers_run(tmp_path / "elsewhere")
+    # What a resume would cut off.
+    edit(elsewhere, "records.jsonl", lambda content: content + b'{"kind": "ans')
+    before = {path.name: path.read_bytes() for path in elsewhere.iterdir()}
+    run = tmp_path / "runs" / elsewhere.name
+    if name:
+        answers_run(tmp_path / "runs")
+        (run / name).unlink(missing_ok=True)
+    else:
+        run.parent.mkdir()
+    (run / name).symlink_to(elsewhere / name)
+    with pytest.raises(StoreError, match="is a link"), RunStore.writing(tmp_path / "runs", ANSWERS, ASKED) as store:
+        store.append(answer(7))
+    assert {path.name: path.read_bytes() for path in elsewhere.iterdir()} == before
 
 
 def test_the_kind_of_a_run_knows_each_of_its_records_and_no_other(real):

@@ -428,6 +428,26 @@ def test_jobs_that_are_interrupted_end_with_a_word_and_go_on(number, command, by
 
 
 @pytest.mark.slow
+def test_jobs_whose_command_is_killed_end_and_release_the_run(command, by_one, tmp_path):
+    root = tmp_path / "runs"
+    arguments = ["-m", "hope_eval", *command, "--out", str(root), "--jobs", "2"]
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "start_new_session": True}
+    with subprocess.Popen(
+        [sys.executable, *arguments], env={**os.environ, "OMP_NUM_THREADS": "1"}, **options
+    ) as started:
+        while len(list(root.glob(".sessions/*/*.lock"))) < 2:
+            assert started.poll() is None, "it ended by itself"
+            time.sleep(0.05)
+        locks = list(root.glob(".sessions/*/*.lock"))
+        started.kill()
+    deadline = time.monotonic() + 5
+    while not all(map(sharding.is_free, locks)):
+        assert time.monotonic() < deadline, "a process outlives its command"
+    hope_eval(*command, "--out", root)
+    assert contents(root) == by_one[1]
+
+
+@pytest.mark.slow
 def test_of_jobs_one_is_killed_and_the_others_finish(command, by_one, tmp_path):
     root = tmp_path / "runs"
     done = subprocess.run(

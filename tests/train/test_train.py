@@ -22,7 +22,7 @@ from hope_eval.task import Vocabulary
 from hope_eval.train import rows
 from hope_eval.train.loop import Loop, Processes, new_model, train
 from hope_eval.train.prepare import prepare
-from hope_eval.train.recipe import HELD_OUT, MIX, PACKAGES, Recipe, parse_size
+from hope_eval.train.recipe import HELD_OUT, MIX, PACKAGES, Recipe, claim, held, parse_size
 
 TEXTS = ("python:click,rich",)
 TINY = {"size": "64x2x2", "train_length": 96, "tokens": 96 * 16 * 12, "batch_tokens": 96 * 16, "texts": TEXTS}
@@ -163,6 +163,52 @@ def test_trainings_side_by_side_end_with_the_command_that_started_them(tmp_path)
     sizes = [log.stat().st_size for log in logs]
     time.sleep(4)
     assert [log.stat().st_size for log in logs] == sizes
+
+
+def test_two_trainings_into_one_folder_are_an_error(tmp_path):
+    code = "import pathlib, sys; from hope_eval.train.recipe import held; held(pathlib.Path(sys.argv[1])).__enter__()"
+    with held(tmp_path), held(tmp_path):
+        done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    assert "another command is training into" in done.stderr
+    assert not (tmp_path / ".train.lock").exists(), "a checkpoint folder holds no lock"
+
+
+def test_force_removes_links_and_not_their_targets(work, tmp_path):
+    out, elsewhere = tmp_path / "out", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "mine").write_text("mine")
+    claim(Recipe("rope", **TINY), out, False)
+    (out / "linked").symlink_to(elsewhere)
+    with pytest.raises(TrainingError, match="is a link"), held(out):
+        pass
+    claim(Recipe("alibi", **TINY), out, True)
+    assert [path.name for path in out.iterdir()] == ["recipe.json"]
+    (tmp_path / "link").symlink_to(out)
+    with pytest.raises(TrainingError, match="is a link"):
+        claim(Recipe("rope", **TINY), tmp_path / "link", True)
+    assert (elsewhere / "mine").read_text() == "mine"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("to_group", [False, True])
+def test_one_interrupt_stops_all_trainings(to_group, tmp_path):
+    arguments = [word if word != str(96 * 16 * 12) else "3M" for word in ARGUMENTS]
+    code = "from hope_eval.train import rows\nrows.MOST_EPOCHS = 1e9\nfrom hope_eval.cli import main\nmain()"
+    command = [sys.executable, "-c", code, "train", "rope", "alibi", "nope", *arguments, "--jobs", "2"]
+    logs = [tmp_path / f"{name}-0" / "training.jsonl" for name in ("rope", "alibi")]
+    deadline = time.monotonic() + 200
+    options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([*command, "--out", str(tmp_path)], **options) as process:
+        while not all(log.is_file() and log.stat().st_size for log in logs) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        (os.killpg if to_group else os.kill)(process.pid, signal.SIGINT)
+        _, said = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "Error: interrupted\nhint: " in said
+    assert "rerun the command to resume" in said
+    assert "Traceback" not in said
+    # Whoever wrote to this pipe has ended, for `communicate` waits for all of them.
+    assert not (tmp_path / "nope-0" / "training.jsonl").exists()
 
 
 @pytest.mark.slow

@@ -63,14 +63,18 @@ class RecordKind:
         """Number of records of a whole piece."""
         return 1
 
-    def fault(self, record: Record, layout: Layout) -> str:
-        """Fault of a record; empty if it has none."""
+    def own_fault(self, record: Record) -> str:
+        """Fault of a record by itself; empty if it has none."""
         try:
             for field in self.fields:
                 field.of(record)
         except ValueError as error:
             return str(error)
         return ""
+
+    def fault(self, record: Record, layout: Layout) -> str:
+        """Fault of a record among those before it; empty if it has none."""
+        return self.own_fault(record)
 
     def repeated(self, record: Record) -> str:
         """Fault of a run that holds the key of a record twice."""

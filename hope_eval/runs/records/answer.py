@@ -3,7 +3,7 @@
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from hope_eval.runs.columns import Field, Record
+from hope_eval.runs.columns import Field, Record, is_type
 from hope_eval.runs.records import Layout, RecordKind
 
 if TYPE_CHECKING:
@@ -80,6 +80,32 @@ class Answer(RecordKind):
         n: int = record["n_questions"]
         return n
 
+    def own_fault(self, record: Record) -> str:
+        """The numbers of an answer are possible."""
+        fault = super().own_fault(record)
+        if fault:
+            return fault
+        try:
+            scored = {field.name: field.of(record) for field in SCORED} if "hits" in record else {}
+        except ValueError as error:
+            return str(error)
+        if scored and not 0 <= scored["hits"] <= scored["n_target"]:
+            return f"it has {scored['hits']} hits on {scored['n_target']} tokens"
+        if min(record["length"], record["index"]) < 0 or not 0 <= record["question"] < record["n_questions"]:
+            return "it is not a question of its context"
+        grade = record.get("grade", {})
+        if not isinstance(record.get("meta", {}), dict) or not isinstance(grade, dict):
+            return "its `meta` or `grade` has no names"
+        wrong = [name for name, value in grade.items() if not is_type(value, "float64")]
+        return f"its grade `{wrong[0]}` is {grade[wrong[0]]!r}" if wrong else ""
+
+    def impossible(self, answers: "DataFrame") -> str:
+        """Fault of the first answer whose numbers are not possible, given as columns; empty if there is none."""
+        for wrong, what in _impossible(answers):
+            if wrong.any():
+                return f"{_where(answers.loc[wrong[wrong].index].iloc[0])} {what}"
+        return ""
+
     def faults(self, answers: "DataFrame", layout: Layout) -> Iterator[str]:
         """Fault of the answers of a run, given as columns: `fields`, and SCORED if they were scored.
 
@@ -96,11 +122,8 @@ class Answer(RecordKind):
         is_wrong = (answers["length"] == 0) != (answers["control"] == "ceiling")
         yield from those(is_wrong, "has a wrong length: only the control `ceiling` has the length 0")
         yield from those(answers.duplicated([*context, "question"]), "is answered twice")
-        too_many = (answers["question"] < 0) | (answers["question"] >= answers["n_questions"])
-        yield from those(too_many, "is not among the questions of its context")
-        if "hits" in answers:
-            wrong = (answers["hits"] < 0) | (answers["hits"] > answers["n_target"])
-            yield from those(wrong, "has more hits than tokens")
+        for wrong, what in _impossible(answers):
+            yield from those(wrong, what)
         numbers = answers.drop_duplicates([*context, "n_questions"])
         yield from those(
             numbers.duplicated(context), "disagrees with others about the number of questions on its context"
@@ -116,9 +139,21 @@ class Answer(RecordKind):
                 yield f"context {absent} at {length} tokens{of} is missing, but the run holds later ones"
 
 
+def _impossible(answers: "DataFrame") -> Iterator[tuple["Series[bool]", str]]:
+    """Answers whose numbers are not possible, and why, given as columns."""
+    yield (answers["n_questions"] < 1) | (answers["index"] < 0), "is not among the questions of its context"
+    if "question" in answers:
+        unasked = (answers["question"] < 0) | (answers["question"] >= answers["n_questions"])
+        yield unasked, "is not among the questions of its context"
+    yield answers["length"] < 0, "has a length below 0"
+    if "hits" in answers:
+        yield (answers["hits"] < 0) | (answers["hits"] > answers["n_target"]), "has more hits than tokens"
+
+
 def _where(answer: "Series[Any]") -> str:
     control = f", control {answer['control']}" if answer["control"] else ""
-    return f"question {answer['question']} on context {answer['index']} at {answer['length']} tokens{control}"
+    question = f"question {answer['question']}" if "question" in answer else "a question"
+    return f"{question} on context {answer['index']} at {answer['length']} tokens{control}"
 
 
 ANSWER = Answer()

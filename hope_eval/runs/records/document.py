@@ -50,9 +50,12 @@ class Document(RecordKind):
         """Documents come first, in order of the sample."""
         return 0, record["index"]
 
-    def fault(self, record: Record, layout: Layout) -> str:
-        """Each token must have its bytes, where the tokenizer gives them."""
-        fault = super().fault(record, layout)
+    def own_fault(self, record: Record) -> str:
+        """Counts are not below 0, and each token has its bytes, where the tokenizer gives them."""
+        fault = super().own_fault(record)
+        below = [name for name in ("index", "n_tokens", "n_bytes", "n_words") if not fault and record[name] < 0]
+        if below:
+            return f"`{below[0]}` is {record[below[0]]}"
         if fault or "bytes" not in record.get("arrays", {}):
             return fault
         has_all = record["arrays"]["bytes"]["count"] == record["n_tokens"]

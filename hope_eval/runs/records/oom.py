@@ -23,6 +23,11 @@ class OutOfMemory(RecordKind):
     )
     may_repeat = True
 
+    def own_fault(self, record: Record) -> str:
+        """It names the tokens that did not fit."""
+        fault = super().own_fault(record)
+        return fault or ("" if self.n_tokens(record) > 0 else "it has neither `n_read` nor `length`")
+
     def of_window(self, document: str, n_read: int, memory: Mapping[str, float], message: str) -> Record:
         """A record of a read of a document.
 

@@ -43,28 +43,36 @@ class Window(RecordKind):
         """The piece that a window of a document is, whether or not it was measured."""
         return document, *astuple(window)
 
-    def fault(self, record: Record, layout: Layout) -> str:
-        """A window lies within its document, and has an nll for each token that it scores."""
-        fault = super().fault(record, layout)
+    def own_fault(self, record: Record) -> str:
+        """A window has an nll for each token that it scores."""
+        fault = super().own_fault(record)
         if fault:
             return fault
-        document = layout.documents.get(record["document"])
-        if document is None:
-            return f"its document `{record['document']}` does not come before it"
         values = record["window"]
         is_window = len(values) == 5 and all(isinstance(value, int) for value in values)
         start, stop, scored_start, scored_stop, prefixed = values if is_window else [0] * 5
-        if not 0 <= start <= scored_start < scored_stop <= stop + 1:
+        first = start + (not prefixed)
+        if not 0 <= start <= first <= scored_start < scored_stop <= stop + 1:
             return f"{record['window']} is not a window"
-        if scored_stop > document["n_tokens"]:
-            return f"the window {record['window']} reaches past its document"
-        if prefixed and layout.header["identity"]["prefix_token"] is None:
-            return "it begins with a prefix token, and its run has none"
         arrays = record.get("arrays", {})
         if "nll" not in arrays:
             return "it has no `nll`"
         has_all = arrays["nll"]["count"] == scored_stop - scored_start
         return "" if has_all else "the number of its nll is not that of the tokens that it scores"
+
+    def fault(self, record: Record, layout: Layout) -> str:
+        """A window lies within its document."""
+        fault = self.own_fault(record)
+        if fault:
+            return fault
+        document = layout.documents.get(record["document"])
+        if document is None:
+            return f"its document `{record['document']}` does not come before it"
+        if self.window(record).scored_stop > document["n_tokens"]:
+            return f"the window {record['window']} reaches past its document"
+        if self.window(record).prefixed and layout.header["identity"]["prefix_token"] is None:
+            return "it begins with a prefix token, and its run has none"
+        return ""
 
     def repeated(self, record: Record) -> str:
         """Fault of a run that holds a window twice."""
