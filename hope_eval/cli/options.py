@@ -361,6 +361,15 @@ def from_runs(about: str) -> Callable[[F], F]:
 
 
 # The runs to compare, and how.
+list_format = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="Format of the output.",
+)
+
 runs = _stack(
     click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]..."),
     click.option(
