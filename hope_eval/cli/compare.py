@@ -42,10 +42,13 @@ def compare(
 
     \b
     hope-eval compare
+    hope-eval compare latest
     hope-eval compare results/runs --task passkey --baseline rope
     hope-eval compare runs-of-mine --by encoding --columns multiples --format latex
     hope-eval compare results/runs --show scores --wide --out scores.csv
     hope-eval compare results/runs --out comparison.json
+
+    `latest` stands for the runs of the last command below results/runs.
 
     Runs that differ in protocol, task version, texts or samples cannot be compared, unless --force is given.
     """

@@ -45,7 +45,9 @@ def tasks(
         print_list(preview.describe_all(), form)
         return
     if form != "table":
-        raise OptionError(f"--format {form} is for the list of tasks, not for a sample", f"leave `{name}` or --format out")
+        raise OptionError(
+            f"--format {form} is for the list of tasks, not for a sample", f"leave `{name}` or --format out"
+        )
     shown = preview.sample(name, model, length, seed, index, **asdict(texts), chat=chat)
     click.echo(f"{shown.task}: {shown.one_line}")
     click.echo(f"{shown.facts}\n")

@@ -11,7 +11,17 @@ from typing import Any
 
 from hope_eval.errors import StoreError, did_you_mean
 from hope_eval.runs.columns import Field
-from hope_eval.runs.store import FILES, SHARDS, RunStore, explained, is_run, locked, remove_folder, shards_of
+from hope_eval.runs.store import (
+    FILES,
+    SHARDS,
+    RunStore,
+    explained,
+    is_run,
+    locked,
+    remove_folder,
+    sessions_of,
+    shards_of,
+)
 
 # Most runs that a message names.
 _NAMED = 4
@@ -69,6 +79,25 @@ def find(name: str, root: Path) -> Path:
         raise StoreError(f"the folder `{name}` is not a run", f"`hope-eval runs --out {name}` lists runs below it")
     ids = [run.name for run in runs]
     raise StoreError(f"no run `{name}` in {root}", did_you_mean(name, ids, f"`hope-eval runs --out {root}` lists all"))
+
+
+def latest(root: Path) -> list[Path]:
+    """The runs below a folder that the last command worked on: those with a session of the same command.
+
+    A command that had nothing left to do did not work on a run.
+
+    Raises StoreError if there is no such folder, or no session.
+    """
+    # When a session began, its command, and the run.
+    sessions = [
+        (str(session.get("started", "")), str(session.get("command") or path), path)
+        for path in runs_in(root)
+        for session in sessions_of(path)
+    ]
+    if not sessions:
+        raise StoreError(f"no command has worked on a run below {root}", "`hope-eval run --suite quick` makes some")
+    _, last, _ = max(sessions)
+    return list(dict.fromkeys(path for _, command, path in sessions if command == last))
 
 
 def outline(path: Path) -> Outline:

@@ -1,10 +1,12 @@
 """The headline: which numbers hold up, the order of the lines, and what its sentences say of planted results."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from frames import frame, row
+from rich.console import Console
 
 from hope_eval.analysis import reach
 from hope_eval.analysis.compare import Comparison
@@ -185,6 +187,18 @@ def test_the_table_fits_80_columns_with_one_line_each(capsys):
     assert sinusoidal[1:] == ["25.00", "-", "-", "1.000", "0.125", "0.000", "1.000", "0.000", "0.000"]
     assert "-: the model has a table of positions and reads no further" in out
     assert "20 strings, accuracy of tokens" in out
+
+
+def test_every_number_is_on_a_screen_of_any_width(capsys, monkeypatch):
+    shown = headline(comparison(line("rope", perplexity=(20, 12345, 99999)), line("sinusoidal", copying=(8, 3, 1))))
+    pages = {}
+    for width in (*range(60, 121), 100_000):
+        monkeypatch.setattr("hope_eval.show.headline.plain_console", lambda width=width: Console(width=width))
+        render(shown, "table")
+        pages[width] = capsys.readouterr().out
+    numbers = set(re.findall(r"\d[\d.]*k?", pages[100_000]))
+    assert {"12.3k", "0.375"} <= numbers
+    assert not {(width, number) for width, page in pages.items() for number in numbers if number not in page}
 
 
 def test_a_long_name_is_folded_and_a_long_status_shortened(capsys):
