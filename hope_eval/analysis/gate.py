@@ -115,7 +115,7 @@ def _verdict(rows: Sequence[Mapping[str, Any]], metric: str, train_length: int) 
     whole = measured[-1] if measured and measured[-1]["length"] > _INSIDE * train_length else None
     if whole is None:
         return NOT_RUN, ""
-    if not whole["low"] > _floor(rows, whole):
+    if not whole["low"] > floor_of(rows, whole):
         return "", ""
     shorter = measured[:-1]
     least = replace(whole["clusters"], numerators=_SHARE * whole["clusters"].numerators)
@@ -132,11 +132,18 @@ def _verdict(rows: Sequence[Mapping[str, Any]], metric: str, train_length: int) 
     return ("" if is_enough([row["length"] for row in shorter], train_length) else NOT_RUN), ""
 
 
-def _floor(rows: Sequence[Mapping[str, Any]], whole: Mapping[str, Any]) -> float:
-    """Score at that length without knowing the answer: chance, or the floor that was measured."""
-    floors = [row["value"] for row in rows if row["metric"] == "floor" and row["length"] == whole["length"]]
+def floor_of(rows: Iterable[Mapping[str, Any]], whole: Mapping[str, Any]) -> float:
+    """Score at the length of a row without knowing the answer: chance, or the floor that was measured.
+
+    rows: of the same model and task; the floor is of the main metric, over all answers.
+    """
+    floors = [
+        row["value"]
+        for row in rows
+        if row["metric"] == "floor" and not row["slice"] and row["length"] == whole["length"]
+    ]
     known = [whole.get("chance"), *floors]
-    return max((value for value in known if value is not None and not math.isnan(value)), default=0.0)
+    return max((float(value) for value in known if value is not None and not math.isnan(value)), default=0.0)
 
 
 def is_enough(lengths: Iterable[int], train_length: int) -> bool:

@@ -10,7 +10,7 @@ import click
 
 from hope_eval.cli import options
 from hope_eval.errors import OptionError
-from hope_eval.lengths import lengths_text
+from hope_eval.lengths import duration, lengths_text
 
 if TYPE_CHECKING:
     from hope_eval.evaluation.plan import Plan
@@ -178,7 +178,6 @@ def plan(
 
 def _show(plan: "Plan", form: str) -> None:
     """Print a plan in that format."""
-    from hope_eval.evaluation.plan import duration
     from hope_eval.show.tables import csv_text, json_text
     from hope_eval.show.terminal import print_records
 

@@ -3,6 +3,7 @@
 A run that is damaged, or of a newer version, can only be listed and removed.
 """
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,17 +12,7 @@ from typing import Any
 
 from hope_eval.errors import StoreError, did_you_mean
 from hope_eval.runs.columns import Field
-from hope_eval.runs.store import (
-    FILES,
-    SHARDS,
-    RunStore,
-    explained,
-    is_run,
-    locked,
-    remove_folder,
-    sessions_of,
-    shards_of,
-)
+from hope_eval.runs.store import FILES, SHARDS, RunStore, explained, is_run, locked, remove_folder, shards_of
 
 # Most runs that a message names.
 _NAMED = 4
@@ -89,11 +80,14 @@ def latest(root: Path) -> list[Path]:
     Raises StoreError if there is no such folder, or no session.
     """
     # When a session began, its command, and the run.
-    sessions = [
-        (str(session.get("started", "")), str(session.get("command") or path), path)
-        for path in runs_in(root)
-        for session in sessions_of(path)
-    ]
+    sessions: list[tuple[str, str, Path]] = []
+    for path in runs_in(root):
+        # A damaged run of another command is no hindrance.
+        with contextlib.suppress(StoreError):
+            sessions += [
+                (str(session.get("started", "")), str(session.get("command") or path), path)
+                for session in RunStore.reading(path).sessions()
+            ]
     if not sessions:
         raise StoreError(f"no command has worked on a run below {root}", "`hope-eval run --suite quick` makes some")
     _, last, _ = max(sessions)

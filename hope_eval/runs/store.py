@@ -52,16 +52,6 @@ T = TypeVar("T")
 _TAIL = 1 << 16
 
 
-def sessions_of(path: Path) -> list[Record]:
-    """The recorded sessions of the run in that folder; a half-written last line is passed over."""
-    file = path / "sessions.jsonl"
-    sessions = []
-    for line in file.read_bytes().split(b"\n") if file.exists() else ():
-        with contextlib.suppress(ValueError):
-            sessions.append(json.loads(line))
-    return [session for session in sessions if isinstance(session, dict)]
-
-
 class RunStore:
     """One run: its header, its records, and a way to append to them.
 
@@ -251,8 +241,13 @@ class RunStore:
             stream.write(json.dumps(line).encode() + b"\n")
 
     def sessions(self) -> list[Record]:
-        """The recorded sessions."""
-        return sessions_of(self.path)
+        """The recorded sessions; a half-written last line is passed over."""
+        file = self.path / "sessions.jsonl"
+        sessions = []
+        for line in file.read_bytes().split(b"\n") if file.exists() else ():
+            with contextlib.suppress(ValueError):
+                sessions.append(json.loads(line))
+        return [session for session in sessions if isinstance(session, dict)]
 
     def checksum(self, n_bytes: int) -> int:
         """CRC-32 of the first bytes of the records."""

@@ -10,6 +10,7 @@ give all rows as they are; table, markdown and latex put lengths side by side, o
 
 import json
 import math
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -352,7 +353,8 @@ def _markdown(content: Grid, notes: Sequence[str]) -> str:
 
 def markdown_text(text: str) -> str:
     """The text in markdown, without live HTML, links or images."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace("](", r"]\(").replace("*", r"\*")
+    # "< 256" is no HTML: a tag begins with a letter or a sign.
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("](", r"]\(").replace("*", r"\*")
 
 
 def _latex(content: Grid, notes: Sequence[str]) -> str:

@@ -11,7 +11,9 @@ from rich.console import Console
 from hope_eval.analysis import reach
 from hope_eval.analysis.compare import Comparison
 from hope_eval.analysis.gate import ONE_LENGTH
-from hope_eval.analysis.headline import PILLARS, SHARE, SLACK, TIMES, headline
+from hope_eval.analysis.headline import PILLARS, TIMES, headline
+from hope_eval.analysis.holding import SHARE, SLACK
+from hope_eval.analysis.holding import held as kept
 from hope_eval.show.headline import render, sentences
 
 TASKS = {"copying": ("copy", "token_accuracy"), "recall": ("associative_recall", "accuracy")}
@@ -41,6 +43,7 @@ def line(name, perplexity=(20, 20, 20), copying=(8, 8, 8), recall=(8, 8, 8), len
 
 def comparison(*lines, baseline="rope"):
     scores = frame(*(each for rows in lines for each in rows))
+    scores["held"] = kept(scores)
     return Comparison(scores, baseline if len(lines) > 1 else "", [], [])
 
 
