@@ -22,13 +22,18 @@ from hope_eval.files import whole_file
 from hope_eval.lengths import short_length
 from hope_eval.metrics import distinct, metric_of
 from hope_eval.runs.kinds import PERPLEXITY, PPL, kind_of
-from hope_eval.show.tables import Grid, PrintedNumber, clean, draw, grid, legend, markdown_text, number
+from hope_eval.show.tables import BEST, Grid, PrintedNumber, clean, draw, grid, legend, markdown_text, number
 from hope_eval.show.terminal import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _UNADJUSTED = "each interval is for one difference alone; verdicts are corrected for the number of differences"
+
+_CORRECTED = (
+    "≈ beside an interval without 0: the difference would count alone, but not among those of all lengths of its line; "
+    f"{BEST} counts the lines of one column instead, so that both may stand together"
+)
 
 _VERDICTS = {BETTER: "▲", WORSE: "▼", SAME: "≈"}
 
@@ -161,6 +166,8 @@ def _differences(frame: "DataFrame", baseline: str) -> Iterator[Block]:
         how = "on the same contexts" if rows.paired.all() else "NOT on the same contexts: texts or samples differ"
         gates = by_words({**row, "gate": row.get("baseline_gate"), "line": baseline} for row in rows_of(main))
         notes = [f"{baseline}: {words} ({', '.join(tasks)})" for words, tasks in gates.items()]
+        if any(row.verdict == SAME and not row.low <= 0 <= row.high for row in each(main)):
+            notes.insert(0, _CORRECTED)
         yield Block(f"{section_title(str(section))}: minus {baseline}, {how}", content, [marks, _UNADJUSTED, *notes])
 
 

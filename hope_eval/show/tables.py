@@ -240,7 +240,8 @@ def number(value: float) -> str:
 def legend(content: Grid) -> list[str]:
     """Meaning of the marks of a table, one fact a line."""
     lines = [f"{BEYOND} beyond the training length"] if content.any_beyond else []
-    return lines + ([f"{BEST} best of its column, distinguishable from every other (Holm)"] if content.any_best else [])
+    best = f"{BEST} best of its column, distinguishable from every other (Holm over the lines of the column)"
+    return lines + [best] * content.any_best
 
 
 def _table(*headings: str) -> Table:

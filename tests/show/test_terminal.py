@@ -10,6 +10,7 @@ from rich.console import Console
 
 from hope_eval import zoo
 from hope_eval.analysis.compare import Comparison
+from hope_eval.analysis.differences import differences
 from hope_eval.evaluation import preview
 from hope_eval.inspection.encodings import listed
 from hope_eval.show import comparison_tables, terminal
@@ -123,3 +124,12 @@ def test_no_text_of_a_csv_is_a_formula(name):
     assert text.splitlines()[1].strip('"').startswith("'")
     assert ",-,-1.5," in text
     assert text.splitlines()[0].split(",")[-1].strip('"').startswith("'")
+
+
+@pytest.mark.parametrize("verdict", ["better", "not distinguishable"])
+def test_an_interval_without_0_beside_a_verdict_of_no_difference_is_explained(verdict):
+    scores = frame(row("rope", 256, [3, 3.1, 3.2], metric="nll"), row("hope", 256, [2, 2.2, 2.1], metric="nll"))
+    gaps = differences(scores, "rope").assign(verdict=verdict)
+    assert (gaps.high < 0).all()
+    (block,) = comparison_tables._differences(gaps, "rope")
+    assert any("≈ beside an interval without 0" in note for note in block.notes) == (verdict != "better")
