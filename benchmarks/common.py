@@ -43,7 +43,7 @@ from hope_eval.protocols import protocol_named
 from hope_eval.runs.launch import n_processes
 from hope_eval.runs.provenance import installed, origin
 from hope_eval.runs.token_store import TokenStore
-from hope_eval.show.tables import print_records
+from hope_eval.show.terminal import print_records
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 

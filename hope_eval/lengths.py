@@ -1,6 +1,7 @@
 """Lengths in tokens, as people write them: `512`, `4k` (4,096), `2k,8k,32k`, `1m`; and amounts: `100M` (10^8).
 
 Lengths may also be multiples of the training length, `1x,2x,4x`: `resolved` gives their tokens for one model.
+`duration` writes seconds.
 """
 
 import re
@@ -131,3 +132,15 @@ def short_length(length: int) -> str:
 def lengths_text(lengths: Lengths) -> str:
     """Lengths as they are given on a command line: `2k,8k`, `1x,2x`."""
     return ",".join(short_length(length) if isinstance(length, int) else str(length) for length in lengths)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people write them: 0.4 s, 12 s, 3 min 20 s, 2 h 05 min."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 120:
+        return f"{minutes} min {rest} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"

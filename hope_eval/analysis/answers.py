@@ -424,6 +424,8 @@ def _asked_note(run: RunAnswers, main: Sequence[Row]) -> str:
     chances = {round(row["chance"], 4) for row in main if row["chance"] is not None}
     ends = [f"{end:.3g}" for end in sorted(chances)]
     chance = f"; chance {' to '.join(dict.fromkeys([ends[0], ends[-1]]))}" if ends else ""
+    if chance and "chance" in provenance.get("readers", ()):
+        chance += ", the mean over the questions: each has its own, and other samples have another"
     return f"{line}; {asked(main)} at each length{chance}"
 
 

@@ -15,6 +15,7 @@ for the number of lengths (Holm).
 """
 
 import math
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -74,7 +75,7 @@ def judged(row: Mapping[str, Any]) -> bool:
 def gate_of(rows: Sequence[Mapping[str, Any]], model: str, command: str) -> Gate | None:
     """The verdict on the rows of one model and task, at all lengths that were measured; None if none is needed.
 
-    command: the command that measured them.
+    command: the command that measured them, without lengths.
 
     If the training length is not known, no length is beyond it, and there is nothing to judge.
     """
@@ -90,9 +91,21 @@ def gate_of(rows: Sequence[Mapping[str, Any]], model: str, command: str) -> Gate
     if all(words != NOT_RUN for words, _ in verdicts):
         return Gate("", task, model)
     asked = {row["length"] for row in rows if row["status"] == "ok" or row["status"].startswith("infeasible")}
-    if asked.issuperset(resolved(LENGTHS, int(train_length))):
+    lengths = _fitting(rows, int(train_length))
+    if not lengths or asked.issuperset(resolved(lengths, int(train_length))):
         return Gate(NOT_RUN, task, model, "it fits into too few lengths inside the training window")
-    return Gate(NOT_RUN, task, model, command=command)
+    return Gate(NOT_RUN, task, model, command=f"{command} --lengths {lengths_text(lengths)}")
+
+
+def _fitting(rows: Iterable[Mapping[str, Any]], train_length: int) -> tuple[int | Times, ...]:
+    """Lengths that run the gate and that the task fits into; empty if there are too few."""
+    needs = [int(match[1]) for row in rows if (match := re.fullmatch(r"infeasible \(needs (\d+)\)", row["status"]))]
+    least = max((need for need in needs if need <= train_length), default=0)
+    fitting = [length for length in LENGTHS if resolved((length,), train_length)[0] >= least]
+    if len(fitting) == len(LENGTHS):
+        return LENGTHS
+    lengths = sorted({least, *resolved(fitting, train_length)})
+    return tuple(lengths) if is_enough(lengths, train_length) else ()
 
 
 def _verdict(rows: Sequence[Mapping[str, Any]], metric: str, train_length: int) -> tuple[str, str]:
@@ -115,7 +128,7 @@ def _verdict(rows: Sequence[Mapping[str, Any]], metric: str, train_length: int) 
     whole = measured[-1] if measured and measured[-1]["length"] > _INSIDE * train_length else None
     if whole is None:
         return NOT_RUN, ""
-    if not whole["low"] > _floor(rows, whole):
+    if not whole["low"] > floor_of(rows, whole):
         return "", ""
     shorter = measured[:-1]
     least = replace(whole["clusters"], numerators=_SHARE * whole["clusters"].numerators)
@@ -132,11 +145,18 @@ def _verdict(rows: Sequence[Mapping[str, Any]], metric: str, train_length: int) 
     return ("" if is_enough([row["length"] for row in shorter], train_length) else NOT_RUN), ""
 
 
-def _floor(rows: Sequence[Mapping[str, Any]], whole: Mapping[str, Any]) -> float:
-    """Score at that length without knowing the answer: chance, or the floor that was measured."""
-    floors = [row["value"] for row in rows if row["metric"] == "floor" and row["length"] == whole["length"]]
+def floor_of(rows: Iterable[Mapping[str, Any]], whole: Mapping[str, Any]) -> float:
+    """Score at the length of a row without knowing the answer: chance, or the floor that was measured.
+
+    rows: of the same model and task; the floor is of the main metric, over all answers.
+    """
+    floors = [
+        row["value"]
+        for row in rows
+        if row["metric"] == "floor" and not row["slice"] and row["length"] == whole["length"]
+    ]
     known = [whole.get("chance"), *floors]
-    return max((value for value in known if value is not None and not math.isnan(value)), default=0.0)
+    return max((float(value) for value in known if value is not None and not math.isnan(value)), default=0.0)
 
 
 def is_enough(lengths: Iterable[int], train_length: int) -> bool:
@@ -147,14 +167,13 @@ def is_enough(lengths: Iterable[int], train_length: int) -> bool:
 
 
 def command_for(command: str, identity: Mapping[str, Any], family: str) -> str:
-    """The command that runs the gate: the one that measured the run, at the lengths of the gate."""
-    lengths = ["--lengths", lengths_text(LENGTHS)]
+    """The command that measured the run, without its lengths: at those of the gate, it runs the gate."""
     words = _without(shlex.split(command), "--lengths")
     if len(words) < 2 or words[1] not in _COMMANDS:
         encoding = identity["encoding"].removesuffix("(swap)")
         swapped = ["--encoding", encoding] if encoding != identity["encoding"] else []
         words = ["hope-eval", family, "--model", identity["model"], *swapped, "--task", identity["task"]]
-    return shlex.join([*words, *lengths])
+    return shlex.join(words)
 
 
 def _without(words: Sequence[str], option: str) -> list[str]:

@@ -1,11 +1,7 @@
 """The headline of a comparison: three pillars inside the training window, at twice and at four times its length.
 
-A number beyond the window *holds up* if it is about as good as the number inside:
-
-    perplexity   nll <= nll inside + 0.05 nats
-    a score      score - chance >= 85 % of (score inside - chance), where the score inside is above chance
-
-These are the thresholds of the effective lengths `ppl` and `relative`. Lines are ordered by how many of the six numbers
+A number beyond the window *holds up* if it is `kept`, as hope_eval/analysis/holding.py says: with the thresholds of the
+effective lengths `ppl` and `relative`. Lines are ordered by how many of the six numbers
 hold up; then by perplexity at the greatest length.
 """
 
@@ -16,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from hope_eval.analysis.differences import each, verdict
 from hope_eval.analysis.gate import ONE_LENGTH
-from hope_eval.analysis.holding import SHARE, SLACK
+from hope_eval.analysis.holding import KEPT
 from hope_eval.analysis.intervals import Clusters, difference_on_shared, holm
-from hope_eval.metrics import metric_of
 from hope_eval.runs.kinds import PPL
 
 if TYPE_CHECKING:
@@ -130,7 +125,7 @@ def headline(comparison: "Comparison") -> Headline:
                 beyond = times > TIMES[0]
                 cells[pillar.name, times] = HeadlineCell(
                     *_value(shown.get(times)),
-                    (is_learned and _holds(compared.get(TIMES[0]), compared.get(times))) if beyond else None,
+                    getattr(compared.get(times), "held", "") == KEPT if beyond else None,
                     against.get(times, "") if is_comparable or not beyond else "",
                     _changes(compared, pillar.compared).get(times, "") if is_learned else "",
                 )
@@ -168,16 +163,6 @@ def _value(row: Any) -> tuple[float, str]:
     if row is None:
         return math.nan, "missing"
     return float(row.value) if row.status == "ok" else math.nan, str(row.status)
-
-
-def _holds(inside: Any, beyond: Any) -> bool:
-    """Whether a number beyond the window holds up against the one inside."""
-    if not _is_number(inside) or not _is_number(beyond):
-        return False
-    if metric_of(beyond.metric).lower_is_better:
-        return bool(beyond.value <= inside.value + SLACK)
-    floor = 0.0 if inside.chance is None or math.isnan(inside.chance) else float(inside.chance)
-    return bool(inside.low > floor and beyond.value - floor >= SHARE * (inside.value - floor))
 
 
 def _changes(rows: dict[int, Any], metric: str) -> dict[int, str]:

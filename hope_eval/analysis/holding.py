@@ -9,12 +9,11 @@ The number inside is that at the greatest length inside the window. Both are of 
 (hope_eval/analysis/gate.py) does not pass gets no verdict: its scores beyond say nothing of length.
 """
 
-import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from hope_eval.analysis.differences import compared_rows, each
-from hope_eval.analysis.gate import DEFINITIONS
+from hope_eval.analysis.gate import DEFINITIONS, floor_of
 from hope_eval.analysis.intervals import ALPHA, Clusters, difference_on_shared, holm
 from hope_eval.metrics import is_share, metric_of
 
@@ -45,7 +44,9 @@ def held(scores: "DataFrame") -> "Series[str]":
         inside = [row for row in cells if row.length <= row.train_length]
         if not inside or getattr(inside[-1], "gate", "") in DEFINITIONS:
             continue
-        whole, floor = inside[-1], _floor(scores, inside[-1])
+        whole = inside[-1]
+        of_task = scores[(scores.section == whole.section) & (scores.task == whole.task) & (scores.line == whole.line)]
+        floor = floor_of(of_task.to_dict("records"), whole._asdict())
         if metric_of(whole.metric).sign > 0 and not whole.low > floor:
             verdicts[whole.Index] = NO_SIGNAL
             continue
@@ -59,21 +60,6 @@ def held(scores: "DataFrame") -> "Series[str]":
 
 def _is_number(row: Any) -> bool:
     return row.status == "ok" and isinstance(row.clusters, Clusters)
-
-
-def _floor(scores: "DataFrame", whole: Any) -> float:
-    """Score at that length without knowing the answer: chance, or the floor that was measured."""
-    floors = scores[
-        (scores.section == whole.section)
-        & (scores.task == whole.task)
-        & (scores.line == whole.line)
-        & (scores.metric == "floor")
-        & (scores.slice == "")
-        & (scores.length == whole.length)
-    ].value
-    # The floor is of the main metric.
-    known = [whole.chance, *floors]
-    return max((float(value) for value in known if value is not None and not math.isnan(value)), default=0.0)
 
 
 def _least(whole: Any, floor: float) -> Clusters:

@@ -32,6 +32,9 @@ N_DRAWS = 10_000
 # Up to this many contexts are drawn one by one; more are drawn in bags.
 _MOST_DRAWN = 2_000
 
+# Fisher's z of a correlation over n contexts has the variance 1 / (n - 3); that of a correlation of 1 is infinite.
+_FEWEST_CORRELATED, _MOST_CORRELATED = 3, 0.999
+
 # The least p value that is reported.
 _LEAST_P = 1e-9
 
@@ -147,7 +150,7 @@ def difference(a: Clusters, b: Clusters, paired: bool = True) -> Difference:
             these too (seed i of both began with the same weights).
 
     Means: as in `ratio`, of the differences by context. Proportions: from both intervals and the correlation of what
-    is right.
+    is right, as far as there are contexts and wrong answers to see it.
 
     Source: Newcombe, 1998, method 10, for proportions; in general, Zou & Donner, 2008.
     """
@@ -194,7 +197,7 @@ def _difference_of_ratios(a: Clusters, b: Clusters, paired: bool) -> Callable[[f
 
 def _difference_of_shares(a: Clusters, b: Clusters, paired: bool) -> Callable[[float], Interval]:
     share_a, share_b = Share.of(a.numerators, a.denominators), Share.of(b.numerators, b.denominators)
-    alike = _correlation(a, b) if paired else 0.0
+    alike = _believed(_correlation(a, b), len(a.names) * min(share_a.known, share_b.known)) if paired else 0.0
 
     def distance(up: float, down: float) -> float:
         return float(np.sqrt(max(0.0, up * up + down * down - 2 * alike * up * down)))
@@ -221,6 +224,20 @@ def _correlation(a: Clusters, b: Clusters) -> float:
         return 0.0
     shared = sum(product(first, second, axis) for axis in ((0, 1) if len(first) == len(second) else (0,)))
     return float(np.clip(shared / np.sqrt(of_both[0] * of_both[1]), -1, 1))
+
+
+def _believed(correlation: float, n: float) -> float:
+    """A correlation that was seen over n contexts; a positive one is taken less its standard error (Fisher's z).
+
+    n: the fewer wrong answers, the fewer contexts tell anything.
+
+    A correlation of four contexts, or of a few wrong answers, is noise, and a positive one would leave the interval
+    hardly any length. A negative one makes it longer, and is believed: intervals hold the truth with it.
+    """
+    if correlation <= 0 or n <= _FEWEST_CORRELATED:
+        return min(correlation, 0.0)
+    z = np.arctanh(min(correlation, _MOST_CORRELATED)) - 1 / np.sqrt(n - _FEWEST_CORRELATED)
+    return float(np.tanh(max(0.0, z)))
 
 
 def _p_value(at: Callable[[float], Interval]) -> float:

@@ -3,8 +3,8 @@
     ppl       the last position bucket whose nll is within 0.05 nats of the best bucket in the training window
     relative  the greatest length up to which the score stays at 85 % of that at the shortest length (above chance)
     ci        the same for the lower limit of each score; its interval ends where the upper limit fails
-    half      where the score has fallen half way from ceiling to floor: isotonic fit, between lengths by log2; the
-              interval holds both of these lengths
+    half      where the score has fallen half way from ceiling to floor: isotonic fit, between lengths by log2, and
+              never past the greatest length that the model reads; the interval holds both of these lengths
     area      mean score over log2(length / training length), over the lengths that all lines share
     useful    the last length at which the same tokens are distinguishably likelier than at every shorter one
     breaking  the first length at which the same tokens are distinguishably less likely than at a shorter one
@@ -300,8 +300,10 @@ def _half(curve: _Curve) -> dict[str, Any]:
         with np.errstate(divide="ignore", invalid="ignore"):
             share = np.clip((above - middle[:, 0]) / (above - below), 0, 1)
         between = logs[after - 1] + share * (logs[after] - logs[after - 1])
-        whole: np.ndarray = np.where(n == 0, logs[0], np.where(n == len(logs), logs[-1], between))
-        return whole
+        whole = np.where(n == 0, logs[0], np.where(n == len(logs), logs[-1], between))
+        # Between the last length that the model reads and the next one, nothing can be read either.
+        within: np.ndarray = np.minimum(whole, logs[np.isfinite(curve.values)].max())
+        return within
 
     value = float(crossing(curve.values[None])[0])
     low, high = np.quantile(crossing(curve.draws), [ALPHA / 2, 1 - ALPHA / 2])

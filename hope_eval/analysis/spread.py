@@ -136,11 +136,13 @@ class Share:
 
              and never below 0: contexts that differ less than by chance are worth no more than independent questions.
     freedom: the harmonic mean of those of contexts and seeds, as in `Spread`.
+    known:   E / (A + E): how far likeness is seen and not assumed, from 0 to 1.
     """
 
     value: float
     n: float
     freedom: float
+    known: float
 
     @classmethod
     def of(cls, hits: np.ndarray, counts: np.ndarray) -> "Share":
@@ -164,7 +166,7 @@ class Share:
             effects.append(known * max(0.0, seen) + (1 - known) * extra if n > 1 else extra)
             # What is assumed has the certainty of as many groups; it is gone sooner than the assumption itself.
             shares.append((1 + effects[-1]) / (n - 1 + 2 * _PRIOR_GROUPS * (1 - known if n > 1 else 1) ** 3))
-        return cls(value, total / (1 + sum(effects)), (len(effects) + sum(effects)) / sum(shares))
+        return cls(value, total / (1 + sum(effects)), (len(effects) + sum(effects)) / sum(shares), known)
 
     def at(self, alpha: float = ALPHA) -> Interval:
         """The interval that misses the truth with that probability."""

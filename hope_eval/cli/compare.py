@@ -42,10 +42,13 @@ def compare(
 
     \b
     hope-eval compare
+    hope-eval compare latest
     hope-eval compare results/runs --task passkey --baseline rope
     hope-eval compare runs-of-mine --by encoding --columns multiples --format latex
     hope-eval compare results/runs --show scores --wide --out scores.csv
     hope-eval compare results/runs --out comparison.json
+
+    `latest` stands for the runs of the last command below results/runs.
 
     Runs that differ in protocol, task version, texts or samples cannot be compared, unless --force is given.
     """
@@ -72,7 +75,8 @@ def compare(
 
 def _content(comparison: "Comparison", form: str, show: tuple[str, ...], wide: bool, by_task: bool) -> str | bytes:
     from hope_eval.show import comparison_tables
-    from hope_eval.show.tables import plain_console
+    from hope_eval.show.tables import csv_text
+    from hope_eval.show.terminal import plain_console
 
     if wide and form not in ("csv", "parquet"):
         raise OptionError(
@@ -84,7 +88,7 @@ def _content(comparison: "Comparison", form: str, show: tuple[str, ...], wide: b
         frame = comparison.frame(show[0] if show else "scores")
         frame = comparison_tables.wide(frame) if wide else frame
         if form == "csv":
-            return frame.to_csv(index=False)
+            return csv_text(frame)
         buffer = io.BytesIO()
         frame.to_parquet(buffer, index=False)
         return buffer.getvalue()

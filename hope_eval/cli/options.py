@@ -361,6 +361,15 @@ def from_runs(about: str) -> Callable[[F], F]:
 
 
 # The runs to compare, and how.
+list_format = click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "csv", "json"]),
+    default="table",
+    show_default=True,
+    help="Format of the output.",
+)
+
 runs = _stack(
     click.argument("runs", nargs=-1, type=click.Path(path_type=Path), metavar="[RUN]..."),
     click.option(
@@ -387,6 +396,11 @@ runs = _stack(
 )
 
 
+def _is_latest(given: Path) -> bool:
+    """Whether a path is the word `latest`: the runs of the last command."""
+    return str(given) == "latest" and not given.exists()
+
+
 def comparison_of(
     runs: tuple[Path, ...],
     by: str,
@@ -401,11 +415,13 @@ def comparison_of(
     by_fact: a fact of the questions that tasks are broken down by too, where they have it.
     """
     from hope_eval.analysis import compare
+    from hope_eval.runs import manage
 
     def warn(text: str) -> None:
         click.echo(text, err=True)
 
-    stores = compare.readable_runs(runs or (RUNS,), warn)
+    chosen = [path for given in runs or (RUNS,) for path in (manage.latest(RUNS) if _is_latest(given) else [given])]
+    stores = compare.readable_runs(chosen, warn)
     tables = compare.tables_of(stores, by == "encoding", by_fact, warn)
     comparison = compare.compare(tables, by=by, baseline=baseline, columns=columns, tasks=tasks, force=force)
     for note in comparison.notes:

@@ -10,7 +10,7 @@ import click
 
 from hope_eval.cli import options
 from hope_eval.errors import OptionError
-from hope_eval.lengths import lengths_text
+from hope_eval.lengths import duration, lengths_text
 
 if TYPE_CHECKING:
     from hope_eval.evaluation.plan import Plan
@@ -130,8 +130,7 @@ _question = options.gathered(
 @options.grid
 @options.texts
 @options.reading
-@click.option("--format", "form", type=click.Choice(["table", "csv", "json"]), default="table", show_default=True,
-              help="What is printed.")  # fmt: skip
+@options.list_format
 def plan(
     question: _Question,
     models: options.ModelOptions,
@@ -179,8 +178,8 @@ def plan(
 
 def _show(plan: "Plan", form: str) -> None:
     """Print a plan in that format."""
-    from hope_eval.evaluation.plan import duration
-    from hope_eval.show.tables import csv_text, json_text, print_records
+    from hope_eval.show.tables import csv_text, json_text
+    from hope_eval.show.terminal import print_records
 
     rows = plan.rows()
     if form != "table":
@@ -199,7 +198,7 @@ def _show(plan: "Plan", form: str) -> None:
                 "model": row["model"],
                 "encoding": row["encoding"],
                 "what": row["what"],
-                "lengths": row["lengths"],
+                "lengths": row["lengths"].replace(",", ", "),
                 "samples": str(row["samples"] or ""),
                 "tokens": f"{row['tokens']:,}" if row["tokens"] else "",
                 "FLOP": f"{row['flops']:.2e}" if row["flops"] else "",

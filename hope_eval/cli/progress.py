@@ -7,8 +7,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
+
+from hope_eval.lengths import duration
+from hope_eval.show.terminal import printable
 
 if TYPE_CHECKING:
     from hope_eval.evaluation.run import ProgressBar
@@ -16,6 +19,9 @@ if TYPE_CHECKING:
 
 # Seconds between two plain lines.
 _EVERY = 10.0
+
+# A work that takes longer (seconds) says so once, as soon as its speed is known: after that many seconds.
+_LONG, _KNOWN_AFTER = 600.0, 5.0
 
 
 class _Speed(ProgressColumn):
@@ -25,6 +31,11 @@ class _Speed(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed:,.0f} {self.unit}/s" if task.speed else "", style="dim")
+
+
+class _TimeLeft(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        return Text("" if task.time_remaining is None else f"{duration(round(task.time_remaining))} left", style="cyan")
 
 
 def is_first_process() -> bool:
@@ -39,15 +50,28 @@ def progress(title: str, unit: str = "tokens") -> Iterator["columns.Progress"]:
         yield lambda done, total: None
         return
     console = Console(stderr=True, highlight=False)
+    title = printable(title)
     shown = _bar(console, title, unit) if console.is_terminal else _lines(console, title, unit)
     with shown as advance:
-        begun = False
+        first: int | None = None
+        start, is_told = time.monotonic(), False
 
         def report(done: int, total: int) -> None:
-            nonlocal begun
-            if not begun and done:
-                console.print(f"{title}: {done:,} of {total:,} {unit} were already done", soft_wrap=True)
-            begun = True
+            nonlocal first, is_told
+            if first is None:
+                first = done
+                if done:
+                    console.print(f"{title}: {done:,} of {total:,} {unit} were already done", soft_wrap=True)
+            seconds = time.monotonic() - start
+            if not is_told and seconds >= _KNOWN_AFTER and done > first:
+                is_told = True
+                if (left := (total - done) * seconds / (done - first)) > _LONG:
+                    console.print(
+                        f"{title}: about {duration(left)} to go; Ctrl-C ends it, and rerunning the command resumes. "
+                        "`hope-eval plan` shows what takes how long, and its --budget what fits",
+                        soft_wrap=True,
+                        markup=False,
+                    )
             advance(done, total)
 
         yield report
@@ -85,7 +109,7 @@ def _bar(console: Console, title: str, unit: str) -> Iterator["columns.Progress"
         BarColumn(),
         TextColumn("{task.percentage:>3.0f}%"),
         _Speed(unit),
-        TimeRemainingColumn(),
+        _TimeLeft(),
     )
     with Progress(*columns, console=console, transient=True) as bars:
         task = bars.add_task(title, total=None)
@@ -115,9 +139,7 @@ def _lines(console: Console, title: str, unit: str) -> Iterator["columns.Progres
             return
         printed = now
         speed = (done - first) / (now - start)
-        seconds_left = (total - done) / speed
-        console.print(
-            f"{title}: {done:,} of {total:,} {unit}, {speed:,.0f} {unit}/s, {seconds_left:,.0f} s left", soft_wrap=True
-        )
+        left = duration((total - done) / speed)
+        console.print(f"{title}: {done:,} of {total:,} {unit}, {speed:,.0f} {unit}/s, {left} left", soft_wrap=True)
 
     yield report

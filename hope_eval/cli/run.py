@@ -37,7 +37,7 @@ def run(
     from hope_eval.analysis.compare import compare
     from hope_eval.evaluation.suites import suite_named
     from hope_eval.show import comparison_tables
-    from hope_eval.show.tables import plain_console
+    from hope_eval.show.terminal import plain_console
 
     chosen = suite_named(suite)
     heading = f"{chosen.name}: {chosen.about}".removesuffix(": ")

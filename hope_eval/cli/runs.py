@@ -60,13 +60,13 @@ def runs() -> None:
 
 @runs.command("list")
 @_out
-@_form
+@options.list_format
 def list_(out: Path, form: str) -> None:
     """List the runs below a folder, in order of their last change.
 
     \b
     hope-eval runs list
-    hope-eval runs list --out runs/mine --format json
+    hope-eval runs list --out runs/mine --format csv
 
     \b
     State   ok
@@ -76,11 +76,12 @@ def list_(out: Path, form: str) -> None:
             bad     it cannot be read; `hope-eval runs show` says why
     """
     from hope_eval.runs import manage
-    from hope_eval.show.tables import plain_console, print_records
+    from hope_eval.show.tables import print_list
+    from hope_eval.show.terminal import plain_console, print_records, printable
 
     outlines = [manage.outline(path) for path in manage.runs_in(out)]
-    if form == "json":
-        click.echo(json.dumps([_facts(outline) for outline in outlines], indent=1, ensure_ascii=False))
+    if form != "table":
+        print_list([_facts(outline) for outline in outlines], form)
         return
     if not outlines:
         click.echo(f"no runs below {out}; `hope-eval run --suite quick` makes some", err=True)
@@ -92,8 +93,8 @@ def list_(out: Path, form: str) -> None:
         return
     # On a narrow screen, only the id: it names task, model and encoding, and a cut id is useless.
     for line in lines:
-        size = f"{line['records']:>9,} records  {line['size']:>8}"
-        click.echo(f"{line['last change']}  {line['state']:5}  {size}  {line['id']}")
+        size = f"{line['records']:>9,} records  {line['size']:>8}  {line['lengths']}"
+        click.echo(printable(f"{line['last change']}  {line['state']:5}  {size}  {line['id']}"))
 
 
 def _facts(outline: "Outline") -> dict[str, Any]:

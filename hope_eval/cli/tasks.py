@@ -5,6 +5,7 @@ from dataclasses import asdict
 import click
 
 from hope_eval.cli import options
+from hope_eval.errors import OptionError
 
 
 @click.command()
@@ -18,22 +19,35 @@ from hope_eval.cli import options
               help="Number of the sample: 0, 1, 2…")  # fmt: skip
 @options.texts
 @options.chat
+@options.list_format
 def tasks(
-    name: str | None, length: int, model: str, seed: int, index: int, texts: options.TextOptions, chat: bool | None
+    name: str | None,
+    length: int,
+    model: str,
+    seed: int,
+    index: int,
+    texts: options.TextOptions,
+    chat: bool | None,
+    form: str,
 ) -> None:
     """List the tasks, or show one sample of the task NAME, with the right answer in ⟦brackets⟧.
 
     \b
     hope-eval tasks
+    hope-eval tasks --format csv
     hope-eval tasks needle --length 512
     hope-eval tasks label_map:n_classes=3 --data banking77/ --label category --length 1k --model ckpt
     """
     from hope_eval.evaluation import preview
-    from hope_eval.show.tables import print_records
+    from hope_eval.show.tables import print_list
 
     if name is None:
-        print_records(preview.describe_all())
+        print_list(preview.describe_all(), form)
         return
+    if form != "table":
+        raise OptionError(
+            f"--format {form} is for the list of tasks, not for a sample", f"leave `{name}` or --format out"
+        )
     shown = preview.sample(name, model, length, seed, index, **asdict(texts), chat=chat)
     click.echo(f"{shown.task}: {shown.one_line}")
     click.echo(f"{shown.facts}\n")

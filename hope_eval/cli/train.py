@@ -105,6 +105,13 @@ def train(
         "save_steps": save_steps,
         "command": options.command_line(),
     }
+    recipe = next(iter(recipes.values()))
+    if recipe.n_tokens > recipe.tokens and is_first_process():
+        click.echo(
+            f"--tokens {recipe.tokens:,} is less than one step of the optimiser: {recipe.n_tokens:,} tokens are read; "
+            "--batch-tokens makes steps smaller",
+            err=True,
+        )
     with held(out), explained(out):
         prepare_all(recipes, out / ".work", force, progress)
         with progress(f"training {encodings[0]}" if alone else f"training {len(recipes)} models") as bar:

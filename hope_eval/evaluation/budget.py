@@ -12,8 +12,8 @@ from typing import Any
 
 from hope_eval.errors import OptionError
 from hope_eval.evaluation.jobs import Choice
-from hope_eval.evaluation.plan import Plan, duration
-from hope_eval.lengths import short_length
+from hope_eval.evaluation.plan import Plan
+from hope_eval.lengths import duration, short_length
 
 # Fewest samples under a budget: a quarter of them, and no fewer than five.
 _FLOOR_SHARE = 4

@@ -167,18 +167,6 @@ def _row(
     }
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people write them: 0.4 s, 12 s, 3 min 20 s, 2 h 5 min."""
-    if seconds < 10:
-        return f"{seconds:.2g} s"
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 120:
-        return f"{minutes} min {rest} s"
-    return f"{minutes // 60} h {minutes % 60} min"
-
-
 def commands(plan: Plan) -> list[tuple[list[str], bool]]:
     """Commands that measure a plan, and whether each takes the texts of a user.
 

@@ -3,6 +3,7 @@
 A run that is damaged, or of a newer version, can only be listed and removed.
 """
 
+import contextlib
 from collections import Counter
 from dataclasses import dataclass
 from datetime import datetime
@@ -79,6 +80,28 @@ def find(name: str, root: Path) -> Path:
         raise StoreError(f"the folder `{name}` is not a run", f"`hope-eval runs --out {name}` lists runs below it")
     ids = [run.name for run in runs]
     raise StoreError(f"no run `{name}` in {root}", did_you_mean(name, ids, f"`hope-eval runs --out {root}` lists all"))
+
+
+def latest(root: Path) -> list[Path]:
+    """The runs below a folder that the last command worked on: those with a session of the same command.
+
+    A command that had nothing left to do did not work on a run.
+
+    Raises StoreError if there is no such folder, or no session.
+    """
+    # When a session began, its command, and the run.
+    sessions: list[tuple[str, str, Path]] = []
+    for path in runs_in(root):
+        # A damaged run of another command is no hindrance.
+        with contextlib.suppress(StoreError):
+            sessions += [
+                (str(session.get("started", "")), str(session.get("command") or path), path)
+                for session in RunStore.reading(path).sessions()
+            ]
+    if not sessions:
+        raise StoreError(f"no command has worked on a run below {root}", "`hope-eval run --suite quick` makes some")
+    _, last, _ = max(sessions)
+    return list(dict.fromkeys(path for _, command, path in sessions if command == last))
 
 
 def outline(path: Path) -> Outline:

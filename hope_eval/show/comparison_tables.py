@@ -22,12 +22,18 @@ from hope_eval.files import whole_file
 from hope_eval.lengths import short_length
 from hope_eval.metrics import distinct, metric_of
 from hope_eval.runs.kinds import PERPLEXITY, PPL, kind_of
-from hope_eval.show.tables import Grid, PrintedNumber, clean, draw, grid, legend, number
+from hope_eval.show.tables import BEST, Grid, PrintedNumber, clean, draw, grid, legend, markdown_text, number
+from hope_eval.show.terminal import printable
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _UNADJUSTED = "each interval is for one difference alone; verdicts are corrected for the number of differences"
+
+_CORRECTED = (
+    "≈ beside an interval without 0: the difference would count alone, but not among those of all lengths of its line; "
+    f"{BEST} counts the lines of one column instead, so that both may stand together"
+)
 
 _VERDICTS = {BETTER: "▲", WORSE: "▼", SAME: "≈"}
 
@@ -76,20 +82,22 @@ def blocks(comparison: Compared, show: Sequence[str], by_task: bool = False) -> 
 def draw_all(tables: Iterable[Block], notes: Sequence[str], form: str, console: Console) -> None:
     """Print tables as `table`, `markdown` or `latex`, each below its title; notes on all of them come last."""
     for block in tables:
+        title = printable(block.title)
         if form == "table":
-            console.print(Text(f"\n{block.title}", style="bold"))
+            console.print(Text(f"\n{title}", style="bold"), soft_wrap=True)
         else:
-            console.out(f"### {block.title}\n" if form == "markdown" else f"% {block.title}", highlight=False)
+            console.out(f"### {markdown_text(title)}\n" if form == "markdown" else f"% {title}", highlight=False)
         draw(block.grid, form, block.notes, console)
         if form != "table":
             console.out("")
+    notes = list(map(printable, notes))
     if form == "table":
         console.print()
         for note in notes:
             console.print(Text(note, style="dim"), soft_wrap=True)
     else:
-        mark = "-" if form == "markdown" else "%"
-        console.out("".join(f"{mark} {note}\n" for note in notes), end="", highlight=False)
+        lines = (f"- {markdown_text(note)}\n" if form == "markdown" else f"% {note}\n" for note in notes)
+        console.out("".join(lines), end="", highlight=False)
 
 
 def _scores(scores: "DataFrame", by_task: bool) -> Iterator[Block]:
@@ -158,6 +166,8 @@ def _differences(frame: "DataFrame", baseline: str) -> Iterator[Block]:
         how = "on the same contexts" if rows.paired.all() else "NOT on the same contexts: texts or samples differ"
         gates = by_words({**row, "gate": row.get("baseline_gate"), "line": baseline} for row in rows_of(main))
         notes = [f"{baseline}: {words} ({', '.join(tasks)})" for words, tasks in gates.items()]
+        if any(row.verdict == SAME and not row.low <= 0 <= row.high for row in each(main)):
+            notes.insert(0, _CORRECTED)
         yield Block(f"{section_title(str(section))}: minus {baseline}, {how}", content, [marks, _UNADJUSTED, *notes])
 
 

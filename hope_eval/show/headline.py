@@ -20,7 +20,8 @@ from hope_eval.analysis.headline import PILLARS, TIMES, Headline, HeadlineCell, 
 from hope_eval.analysis.holding import SHARE, SLACK
 from hope_eval.analysis.rows import HOLES, hole_name
 from hope_eval.show.report.words import listed
-from hope_eval.show.tables import Grid, PrintedNumber, draw, number, plain_console
+from hope_eval.show.tables import Grid, PrintedNumber, draw, number
+from hope_eval.show.terminal import plain_console, printable
 
 # Columns of a terminal that the table and the text below it take at most.
 _WIDTH = 80
@@ -45,10 +46,10 @@ def render(headline: Headline, form: str) -> None:
     draw(_grid(headline, lines_are), form, console=console, wide=_table(headline, lines_are, console.width))
     console.print()
     for note in notes:
-        console.print(Text(note, style="dim"))
+        console.print(Text(printable(note), style="dim"))
     for sentence in words:
         console.print()
-        console.print(Text(sentence))
+        console.print(Text(printable(sentence)))
 
 
 def sentences(headline: Headline) -> list[str]:
@@ -162,12 +163,12 @@ def _table(headline: Headline, lines_are: str, width: int) -> Table:
     longest = max(_SHORTEST_NAME, *(len(line.name) for line in headline.lines))
     # What is left sets the pillars apart.
     gap = max(0, min(_GAP, (room - longest) // len(PILLARS)))
-    table.add_column(f"\n{lines_are}", overflow="fold", min_width=_SHORTEST_NAME, max_width=max(_SHORTEST_NAME, room))
+    table.add_column(f"\n{lines_are}", overflow="fold", min_width=_SHORTEST_NAME)
     for at, (heading, least) in enumerate(columns):
         apart = gap if at % len(TIMES) == 0 else 0
         table.add_column(heading, justify="right", no_wrap=True, min_width=least + apart)
     for line in headline.lines:
-        table.add_row(line.name, *(text for pillar in PILLARS for text in _styled(line, pillar.name)))
+        table.add_row(printable(line.name), *(text for pillar in PILLARS for text in _styled(line, pillar.name)))
     return table
 
 

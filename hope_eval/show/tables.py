@@ -10,15 +10,15 @@ give all rows as they are; table, markdown and latex put lengths side by side, o
 
 import json
 import math
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
 
 from rich import box
 from rich.console import Console
-from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -26,6 +26,10 @@ from hope_eval.analysis.rows import INTERNAL, Row
 from hope_eval.lengths import short_length
 from hope_eval.metrics import metric_of
 from hope_eval.runs.kinds import PERPLEXITY, kind_of
+from hope_eval.show.terminal import fit, plain_console, print_facts, print_records, printable
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 FORMATS = ("table", "csv", "json", "markdown", "latex")
 
@@ -99,6 +103,14 @@ class Grid:
             ((*names[:-1], names[-1] + note), cells) for (names, cells), note in zip(self.lines, notes, strict=True)
         ]
 
+    def printable(self) -> "Grid":
+        """The table without control characters in its names."""
+        return replace(
+            self,
+            columns=list(map(printable, self.columns)),
+            lines=[(tuple(map(printable, names)), cells) for names, cells in self.lines],
+        )
+
     @property
     def any_beyond(self) -> bool:
         """Whether a number lies beyond the training length of its model."""
@@ -133,31 +145,26 @@ def draw(
     wide: the table for a terminal that is wide enough; None: columns side by side, intervals below their values.
     """
     console = console or plain_console()
+    content, notes = content.printable(), list(map(printable, notes))
     if form == "table":
-        table = wide or _wide_table(content)
-        fits = Measurement.get(console, console.options.update(width=1000), table).minimum <= console.width
-        console.print(table if fits else _long_table(content))
+        for table in (wide or _wide_table(content), _long_table(content)):
+            if fit(table, console):
+                console.print(table)
+                break
+        else:
+            print_facts(_facts(content), console)
         for note in notes:
             console.print(Text(note, style="dim"), soft_wrap=True)
         return
     console.out(_markdown(content, notes) if form == "markdown" else _latex(content, notes), end="", highlight=False)
 
 
-def print_records(records: Sequence[Row]) -> None:
-    """Print records with the same keys as a plain table."""
-    table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for key in records[0]:
-        table.add_column(Text(key), justify="right" if isinstance(records[0][key], int | float) else "left")
-    for record in records:
-        table.add_row(*(f"{v:,.4g}" if isinstance(v, float) else str(v) for v in record.values()))
-    plain_console().print(table)
-
-
-def plain_console() -> Console:
-    """A console on standard output; if that is not a terminal, as wide as the table needs."""
-    console = Console(highlight=False)
-    # A pipe has no width; do not fold a table for it.
-    return console if console.is_terminal else Console(highlight=False, width=1000)
+def print_list(records: Sequence[Row], form: str) -> None:
+    """Print records with the same keys as `table`, csv or json."""
+    if form == "table":
+        print_records(records)
+    else:
+        sys.stdout.write(csv_text(records) if form == "csv" else json_text(records))
 
 
 def grid(rows: Iterable[Row], by_task: bool = False) -> Grid:
@@ -233,15 +240,16 @@ def number(value: float) -> str:
 def legend(content: Grid) -> list[str]:
     """Meaning of the marks of a table, one fact a line."""
     lines = [f"{BEYOND} beyond the training length"] if content.any_beyond else []
-    return lines + ([f"{BEST} best of its column, distinguishable from every other (Holm)"] if content.any_best else [])
+    best = f"{BEST} best of its column, distinguishable from every other (Holm over the lines of the column)"
+    return lines + [best] * content.any_best
 
 
 def _table(*headings: str) -> Table:
+    """An empty table. Its first names may be folded, a number or another name may not."""
     table = Table(box=box.SIMPLE_HEAD, header_style="bold", pad_edge=False)
-    for heading in headings:
+    for at, heading in enumerate(headings):
         right = heading in ("trained at", "length", "value", "definition")
-        table.add_column(heading, overflow="fold", no_wrap=heading != "model", justify="right" if right else "left")
-    # A long name may be folded, a number may not.
+        table.add_column(heading, overflow="fold", no_wrap=at > 0, justify="right" if right else "left")
     table.columns[0].min_width = _NAME
     return table
 
@@ -262,9 +270,6 @@ def _wide_table(content: Grid) -> Table:
             end_section=number + 1 < len(content.lines) and content.lines[number + 1][0][-1] != names[-1],
         )
         before = names
-    for part in table.columns[1:]:
-        # Rich takes the longest word as the least width, and would cut `[256, 512]` short.
-        part.min_width = max(len(line) for cell in (part.header, *part.cells) for line in str(cell).split("\n"))
     return table
 
 
@@ -282,14 +287,20 @@ def _long_table(content: Grid) -> Table:
             words = [names[at] if number == 0 else "" for at in shown[:-1]]
             words.append(below[number] if number < len(below) else "")
             table.add_row(*words, column, _rich_value(cell), cell.interval, end_section=number + 1 == len(filled))
-    # Names are folded where there is little room; a number is never cut.
-    for part in table.columns[:-3]:
+    for part in table.columns[: len(shown)]:
         part.no_wrap = False
-    for part in table.columns[-3:]:
-        part.min_width = max(len(line) for cell in (part.header, *part.cells) for line in str(cell).split("\n"))
-    # No room is kept for names that need none: at 80 columns, intervals would be cut.
-    table.columns[0].min_width = min(_NAME, max((len(names[0]) for names, _ in content.lines), default=_NAME))
     return table
+
+
+def _facts(content: Grid) -> list[list[tuple[str, str]]]:
+    """The names and numbers of each line as pairs, for terminals that are too narrow for any table."""
+    return [
+        [
+            *zip(content.headings, names, strict=True),
+            *((column, str(cell)) for column, cell in zip(content.columns, cells, strict=True) if cell.value),
+        ]
+        for names, cells in content.remarked
+    ]
 
 
 def _rich_value(cell: PrintedNumber) -> Text:
@@ -308,11 +319,17 @@ def clean(rows: Iterable[Row]) -> list[Row]:
     return [{key: value for key, value in row.items() if key not in INTERNAL} for row in rows]
 
 
-def csv_text(rows: Sequence[Row]) -> str:
-    """Rows as csv."""
+def csv_text(rows: "Sequence[Row] | DataFrame") -> str:
+    """Rows or a frame as csv. A text that a spreadsheet would run (`=cmd`) begins with an apostrophe."""
     import pandas
 
-    return pandas.DataFrame(clean(rows)).to_csv(index=False)
+    frame = rows if isinstance(rows, pandas.DataFrame) else pandas.DataFrame(clean(rows))
+    texts = frame.select_dtypes(exclude="number").map(_no_formula)
+    return frame.assign(**{str(name): texts[name] for name in texts}).rename(columns=_no_formula).to_csv(index=False)
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and len(value) > 1 and value[0] in "=+-@\t\r" else value
 
 
 def json_text(rows: Sequence[Row]) -> str:
@@ -326,13 +343,19 @@ def json_text(rows: Sequence[Row]) -> str:
 
 def _markdown(content: Grid, notes: Sequence[str]) -> str:
     def line(cells: Iterable[str]) -> str:
-        return "| " + " | ".join(cell.replace("|", r"\|").replace("*", r"\*") for cell in cells) + " |\n"
+        return "| " + " | ".join(markdown_text(cell).replace("|", r"\|") for cell in cells) + " |\n"
 
     text = line([*content.headings, *content.columns])
     text += "|" + "".join("---:|" if heading == "trained at" else "---|" for heading in content.headings)
     text += "---:|" * len(content.columns) + "\n"
     text += "".join(line([*names, *map(str, cells)]) for names, cells in content.remarked)
-    return text + "".join(f"\n{note.replace('*', chr(92) + '*')}\n" for note in notes)
+    return text + "".join(f"\n{markdown_text(note)}\n" for note in notes)
+
+
+def markdown_text(text: str) -> str:
+    """The text in markdown, without live HTML, links or images."""
+    # "< 256" is no HTML: a tag begins with a letter or a sign.
+    return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", text).replace("](", r"]\(").replace("*", r"\*")
 
 
 def _latex(content: Grid, notes: Sequence[str]) -> str:

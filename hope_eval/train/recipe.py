@@ -147,7 +147,7 @@ class Recipe:
     encoding:      its name and parameters, as on the command line; or layers and their encodings.
     size:          a name of SIZES, or width x layers x heads.
     train_length:  tokens of a row.
-    tokens:        to train on in all; rounded down to whole batches.
+    tokens:        to train on in all; rounded down to whole batches, of which there is one at least.
     seed:          of the initial weights and the rows.
     texts:         corpora, as for `--data` of `hope-eval ppl`.
     tokenizer:     a checkpoint folder to take it from, or `new`.

@@ -16,7 +16,7 @@ from hope_eval.analysis import answers
 from hope_eval.analysis.compare import compare, readable_runs, tables_of
 from hope_eval.analysis.gate import LENGTHS, NOT_RUN, ONE_LENGTH, command_for, gate_notes, gate_of, is_enough
 from hope_eval.evaluation.suites import suite_named
-from hope_eval.lengths import OF_TASKS, resolved
+from hope_eval.lengths import OF_TASKS, parse_lengths, resolved
 from hope_eval.show.report.findings import findings
 from hope_eval.show.report.frames import Results, rows_of
 from hope_eval.task import Task, parse_task, task_class, task_names
@@ -125,6 +125,13 @@ def test_tasks_of_suites_are_asked_at_lengths_that_run_it(name):
             assert is_enough(resolved(entry.lengths, 256), 256), str(entry)
 
 
+@pytest.mark.parametrize("train_length", [256, 512, 1024, 2048, 4096, 8192])
+def test_the_suite_of_the_paper_runs_it_at_its_own_lengths(train_length):
+    for entry in suite_named("paper").entries:
+        if isinstance(entry.what, Task):
+            assert is_enough(resolved(entry.lengths, train_length), train_length), str(entry)
+
+
 def test_only_tasks_whose_shots_fill_the_context_are_exempt():
     growing = {name for name in task_names() if task_class(name)().shots_grow}
     assert growing == {"label_map", "rule_induction"}
@@ -144,7 +151,7 @@ def test_only_tasks_whose_shots_fill_the_context_are_exempt():
 )
 def test_the_command_of_the_gate_is_that_of_the_run_at_other_lengths(command, wanted):
     identity = {"model": "zoo:hope", "encoding": "hope", "task": "passkey:digits=3"}
-    assert command_for(command, identity, "retrieve") == f"{wanted} --lengths 0.25x,0.5x,0.6x,0.75x,1x"
+    assert command_for(command, identity, "retrieve") == wanted
     swapped = command_for("", {**identity, "encoding": "nope(swap)"}, "retrieve")
     assert "--encoding nope --task" in swapped
 
@@ -155,6 +162,25 @@ def test_no_command_is_given_where_it_would_not_help():
     (note,) = gate_notes([gate])
     assert gate.words == NOT_RUN
     assert note == "gate not run: copy by zoo:rope rope; it fits into too few lengths inside the training window"
+
+
+@pytest.mark.parametrize(
+    ("needs", "lengths"),
+    [
+        (None, "0.25x,0.5x,0.6x,0.75x,1x"), (60, "0.25x,0.5x,0.6x,0.75x,1x"), (100, "100,128,154,192,256"),
+        (154, "154,192,256"), (170, "170,192,256"), (192, ""), (221, ""),
+    ],
+)  # fmt: skip
+def test_the_command_names_lengths_that_the_task_fits_into(needs, lengths):
+    measured = rows({32: 0, 256: 1} if needs is None else {32: None, 256: 1})
+    measured = [
+        {**each, "status": f"infeasible (needs {needs})"} if each["status"].startswith("inf") else each
+        for each in measured
+    ]
+    gate = gate_of(measured[1:] if needs is None else measured, "zoo:rope rope", "hope-eval copy")
+    assert gate.words == NOT_RUN
+    assert gate.command == (f"hope-eval copy --lengths {lengths}" if lengths else "")
+    assert not lengths or is_enough(resolved(parse_lengths(lengths), 256), 256)
 
 
 # The runs of a model that copies at its training length only, and of one that copies everywhere.

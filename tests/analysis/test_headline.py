@@ -1,15 +1,19 @@
 """The headline: which numbers hold up, the order of the lines, and what its sentences say of planted results."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 from frames import frame, row
+from rich.console import Console
 
 from hope_eval.analysis import reach
 from hope_eval.analysis.compare import Comparison
 from hope_eval.analysis.gate import ONE_LENGTH
-from hope_eval.analysis.headline import PILLARS, SHARE, SLACK, TIMES, headline
+from hope_eval.analysis.headline import PILLARS, TIMES, headline
+from hope_eval.analysis.holding import SHARE, SLACK
+from hope_eval.analysis.holding import held as kept
 from hope_eval.show.headline import render, sentences
 
 TASKS = {"copying": ("copy", "token_accuracy"), "recall": ("associative_recall", "accuracy")}
@@ -39,6 +43,7 @@ def line(name, perplexity=(20, 20, 20), copying=(8, 8, 8), recall=(8, 8, 8), len
 
 def comparison(*lines, baseline="rope"):
     scores = frame(*(each for rows in lines for each in rows))
+    scores["held"] = kept(scores)
     return Comparison(scores, baseline if len(lines) > 1 else "", [], [])
 
 
@@ -185,6 +190,18 @@ def test_the_table_fits_80_columns_with_one_line_each(capsys):
     assert sinusoidal[1:] == ["25.00", "-", "-", "1.000", "0.125", "0.000", "1.000", "0.000", "0.000"]
     assert "-: the model has a table of positions and reads no further" in out
     assert "20 strings, accuracy of tokens" in out
+
+
+def test_every_number_is_on_a_screen_of_any_width(capsys, monkeypatch):
+    shown = headline(comparison(line("rope", perplexity=(20, 12345, 99999)), line("sinusoidal", copying=(8, 3, 1))))
+    pages = {}
+    for width in (*range(60, 121), 100_000):
+        monkeypatch.setattr("hope_eval.show.headline.plain_console", lambda width=width: Console(width=width))
+        render(shown, "table")
+        pages[width] = capsys.readouterr().out
+    numbers = set(re.findall(r"\d[\d.]*k?", pages[100_000]))
+    assert {"12.3k", "0.375"} <= numbers
+    assert not {(width, number) for width, page in pages.items() for number in numbers if number not in page}
 
 
 def test_a_long_name_is_folded_and_a_long_status_shortened(capsys):

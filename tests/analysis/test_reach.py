@@ -72,6 +72,13 @@ def test_out_of_memory_ends_what_is_known_and_a_table_of_positions_what_can_be_r
     assert (far(end, "relative").value, far(end, "relative").censored) == (1024, "")
 
 
+def test_half_way_is_never_past_what_a_model_can_read():
+    """A learned table of positions of 256: 512 cannot be read, and nor can 362."""
+    rows = falling([1, 1], lengths=(128, 256)) + [row("hope", at, None, status="-") for at in (512, 1024)]
+    found = far(rows, "half")
+    assert (found.value, found.low, found.high) == (256, 256, 256)
+
+
 def test_half_way_lies_between_lengths():
     """From 1 to 0 in a straight line over log2: half at the middle."""
     found = far(falling([1, 0.8, 0.6, 0.4, 0.2, 0.0], n=400), "half")

@@ -1,5 +1,6 @@
 """`hope-eval runs`: runs are listed, shown, verified and removed."""
 
+import csv
 import errno
 import json
 import os
@@ -17,7 +18,7 @@ from hope_eval.errors import StoreError
 from hope_eval.runs import manage as runs
 from hope_eval.runs.store import FILES, RunStore, run_id
 from hope_eval.runs.verify import verify
-from hope_eval.show import tables
+from hope_eval.show import terminal
 
 ANSWERS = {"task": "needle", "model": "m", "encoding": "rope"}
 PPL = {"task": "ppl", "model": "a model", "encoding": "hope", "prefix_token": 0, "lengths": [4, 4096]}
@@ -104,10 +105,37 @@ def test_runs_are_listed_the_last_one_worked_on_at_the_end(tmp_path):
     assert lines[1][-1] == "ok"
 
 
+def test_latest_are_the_runs_of_the_last_command(tmp_path):
+    """Of one command: all of its runs, also those that it began before another command ran."""
+    made = {}
+    for name, command, started in (("a", "one", "01"), ("b", "two", "02"), ("c", "one", "03"), ("d", None, "00")):
+        made[name] = answers_run(tmp_path, identity={**ANSWERS, "model": name})
+        with RunStore.writing(tmp_path, {**ANSWERS, "model": name}, ASKED) as store:
+            store.log_session({"started": started, "command": command})
+    assert set(runs.latest(tmp_path)) == {made["a"], made["c"]}
+    shutil.rmtree(made["c"])
+    assert runs.latest(tmp_path) == [made["b"]]
+
+
+def test_no_command_has_no_latest_runs(tmp_path):
+    with pytest.raises(StoreError, match="no command has worked on a run"):
+        runs.latest(tmp_path)
+
+
 def test_no_id_is_cut_on_a_narrow_screen(tmp_path, monkeypatch):
     path = answers_run(tmp_path, identity={**ANSWERS, "model": "a-name-that-is-quite-a-bit-longer-than-others"})
-    monkeypatch.setattr(tables, "plain_console", lambda: Console(width=60))
+    monkeypatch.setattr(terminal, "plain_console", lambda: Console(width=60))
     assert path.name in hope_eval("runs", "--out", tmp_path).stdout
+
+
+def test_lists_are_tables_for_programs_too(tmp_path):
+    path = answers_run(tmp_path)
+    for command in (("runs", "--out", tmp_path), ("encodings",), ("tasks",), ("zoo",)):
+        records = json.loads(hope_eval(*command, "--format", "json").stdout)
+        lines = list(csv.DictReader(hope_eval(*command, "--format", "csv").stdout.splitlines()))
+        assert len(records) == len(lines) >= 1
+        assert list(records[0]) == list(lines[0])
+    assert [line["id"] for line in listed(tmp_path)] == [path.name]
 
 
 def test_a_list_tells_what_is_not_whole(tmp_path):

@@ -44,6 +44,14 @@ def test_inside_the_window_the_ends_and_the_verdicts_are_told():
     )
 
 
+def test_of_several_lines_with_one_number_none_is_the_winner():
+    rows = [
+        cell for name, hits in (("rope", 6), ("hope", 8), ("alibi", 8), ("t5", 6)) for cell in line(name, hits, 8, 8)
+    ]
+    told = sentences(*rows)["passkey, accuracy"][0]
+    assert "from 0.750 (rope and t5) to 1.000 (hope and alibi)" in told
+
+
 def test_differences_of_few_lines_are_told_and_of_many_are_not():
     names = ("rope", "hope", "alibi", "t5", "fire")
     rows = [cell for name in names for cell in line(name, 8, 8, 8)]

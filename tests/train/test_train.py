@@ -139,6 +139,14 @@ def test_a_killed_training_resumes_to_the_same_losses(trained, work, tmp_path):
     assert again.stdout.strip() == str(out)
 
 
+def test_fewer_tokens_than_a_step_of_the_optimiser_are_rounded_up_aloud(tmp_path, monkeypatch):
+    monkeypatch.setattr("hope_eval.train.jobs.prepare_all", lambda *given: None)
+    monkeypatch.setattr("hope_eval.train.loop.train", lambda *given, **how: None)
+    for tokens, told in (("2k", True), ("100M", False)):
+        result = hope_eval("train", "rope", "--tokens", tokens, "--out", tmp_path)
+        assert ("less than one step of the optimiser: 32,768 tokens are read" in result.stderr) == told
+
+
 @pytest.mark.slow
 def test_several_trainings_side_by_side_are_those_of_each_alone(trained, tmp_path):
     hope_eval("train", "rope", "alibi", "--jobs", "2", "--out", tmp_path / "both", *ARGUMENTS)

@@ -110,7 +110,12 @@ class _Told:
                 of_all = f"{number(ordered[0]['value'])} for all"
                 yield f"At {column}, inside the training window: {of_all}{self._verdicts(column)}."
                 continue
-            ends = [f"{number(row['value'])} ({row['line']})" for row in (ordered[0], ordered[-1])]
+            # All lines of an end are named: the last one of several is no winner.
+            by_value = grouped(known, lambda row: number(row["value"]))
+            ends = [
+                f"{value} ({listed([row['line'] for row in by_value[value]])})"
+                for value in (number(row["value"]) for row in (ordered[0], ordered[-1]))
+            ]
             yield f"At {column}, inside the training window: from {ends[0]} to {ends[1]}{self._verdicts(column)}."
 
     def _verdicts(self, column: str) -> str:
