@@ -8,6 +8,7 @@ import click
 import hope_eval
 from hope_eval.cli.compare import compare
 from hope_eval.cli.demo import demo
+from hope_eval.cli.doctor import doctor
 from hope_eval.cli.encodings import encodings
 from hope_eval.cli.plan import plan
 from hope_eval.cli.plot import plot
@@ -76,6 +77,7 @@ def main(ctx: click.Context) -> None:
     hope-eval retrieve --model checkpoint --encoding native --encoding hope --task needle --lengths 1x,2x,4x
     hope-eval train rope hope --out runs/mine
     hope-eval encodings hope --length 512 --head-dim 64
+    hope-eval doctor --model checkpoint
     """
     if ctx.invoked_subcommand in _SHARED_OUT and "WORLD_SIZE" in os.environ:
         from hope_eval.runs import launch
@@ -98,6 +100,7 @@ for command in (
     tasks,
     zoo,
     encodings,
+    doctor,
     train,
 ):
     main.add_command(command)

@@ -419,6 +419,40 @@ def effective_inverse_frequencies(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def rebuilt_frequencies(model: nn.Module) -> list[tuple[str, Tensor, Tensor]]:
+    """(path, frequencies in effect, those of a module built anew from its config in float32) of every rotary buffer."""
+    found = []
+    for _, name, module in rotary_modules(model):
+        config = getattr(module, "config", None) or text_config(model)
+        anew = dict(type(module)(config=config).named_buffers(recurse=False))
+        for buffer, value in module.named_buffers(recurse=False):
+            if _holds_frequencies(buffer) and buffer in anew:
+                found.append((f"{name}.{buffer}", value.detach().cpu(), anew[buffer].float().cpu()))
+    return found
+
+
+def differing_scalars(model: nn.Module) -> list[tuple[str, str, float, float]] | None:
+    """(path, attribute, own number, right number) of modules that differ from those of a model built anew.
+
+    None: the architecture cannot be built anew. Numbers of single layers with other encodings are left out.
+    """
+    if getattr(text_config(model), "rope_parameters", None) is None or layer_rotary.names_of(model):
+        return None
+    try:
+        anew = _outline(model, text_config(model).rope_parameters)
+    except EncodingError:
+        return None
+    found: list[tuple[str, str, float, float]] = []
+    for path, module in model.named_modules():
+        right = vars(anew[path]) if path in anew else {}
+        for key, value in vars(module).items():
+            wanted: Any = right.get(key)
+            numbers = isinstance(value, float) and isinstance(wanted, float) and not key.startswith("_")
+            if numbers and value != wanted:
+                found.append((path, key, value, wanted))
+    return found
+
+
 def _rope_types_of(model: nn.Module) -> list[str]:
     config = text_config(model)
     rope = getattr(config, "rope_parameters", None) or {}
