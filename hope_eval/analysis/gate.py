@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from hope_eval.lengths import Times, lengths_text, resolved, short_length
+from hope_eval.lengths import Lengths, Times, lengths_text, resolved, short_length
 from hope_eval.metrics import metric_of
 
 ONE_LENGTH, NOT_RUN = "learned at one length only", "gate not run"
@@ -97,14 +97,14 @@ def gate_of(rows: Sequence[Mapping[str, Any]], model: str, command: str) -> Gate
     return Gate(NOT_RUN, task, model, command=f"{command} --lengths {lengths_text(lengths)}")
 
 
-def _fitting(rows: Iterable[Mapping[str, Any]], train_length: int) -> tuple[int | Times, ...]:
+def _fitting(rows: Iterable[Mapping[str, Any]], train_length: int) -> Lengths:
     """Lengths that run the gate and that the task fits into; empty if there are too few."""
     needs = [int(match[1]) for row in rows if (match := re.fullmatch(r"infeasible \(needs (\d+)\)", row["status"]))]
     least = max((need for need in needs if need <= train_length), default=0)
     fitting = [length for length in LENGTHS if resolved((length,), train_length)[0] >= least]
     if len(fitting) == len(LENGTHS):
         return LENGTHS
-    lengths = sorted({least, *resolved(fitting, train_length)})
+    lengths = sorted({least, *resolved(tuple(fitting), train_length)})
     return tuple(lengths) if is_enough(lengths, train_length) else ()
 
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hope_eval.inspection.patient import WORTH, Finding, Patient, Status, changed
-from hope_eval.model.attach import effective_inverse_frequencies, rotary_modules
 from hope_eval.model.configs import heads_of
+from hope_eval.model.in_effect import effective_inverse_frequencies, rotary_modules
 from hope_eval.task import Prompt, Question, Sample
 
 # Bases tried, as multiples of the base in effect, and as they are common.

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hope_eval.inspection.patient import Finding, Patient
-from hope_eval.model.attach import differing_scalars, rebuilt_frequencies, rotary_modules
+from hope_eval.model.attach import differing_scalars
 from hope_eval.model.configs import ORIGINAL, number_of
+from hope_eval.model.in_effect import rebuilt_frequencies, rotary_modules
 
 # Keys under which configs name the base of the frequencies, and the rotated part of a head.
 _BASES = ("rope_theta", "rotary_emb_base", "rope_base", "rotary_base")

@@ -27,18 +27,11 @@ from torch import nn
 
 from hope_eval.errors import CheckpointError, HopeEvalError, OptionError, first_line
 from hope_eval.model import checks, gguf_files, limits
-from hope_eval.model.attach import (
-    ENCODING_KEYS,
-    attach,
-    effective_inverse_frequencies,
-    encoding_label,
-    is_nested_safe,
-    restore,
-    rotary_modules,
-)
+from hope_eval.model.attach import ENCODING_KEYS, attach, restore
 from hope_eval.model.checkpoint_files import Location, fingerprint, located, n_bytes, read_json
 from hope_eval.model.configs import ORIGINAL, formula_length, text_config, training_length
 from hope_eval.model.device import device_named, planned_device
+from hope_eval.model.in_effect import effective_inverse_frequencies, encoding_label, is_nested_safe, rotary_modules
 from hope_eval.model.kernels.chunked_layers import Compile
 from hope_eval.model.layer_choice import NATIVE, kinds_of, parse_choice
 from hope_eval.model.parallel import sequence

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from hope_eval.errors import CheckpointError, HopeEvalError
-from hope_eval.model.attach import effective_inverse_frequencies, is_nested_safe, position_table
 from hope_eval.model.configs import formula_length, heads_of, inner_width, number_of, text_config
 from hope_eval.model.contexts import scored_after_contexts, scored_alone
+from hope_eval.model.in_effect import effective_inverse_frequencies, is_nested_safe, position_table
 from hope_eval.model.kernels import attention, attention_choice
 from hope_eval.model.kernels.chunked_layers import ChunkedLayers, Compile, chunk_for
 from hope_eval.model.limits import id_count

@@ -28,7 +28,7 @@ from hope_eval.encodings import EncodingSpec, Geometry, PositionEncoding
 from hope_eval.encodings.nope import Nope
 from hope_eval.errors import EncodingError, LengthError
 from hope_eval.model import layer_rotary, rope_types
-from hope_eval.model.attach import DECODER
+from hope_eval.model.in_effect import DECODER
 from hope_eval.model.kernels import attention
 from hope_eval.model.layer_choice import is_mixture, kinds_of, parse_choice
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from hope_eval.model.attach import position_table, rotary_modules
 from hope_eval.model.configs import LENGTH_KEYS, text_config, whole_length
+from hope_eval.model.in_effect import position_table, rotary_modules
 from hope_eval.model.reading import Reader
 from hope_eval.task import Sample
 

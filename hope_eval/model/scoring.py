@@ -19,8 +19,8 @@ from torch import nn
 
 from hope_eval.errors import CheckpointError, HopeEvalError, LengthError
 from hope_eval.model import checks, contexts, tokens
-from hope_eval.model.attach import effective_inverse_frequencies, is_nested_safe, position_table, rotary_modules
 from hope_eval.model.configs import text_config
+from hope_eval.model.in_effect import effective_inverse_frequencies, is_nested_safe, position_table, rotary_modules
 from hope_eval.model.kernels import attention
 from hope_eval.model.kernels.chunked_layers import Compile
 from hope_eval.model.limits import id_count

@@ -23,8 +23,9 @@ from hope_eval.encodings import (
     parse_encoding,
 )
 from hope_eval.errors import EncodingError, OptionError
-from hope_eval.model.attach import attach, effective_inverse_frequencies, encoding_label, is_nested_safe
+from hope_eval.model.attach import attach
 from hope_eval.model.configs import geometry_of, training_length
+from hope_eval.model.in_effect import effective_inverse_frequencies, encoding_label, is_nested_safe
 
 # Before the training length of 64, across it, far past it.
 PLACES = [(5, 3), (63, 0), (64, 1), (70, 60), (1000, 17), (100_000, 3), (100_000, 99_999)]

@@ -8,9 +8,10 @@ import transformers
 from conftest import VOCAB_SIZE, tiny_model, tiny_module
 
 from hope_eval.errors import EncodingError
-from hope_eval.model.attach import attach, effective_inverse_frequencies, encoding_label
+from hope_eval.model.attach import attach
 from hope_eval.model.checkpoint import Checkpoint
 from hope_eval.model.decoder import HopeEvalConfig, HopeEvalForCausalLM
+from hope_eval.model.in_effect import effective_inverse_frequencies, encoding_label
 from hope_eval.model.layer_choice import kinds_of, parse_choice
 from hope_eval.task import Sample
 

@@ -12,8 +12,8 @@ from hope_eval.cli import main
 from hope_eval.data.corpora import load_corpus
 from hope_eval.inspection import behaviour, claims
 from hope_eval.inspection.doctor import CHECKS, config_as_written, examined
-from hope_eval.model.attach import rotary_modules
 from hope_eval.model.checkpoint import load
+from hope_eval.model.in_effect import rotary_modules
 from hope_eval.model.scoring import LanguageModel
 
 

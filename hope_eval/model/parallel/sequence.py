@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from hope_eval.errors import CheckpointError, OptionError
-from hope_eval.model.attach import is_nested_safe, position_table, rotary_modules
 from hope_eval.model.configs import text_config
+from hope_eval.model.in_effect import is_nested_safe, position_table, rotary_modules
 
 # Fewest tokens of a part: each process reads the whole of a shorter sequence.
 SHORTEST = 64
