@@ -101,10 +101,10 @@ def _fitting(rows: Iterable[Mapping[str, Any]], train_length: int) -> Lengths:
     """Lengths that run the gate and that the task fits into; empty if there are too few."""
     needs = [int(match[1]) for row in rows if (match := re.fullmatch(r"infeasible \(needs (\d+)\)", row["status"]))]
     least = max((need for need in needs if need <= train_length), default=0)
-    fitting = [length for length in LENGTHS if resolved((length,), train_length)[0] >= least]
-    if len(fitting) == len(LENGTHS):
+    whole = resolved(LENGTHS, train_length)
+    if min(whole) >= least:
         return LENGTHS
-    lengths = sorted({least, *resolved(tuple(fitting), train_length)})
+    lengths = sorted({least, *(length for length in whole if length > least)})
     return tuple(lengths) if is_enough(lengths, train_length) else ()
 
 

@@ -197,7 +197,8 @@ def _difference_of_ratios(a: Clusters, b: Clusters, paired: bool) -> Callable[[f
 
 def _difference_of_shares(a: Clusters, b: Clusters, paired: bool) -> Callable[[float], Interval]:
     share_a, share_b = Share.of(a.numerators, a.denominators), Share.of(b.numerators, b.denominators)
-    alike = _believed(_correlation(a, b), len(a.names) * min(share_a.known, share_b.known)) if paired else 0.0
+    alike = _correlation(a, b, share_a.variance, share_b.variance) if paired else 0.0
+    alike = _believed(alike, len(a.names) * min(share_a.known, share_b.known))
 
     def distance(up: float, down: float) -> float:
         return float(np.sqrt(max(0.0, up * up + down * down - 2 * alike * up * down)))
@@ -211,15 +212,21 @@ def _difference_of_shares(a: Clusters, b: Clusters, paired: bool) -> Callable[[f
     return at
 
 
-def _correlation(a: Clusters, b: Clusters) -> float:
-    """Correlation of two proportions over contexts (and seeds, if both have as many); 0 if one does not vary."""
+def _correlation(a: Clusters, b: Clusters, *variances: float) -> float:
+    """Correlation of two proportions over contexts (and seeds, if both have as many); 0 if one does not vary.
+
+    variances: that are assumed of both, where they vary less: as far as nothing is seen, they are not alike.
+    """
     first, second = (residuals(clusters.numerators, clusters.denominators) for clusters in (a, b))
 
     def product(x: np.ndarray, y: np.ndarray, axis: int) -> float:
         n = x.shape[1 - axis]
         return float((x.sum(axis) * y.sum(axis)).sum()) * n / (n - 1) if n > 1 else 0.0
 
-    of_both = [sum(product(own, own, axis) for axis in (0, 1)) for own in (first, second)]
+    of_both = [
+        max(sum(product(own, own, axis) for axis in (0, 1)), assumed)
+        for own, assumed in zip((first, second), variances, strict=True)
+    ]
     if not all(of_both):
         return 0.0
     shared = sum(product(first, second, axis) for axis in ((0, 1) if len(first) == len(second) else (0,)))

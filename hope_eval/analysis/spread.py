@@ -168,6 +168,11 @@ class Share:
             shares.append((1 + effects[-1]) / (n - 1 + 2 * _PRIOR_GROUPS * (1 - known if n > 1 else 1) ** 3))
         return cls(value, total / (1 + sum(effects)), (len(effects) + sum(effects)) / sum(shares), known)
 
+    @property
+    def variance(self) -> float:
+        """Of the share, for its effective number of questions."""
+        return self.value * (1 - self.value) / self.n
+
     def at(self, alpha: float = ALPHA) -> Interval:
         """The interval that misses the truth with that probability."""
         z = float(ndtri(1 - alpha / 2))

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _EVERY = 10.0
 
 # A work that takes longer (seconds) says so once, as soon as its speed is known: after that many seconds.
-_LONG, _KNOWN_AFTER = 600.0, 5.0
+_LONG, _KNOWN_AFTER = 600.0, 20.0
 
 
 class _Speed(ProgressColumn):
