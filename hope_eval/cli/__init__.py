@@ -23,6 +23,7 @@ from hope_eval.cli.train import train
 from hope_eval.cli.zoo import zoo
 from hope_eval.errors import HopeEvalError, unexpected
 from hope_eval.files import is_full
+from hope_eval.show.terminal import printable
 
 # Commands that torchrun may start in several processes.
 _SHARED_OUT = ("demo", "run", "ppl", "copy", "retrieve", "fewshot")
@@ -60,7 +61,7 @@ class _Group(click.Group):
 
     def _end(self, ctx: click.Context, error: HopeEvalError, code: int = 1) -> NoReturn:
         if is_first_process():
-            click.echo(f"Error: {error}", err=True)
+            click.echo("\n".join(map(printable, f"Error: {error}".splitlines())), err=True)
         ctx.exit(code)
 
 

@@ -5,6 +5,7 @@ import io
 import re
 
 import pytest
+from commands import hope_eval
 from frames import frame, row
 from rich.console import Console
 
@@ -133,3 +134,10 @@ def test_an_interval_without_0_beside_a_verdict_of_no_difference_is_explained(ve
     assert (gaps.high < 0).all()
     (block,) = comparison_tables._differences(gaps, "rope")
     assert any("≈ beside an interval without 0" in note for note in block.notes) == (verdict != "better")
+
+
+def test_an_error_shows_control_characters_and_does_not_send_them():
+    error = hope_eval("compare", "no\x1b[2Jrun", code=1).stderr
+    assert r"no\x1b[2Jrun" in error
+    assert "\x1b" not in error
+    assert "\nhint: " in error
