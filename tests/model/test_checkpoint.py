@@ -271,12 +271,6 @@ def test_a_length_without_end_is_no_training_length(copy):
     assert (model.train_length, model.max_length) == (None, None)
 
 
-def test_an_edited_chat_template_is_another_checkpoint(copy):
-    before = load(str(copy), device="cpu").fingerprint
-    (copy / "chat_template.jinja").write_text("{{ messages }}")
-    assert load(str(copy), device="cpu").fingerprint != before
-
-
 def test_a_model_that_sees_what_follows_is_refused(tmp_path):
     bert = {"architectures": ["BertLMHeadModel"], "max_position_embeddings": 128}
     tiny_module("bert", is_decoder=True, **bert).save_pretrained(tmp_path)
