@@ -1,5 +1,7 @@
 """`hope-eval doctor`: is a checkpoint's position encoding what it claims, and do its numbers hold?"""
 
+from dataclasses import replace
+
 import click
 
 from hope_eval.cli import options
@@ -31,7 +33,8 @@ def doctor(ctx: click.Context, models: options.ModelOptions, data: str | None, s
     to_load = models.to_load()
     corpus = load_corpus(data or "python")
     wrong = False
-    for name, model in to_load.load_named():
+    loads = ((name, model) for name in to_load.all_names for model in replace(to_load, names=(name,)).load())
+    for name, model in loads:
         click.echo(click.style(f"{model.name} {model.encoding}", bold=True))
         raw = {} if models.loader else config_as_written(name, models.revision)
         with progress(f"examining {model.name}", "checks") as bar:

@@ -1,8 +1,8 @@
 """Chat templates: code that comes with a tokenizer. It may fail, and it may not end."""
 
 import contextlib
-import sys
-import time
+import signal
+import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from types import FrameType
@@ -47,17 +47,18 @@ def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
 
 @contextlib.contextmanager
 def _at_most(seconds: float) -> Iterator[None]:
-    """Raise TimeoutError in Python code that runs for longer, whatever the thread."""
-    end = time.monotonic() + seconds
+    """Raise TimeoutError in Python code that runs for longer; not outside the main thread, which alone gets signals."""
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "setitimer"):
+        yield
+        return
 
-    def check(frame: FrameType, event: str, argument: Any) -> Any:
-        if time.monotonic() > end:
-            raise TimeoutError
-        return check
+    def end(number: int, frame: FrameType | None) -> None:
+        raise TimeoutError
 
-    before = sys.gettrace()
-    sys.settrace(check)
+    before = signal.signal(signal.SIGALRM, end)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         yield
     finally:
-        sys.settrace(before)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -75,14 +75,10 @@ class Models:
 
     def load(self) -> Iterator[LanguageModel]:
         """Each model with each encoding."""
-        yield from (model for _, model in self.load_named())
-
-    def load_named(self) -> Iterator[tuple[str, LanguageModel]]:
-        """Each model with each encoding, and the name that it was loaded by."""
         for name in self.all_names:
             loaded = checkpoint.load_checkpoint(name, **self.how)
             for encoding in self.encodings or (NATIVE,):
-                yield name, loaded.with_encoding(encoding)
+                yield loaded.with_encoding(encoding)
             # Only one model is in memory at a time; a model refers to itself.
             del loaded
             gc.collect()

@@ -96,6 +96,7 @@ class Shard(RunStore):
         self.is_merged = False
         self._rank = rank
         self._owners: dict[int, RunStore] = {}
+        self._spoilt: dict[int, dict[str, np.ndarray]] = {}
         self._earlier = [RunStore(run, header), *shards_in(run, header, but=rank.session)]
 
     def _load(self) -> int:
@@ -156,8 +157,24 @@ class Echo(Shard):
         yield self
 
     def append(self, record: Record, **arrays: np.ndarray) -> None:
-        """Keep a record in memory."""
+        """Keep a record in memory, with those of its arrays that hold a NaN: they decide what is read again."""
         self.records.append(record)
+        spoilt = {
+            name: array for name, array in arrays.items() if array.dtype.kind == "f" and not np.isfinite(array).all()
+        }
+        if spoilt:
+            self._spoilt[id(record)] = spoilt
+
+    def check_record(self, record: Record) -> None:
+        """Records of this session are in memory, without arrays: the process that writes them checks them."""
+        if "arrays" in record:
+            super().check_record(record)
+
+    def array(self, record: Record, name: str) -> np.ndarray:
+        """An array of a record; empty for one of this session without a NaN."""
+        if "arrays" in record:
+            return super().array(record, name)
+        return self._spoilt.get(id(record), {}).get(name, np.zeros(0, np.float32))
 
     def log_session(self, session: Mapping[str, Any]) -> None:
         """The first process of the group does this."""

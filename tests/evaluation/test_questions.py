@@ -113,7 +113,9 @@ def test_what_a_guess_scores_is_said_where_it_differs_from_question_to_question(
     expected = [pytest.approx(np.mean(half), abs=1e-3) for half in (asked[: len(asked) // 2], asked[len(asked) // 2 :])]
     assert [row["chance"] for row in table.rows if row["metric"] == "accuracy"] == expected
     assert [row["chance"] for row in table.rows if row["metric"] == "token_accuracy"] == [None, None]
-    assert re.search(r"4 contexts x 4 questions at each length; chance 0\.\d+( to 0\.\d+)?$", table.notes[0])
+    assert re.search(
+        r"4 contexts x 4 questions at each length; chance 0\.\d+( to 0\.\d+)?, the mean over", table.notes[0]
+    )
 
 
 @pytest.mark.parametrize("name", sorted({*FIXED} - {"label_map", "recency_decoy"}))

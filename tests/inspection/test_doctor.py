@@ -112,8 +112,8 @@ def test_untrained_weights_nan_and_ids_without_embedding_are_found(corpus):
     model.module.model.norm.weight.data[3] = torch.nan
     assert "NaN or infinite" in found(model, corpus, seconds=0)["text"]
     model = load("zoo:rope")
-    model.module.get_input_embeddings = lambda: torch.nn.Embedding(4000, 1)
-    assert "96 of its ids have no embedding: 4,000 rows" in found(model, corpus, seconds=0)["tokenizer"]
+    model.tokenizer.get_vocab = lambda: {"a": 3, "b": 4096, "c": 5000}
+    assert "2 of its ids have no embedding: 4,096 rows, ids to 5,000" in found(model, corpus, seconds=0)["tokenizer"]
 
 
 def test_where_it_degrades_is_said_and_what_time_does_not_carry_too(corpus):
