@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from types import FrameType
 from typing import Any
+from unittest import mock
 
 from hope_eval.errors import OptionError, first_line
 
@@ -24,10 +25,8 @@ def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
     Raises OptionError if the template fails, takes too long, or writes no text.
     """
     try:
-        with _at_most(PATIENCE):
-            text = tokenizer.apply_chat_template(
-                list(turns), tokenize=False, add_generation_prompt=True, strftime_now=_DAY.strftime
-            )
+        with _at_most(PATIENCE), _on_that_day():
+            text = tokenizer.apply_chat_template(list(turns), tokenize=False, add_generation_prompt=True)
     except TimeoutError:
         raise OptionError(
             f"the chat template of the tokenizer does not end within {PATIENCE:g} seconds", "--plain leaves it out"
@@ -43,6 +42,24 @@ def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
             f"the chat template of the tokenizer gives {type(text).__name__}, and not a text", "--plain leaves it out"
         )
     return text
+
+
+class _ThatDay(datetime):
+    """A clock that stands still."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> datetime:
+        """The date that every template is told."""
+        return _DAY
+
+
+@contextlib.contextmanager
+def _on_that_day() -> Iterator[None]:
+    """Let `strftime_now` of templates tell the same date always: as an argument, transformers makes it a string."""
+    from transformers.utils import chat_template_utils as code
+
+    with mock.patch.object(code, "datetime", _ThatDay):
+        yield
 
 
 @contextlib.contextmanager
