@@ -2,6 +2,7 @@
 
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -13,10 +14,6 @@ from hope_eval.errors import OptionError, first_line
 
 # Seconds that a template may take; the longest of known models take a hundredth of one.
 PATIENCE = 5.0
-
-
-# The date in a chat template that asks for it: the same prompts on every day.
-_DAY = datetime(2024, 7, 26, tzinfo=UTC)
 
 
 def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
@@ -45,20 +42,19 @@ def rendered(tokenizer: Any, turns: Sequence[dict[str, str]]) -> str:
 
 
 class _ThatDay(datetime):
-    """A clock that stands still."""
+    """A clock that stands still: the same prompts on every day."""
 
     @classmethod
-    def now(cls, tz: Any = None) -> datetime:
+    def now(cls, tz: Any = None) -> "_ThatDay":
         """The date that every template is told."""
-        return _DAY
+        return cls(2024, 7, 26, tzinfo=UTC)
 
 
 @contextlib.contextmanager
 def _on_that_day() -> Iterator[None]:
     """Let `strftime_now` of templates tell the same date always: as an argument, transformers makes it a string."""
-    from transformers.utils import chat_template_utils as code
-
-    with mock.patch.object(code, "datetime", _ThatDay):
+    code = sys.modules.get("transformers.utils.chat_template_utils")
+    with mock.patch.object(code, "datetime", _ThatDay) if code else contextlib.nullcontext():
         yield
 
 
