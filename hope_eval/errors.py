@@ -97,7 +97,7 @@ class TrainingError(HopeEvalError):
     """A training that cannot start or resume."""
 
 
-def first_line(error: BaseException) -> str:
+def first_line(error: BaseException | str) -> str:
     """The first line of what an error says, 200 characters at most."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")[:200]
 

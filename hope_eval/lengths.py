@@ -14,6 +14,10 @@ from hope_eval.errors import LengthError
 _UNITS = {"m": 1 << 20, "k": 1 << 10, "": 1}
 
 
+# Tokens of a length, and of a number of tokens, at most.
+MOST, _MOST_TOKENS = 1 << 30, 10**15
+
+
 @dataclass(frozen=True, order=True)
 class Times:
     """A length as a multiple of the training length: `2x`."""
@@ -94,11 +98,13 @@ def parse_length(text: str) -> int:
     match = re.fullmatch(r"(\d+)([km]?)", text.strip().lower())
     if not match:
         raise LengthError(f"`{text}` is not a valid length", "write 512 or 4k; several as 2k,8k,32k")
-    length = int(match[1]) * _UNITS[match[2]]
+    length = int(match[1][:20]) * _UNITS[match[2]]
     if length < 2:
         raise LengthError(
             f"a length must be at least 2 tokens, one to read and one to score; got {length}", "--lengths 512"
         )
+    if length > MOST:
+        raise LengthError(f"`{text}` is more than {short_length(MOST)} tokens, which nothing reads", "--lengths 1m")
     return length
 
 
@@ -110,7 +116,10 @@ def parse_count(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([kmb]?)", text.strip().lower().replace("_", ""))
     if not match or not float(match[1]):
         raise LengthError(f"`{text}` is not a valid number of tokens", "write 500k, 100M or 1.5B")
-    return round(float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2]])
+    count = float(match[1]) * {"": 1, "k": 10**3, "m": 10**6, "b": 10**9}[match[2]]
+    if count > _MOST_TOKENS:
+        raise LengthError(f"`{text}` is more tokens than there are", "write 500k, 100M or 1.5B")
+    return round(count)
 
 
 def number_text(value: float) -> str:

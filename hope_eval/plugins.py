@@ -4,13 +4,17 @@ import ast
 import importlib.util
 import inspect
 import sys
+import traceback
 from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from hope_eval.errors import HopeEvalError, OptionError
+from hope_eval.errors import HopeEvalError, OptionError, first_line
 
 T = TypeVar("T")
+
+# First parts of the names of modules that are files of users; those of this package are loaded in the same way.
+_PACKAGES = ("hope_eval_tasks_of_ones_own.", "hope_eval_encodings.", "hope_eval_protocols.", "hope_eval_loaders.")
 
 
 def module_name(path: Path) -> str:
@@ -48,9 +52,33 @@ def module_from_file(path: Path, package: str) -> ModuleType:
         del sys.modules[name]
         raise
     except Exception as error:
+        fault = fault_of_file(error)
         del sys.modules[name]
-        raise OptionError(f"`{path}` cannot be run: {type(error).__name__}: {error}", "mend the file") from error
+        raise fault or OptionError(
+            f"`{path}` cannot be run: {type(error).__name__}: {error}", "mend the file"
+        ) from error
     return module
+
+
+def fault_of_file(error: BaseException) -> OptionError | None:
+    """The fault of a user's file that an error comes from, with its line; None if it comes from none."""
+    if isinstance(error, HopeEvalError):
+        # What a file says itself with one of our errors is as it should be.
+        cause = error.__cause__
+        return fault_of_file(cause) if cause and not isinstance(cause, HopeEvalError) else None
+    files = {
+        str(module.__file__): Path(str(module.__file__)).name
+        for name, module in list(sys.modules.items())
+        if name.startswith(_PACKAGES) and getattr(module, "__file__", None)
+    }
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
+    where = (frames[-1].filename, frames[-1].lineno) if frames else None
+    if isinstance(error, SyntaxError) and error.filename in files:
+        where = str(error.filename), error.lineno
+    if where is None:
+        return None
+    said = first_line(error.msg) if isinstance(error, SyntaxError) else first_line(error)
+    return OptionError(f"`{files[where[0]]}`, line {where[1]}: {type(error).__name__}: {said}", "mend the file")
 
 
 def classes_in(module: ModuleType, base: type[T]) -> list[type[T]]:

@@ -337,6 +337,12 @@ def _class_in_file(name: str) -> type[Task]:
         raise TaskError(
             f"`{file}.py` defines a task `{wanted}`, and hope-eval has a task of this name", "rename the class"
         )
+    missing = [name for name in ("source", "version", "one_line") if not hasattr(classes[wanted], name)]
+    if missing:
+        raise TaskError(
+            f"the task `{wanted}` of `{path.name}` lacks {', '.join(missing)}",
+            'write them into the class: source, version, one_line = "", 1, "say a word again"',
+        )
     return classes[wanted]
 
 

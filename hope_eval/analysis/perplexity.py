@@ -346,6 +346,8 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: in
         f"{n_documents} documents of {provenance['corpus']} ({identity['corpus']})"
         + (f"; {n_short} with fewer than {provenance['tokens_needed']:,} tokens left out" if n_short else ""),
     ]
+    if provenance.get("corpus_note"):
+        lines.append(f"{provenance['corpus']}: {provenance['corpus_note']}")
     if n_documents == 1:
         lines.append("one document: no interval")
     else:

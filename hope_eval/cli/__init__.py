@@ -23,6 +23,7 @@ from hope_eval.cli.train import train
 from hope_eval.cli.zoo import zoo
 from hope_eval.errors import HopeEvalError, unexpected
 from hope_eval.files import is_full
+from hope_eval.plugins import fault_of_file
 from hope_eval.show.terminal import printable
 
 # Commands that torchrun may start in several processes.
@@ -49,7 +50,7 @@ class _Group(click.Group):
         try:
             return super().invoke(ctx)
         except HopeEvalError as error:
-            self._end(ctx, error)
+            self._end(ctx, fault_of_file(error) or error)
         except KeyboardInterrupt:
             kept = _KEPT.get(ctx.invoked_subcommand or "", "nothing was changed: rerun the command")
             self._end(ctx, HopeEvalError("interrupted", kept), _INTERRUPTED)
@@ -57,7 +58,7 @@ class _Group(click.Group):
             raise
         except Exception as error:
             full = HopeEvalError("no space left on the disk", "free some space, then rerun the command")
-            self._end(ctx, full if is_full(error) else unexpected(error))
+            self._end(ctx, full if is_full(error) else fault_of_file(error) or unexpected(error))
 
     def _end(self, ctx: click.Context, error: HopeEvalError, code: int = 1) -> NoReturn:
         if is_first_process():

@@ -266,6 +266,7 @@ class TextOptions:
 
     data: str | None
     text_field: str
+    text_encoding: str
     label_field: str
 
 
@@ -280,6 +281,12 @@ texts = gathered(
         "train.csv and test.csv.  [default: python; tasks generate their texts]",
     ),
     click.option("--field", "text_field", default="text", show_default=True, metavar="NAME", help="Field of the text."),
+    click.option(
+        "--text-encoding",
+        default="",
+        metavar="NAME",
+        help="Encoding of texts in files: shift_jis, latin-1…  [default: UTF-8, or by their byte order mark]",
+    ),
     click.option(
         "--label", "label_field", default="label", show_default=True, metavar="NAME", help="Field of the label."
     ),

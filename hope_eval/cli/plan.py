@@ -21,14 +21,15 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 # Options that are copied to the planned command.
 _PASSED_ON = (
     "models", "encodings", "dtype", "device", "device_map", "compiling", "revision", "trust_remote_code",
-    "train_length", "loader", "data", "text_field", "label_field", "chat", "prefix", "seed", "until_ci",
+    "train_length", "loader", "data", "text_field", "text_encoding", "label_field", "chat", "prefix", "seed",
+    "until_ci",
 )  # fmt: skip
 
 # Of these, options that `hope-eval ppl` does not have.
 _OF_TASKS = ("label_field", "chat")
 
 # Options that choose the texts.
-_OF_TEXTS = ("data", "text_field", "label_field")
+_OF_TEXTS = ("data", "text_field", "text_encoding", "label_field")
 
 
 def _read_budget(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:

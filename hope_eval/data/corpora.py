@@ -2,35 +2,24 @@
 
     python                       the standard library of this interpreter (the default: no download, real documents)
     python:torch,numpy           installed packages
-    books.txt  notes.md  folder  one document a file; a folder is read recursively, in order of path
-    books.jsonl[.bz2|.gz|.xz]    one document a line, from the field `text` (or --field)
-    books.parquet                one document a row
+    books.txt  books.jsonl  folder  files and folders, see `text_files`
     hf:name[:config]@revision    a dataset of the hub; the revision is required, so that the texts stay the same
 
 A corpus is read whole. Its fingerprint goes into every result, and so identifies the texts.
 """
 
-import bz2
-import gzip
 import hashlib
 import importlib.util
-import json
-import lzma
 import sys
 import sysconfig
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from hope_eval.data.text_files import TextFiles, text_of
 from hope_eval.errors import CorpusError, did_you_mean, require
-
-# Functions that open a compressed file, by its ending.
-OPENERS: dict[str, Callable[..., Any]] = {".bz2": bz2.open, ".gz": gzip.open, ".xz": lzma.open}
-_TEXT = {".txt", ".md"}
 
 # Source files are grouped into documents of at least this many bytes: about 64k tokens of a usual vocabulary.
 _DOCUMENT_BYTES = 256 * 1024
@@ -52,11 +41,13 @@ class Corpus:
     """Texts, with a name.
 
     fingerprint: of the texts, whatever the names and the order of the files that they are in.
+    note:        what was read and what was left out, if that needs a word.
     """
 
     name: str
     documents: tuple[Document, ...]
     fingerprint: str
+    note: str = ""
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -76,13 +67,17 @@ class Corpus:
         return [document for _, document in self.keyed(seed)]
 
 
-def load_corpus(name: str, field: str = "text") -> Corpus:
+def load_corpus(name: str, field: str = "text", encoding: str = "") -> Corpus:
     """Read a corpus by its name on the command line; the module's docstring lists all kinds.
 
-    field: the field of the text, in a file that has several.
+    field:    the field of the text, in a file that has several.
+    encoding: of the texts of files; empty: UTF-8, or by the mark at their beginning.
 
     Raises CorpusError, with file and line, for a text that is missing or cannot be opened, decoded or parsed.
     """
+    note = ""
+    if not name.strip():
+        raise CorpusError("`--data` is empty: is a variable of the shell unset?", "leave --data out, or name a text")
     if name == "python" or name.startswith("python:"):
         documents = list(_python(name))
         version = ".".join(map(str, sys.version_info[:3]))
@@ -90,17 +85,29 @@ def load_corpus(name: str, field: str = "text") -> Corpus:
     elif name.startswith("hf:"):
         documents, label = list(_hub(name, field)), name
     else:
-        path = Path(name).expanduser()
-        if not path.exists():
-            raise CorpusError(
-                f"no text at `{name}`",
-                did_you_mean(name, ["python"], "--data takes a file, a folder, `python`, or hf:name@revision"),
-            )
-        documents, label = list(_files(path, field)), path.name
+        files = TextFiles(_path(name), field, encoding)
+        documents = [Document(*pair) for pair in files.documents()]
+        label, note = files.path.name, files.note
     documents = [document for document in documents if document.text]
     if not documents:
         raise CorpusError(f"`{name}` contains no text", "choose another --data")
-    return Corpus(label, tuple(documents), _fingerprint(documents))
+    return Corpus(label, tuple(documents), _fingerprint(documents), note)
+
+
+def _path(name: str) -> Path:
+    """The path of a text. Raises CorpusError if there is none."""
+    try:
+        path = Path(name).expanduser()
+        found = path.exists()
+    except (OSError, ValueError, RuntimeError) as error:
+        # Names that are too long, with a NUL, or of a user that does not exist.
+        raise CorpusError(f"`{name[:80]}` cannot be a path: {error}", "--data takes a file or a folder") from error
+    if not found:
+        raise CorpusError(
+            f"no text at `{name}`",
+            did_you_mean(name, ["python"], "--data takes a file, a folder, `python`, or hf:name@revision"),
+        )
+    return path
 
 
 def _keys(documents: Sequence[Document]) -> tuple[str, ...]:
@@ -119,71 +126,6 @@ def _fingerprint(documents: Sequence[Document]) -> str:
 
 def _digest(text: str) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()
-
-
-def _files(path: Path, field: str) -> Iterator[Document]:
-    if path.is_file():
-        yield from _file(path, path.name, field)
-        return
-    paths = sorted(child for child in path.rglob("*") if child.is_file() and _kind(child))
-    if not paths:
-        raise CorpusError(f"the folder `{path}` contains no text files", f"supported: {', '.join(_supported())}")
-    for child in paths:
-        yield from _file(child, child.relative_to(path).as_posix(), field)
-
-
-def _supported() -> list[str]:
-    return [*sorted(_TEXT), ".jsonl", ".jsonl.bz2", ".jsonl.gz", ".jsonl.xz", ".parquet"]
-
-
-def _kind(path: Path) -> str:
-    """Kind of a file: txt, jsonl or parquet; empty for any other."""
-    suffixes = [suffix.lower() for suffix in path.suffixes]
-    if suffixes and suffixes[-1] in OPENERS:
-        suffixes.pop()
-    last = suffixes[-1] if suffixes else ""
-    return "txt" if last in _TEXT else last[1:] if last in (".jsonl", ".parquet") else ""
-
-
-def _file(path: Path, label: str, field: str) -> Iterator[Document]:
-    kind = _kind(path)
-    if kind == "parquet":
-        yield from _parquet(path, label, field)
-        return
-    if not kind:
-        raise CorpusError(f"`{path}` has an ending that is not supported", f"supported: {', '.join(_supported())}")
-    try:
-        with OPENERS.get(path.suffix.lower(), Path.open)(path, "rb") as stream:
-            if kind == "txt":
-                yield Document(label, _decoded(stream.read(), str(path)))
-            else:
-                yield from _jsonl(stream, path, label, field)
-    except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        raise CorpusError(f"cannot read `{path}`: {error}", "check the file and its permissions") from error
-
-
-def _jsonl(stream: Iterator[bytes], path: Path, label: str, field: str) -> Iterator[Document]:
-    for number, line in enumerate(stream, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(_decoded(line, f"{path}, line {number}"))
-        except json.JSONDecodeError as error:
-            raise CorpusError(
-                f"`{path}`, line {number}, is not JSON: {error}", "write one JSON object a line"
-            ) from error
-        yield Document(f"{label}:{number}", _text(row, field, f"`{path}`, line {number},"))
-
-
-def _parquet(path: Path, label: str, field: str) -> Iterator[Document]:
-    parquet = require("pyarrow.parquet", "reading parquet", "pyarrow")
-    pyarrow = require("pyarrow", "reading parquet")
-    try:
-        table = parquet.read_table(path)
-    except (OSError, pyarrow.ArrowException) as error:
-        raise CorpusError(f"cannot read `{path}`: {error}", "check that it is a parquet file") from error
-    for number, row in enumerate(table.to_pylist(), 1):
-        yield Document(f"{label}:{number}", _text(row, field, f"`{path}`, row {number},"))
 
 
 def _hub(name: str, field: str) -> Iterator[Document]:
@@ -206,27 +148,7 @@ def _hub(name: str, field: str) -> Iterator[Document]:
             "choose another --data",
         )
     for number, row in enumerate(splits[split], 1):
-        yield Document(f"{split}:{number}", _text(row, field, f"`{name}`, {split} row {number},"))
-
-
-def _text(row: object, field: str, where: str) -> str:
-    if not isinstance(row, dict) or not isinstance(row.get(field), str):
-        names = ", ".join(map(str, row)) if isinstance(row, dict) else type(row).__name__
-        raise CorpusError(
-            f"{where} has no text in the field `{field}` (it has: {names})", "name the field with --field"
-        )
-    text: str = row[field]
-    return text
-
-
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CorpusError(
-            f"{where} is not UTF-8: byte {error.start} is {data[error.start]:#04x}",
-            "convert it, for example with: iconv -f latin1 -t utf-8",
-        ) from error
+        yield Document(f"{split}:{number}", text_of(row, field, f"`{name}`, {split} row {number},"))
 
 
 def _python(name: str) -> Iterator[Document]:

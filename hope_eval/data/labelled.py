@@ -22,7 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hope_eval.data.corpora import OPENERS
+from hope_eval.data.text_files import OPENERS
 from hope_eval.errors import CorpusError
 
 _ENDINGS = (".csv", ".tsv", ".jsonl", ".json")
@@ -67,6 +67,8 @@ def load_labelled(name: str, text: str = "text", label: str = "label") -> Labell
 
     Raises CorpusError for a file that is missing or cannot be read, a missing column, and fewer than two labels.
     """
+    if not name.strip():
+        raise CorpusError("`--data` is empty: is a variable of the shell unset?", "leave --data out, or name a file")
     path = Path(name).expanduser()
     if not path.exists():
         raise CorpusError(f"no labelled texts at `{name}`", f"--data takes a folder or a file: {', '.join(_ENDINGS)}")

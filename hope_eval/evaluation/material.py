@@ -57,18 +57,22 @@ def vocabulary_for(
     return Vocabulary(tokenizer, prefix_token(tokenizer, prefix), chat, texts, material.examples)
 
 
-def material_for(what: What, data: str | None, text_field: str, label_field: str) -> tuple[What, Material]:
+def material_for(
+    what: What, data: str | None, text_field: str, label_field: str, encoding: str = ""
+) -> tuple[What, Material]:
     """A task or protocol as it uses the data, and the texts or examples that it needs.
 
-    data: the user's data; None: the sources of Python's standard library, where texts are needed.
+    data:     the user's data; None: the sources of Python's standard library, where texts are needed.
+    encoding: of texts in files; empty: UTF-8, or by the mark at their beginning.
 
     Raises OptionError for data that a task cannot use, CorpusError for files that cannot be read.
     """
     if what.uses == "examples":
-        return what, Material(examples=load_labelled(data, text_field, label_field)) if data else Material()
+        return what, Material(examples=load_labelled(data, text_field, label_field)) if data is not None else Material()
     if data is not None and not what.uses:
         raise OptionError(f"`{what}` generates its texts, and takes no --data", "leave --data out")
     if data is not None and "haystack" in {field.name for field in dataclasses.fields(what)}:
         what = dataclasses.replace(what, haystack="text")  # type: ignore[call-arg]
+    name = "python" if data is None else data
     needs_texts = what.uses == "text" and getattr(what, "haystack", "text") == "text"
-    return what, Material(load_corpus(data or "python", text_field)) if needs_texts else Material()
+    return what, Material(load_corpus(name, text_field, encoding)) if needs_texts else Material()

@@ -130,6 +130,7 @@ class Perplexity(Measurement[Series, Batch]):
         """Facts of corpus, prefix and model."""
         return {
             "corpus": self.corpus.name,
+            "corpus_note": self.corpus.note,
             "documents": len(self.corpus.documents),
             "documents_too_short": self.n_too_short,
             "tokens_needed": self.protocol.document_tokens(self.lengths),

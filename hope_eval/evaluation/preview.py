@@ -38,6 +38,7 @@ def sample(
     index: int = 0,
     data: str | None = None,
     text_field: str = "text",
+    text_encoding: str = "",
     label_field: str = "label",
     chat: bool | None = None,
 ) -> ShownSample:
@@ -45,7 +46,7 @@ def sample(
 
     Raises TaskError, ContextTooShortError, CheckpointError, CorpusError or OptionError.
     """
-    task, material = material_for(parse_task(name), data, text_field, label_field)
+    task, material = material_for(parse_task(name), data, text_field, label_field, text_encoding)
     vocabulary = vocabulary_for(load_tokenizer(model), task, material, chat, seed=seed)
     prompt = task.prompt(vocabulary, length, generator("test", str(task), seed, index))
     questions = tuple(

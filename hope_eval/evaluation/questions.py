@@ -227,7 +227,10 @@ class Questions(Measurement[Contexts, Batch]):
     def prompt(self, series: Contexts, number: int) -> Prompt:
         """The context of that number, and its questions."""
         rng = generator("test", str(series.task), self.seed, number)
-        return series.task.prompt(self.vocabulary, series.length, rng)
+        prompt = series.task.prompt(self.vocabulary, series.length, rng)
+        if not isinstance(prompt, Prompt):
+            raise TaskError(f"`prompt` of `{series.task}` gives {type(prompt).__name__}", "it must give a Prompt")
+        return prompt
 
     def read(self, model: LanguageModel, batch: Batch) -> Iterator[NewRecord]:
         """Ask all questions on the contexts."""

@@ -326,6 +326,8 @@ def _outline(model: nn.Module, rope: Rope) -> dict[str, nn.Module]:
     try:
         with torch.device("meta"):
             return dict(type(model)(whole).named_modules())
+    except EncodingError:
+        raise
     except Exception as error:
         # Each architecture raises other errors for parameters that it does not expect.
         raise EncodingError(

@@ -38,7 +38,7 @@ from hope_eval.model.parallel import sequence
 from hope_eval.model.parallel.group import INSTEAD, Group, check_shardable, sharded
 from hope_eval.model.scoring import LanguageModel
 from hope_eval.model.weights import check_weights
-from hope_eval.plugins import module_from_file
+from hope_eval.plugins import fault_of_file, module_from_file
 from hope_eval.task import Sample
 
 # Bytes of weights whose loading is announced.
@@ -368,7 +368,14 @@ def _from_loader(loader: str, name: str, device: torch.device, dtype: str) -> tu
     code = module_from_file(path, "hope_eval_loaders")
     if not callable(getattr(code, function, None)):
         raise CheckpointError(f"`{path}` has no function `{function}`", "--loader my_model.py:load")
-    loaded = getattr(code, function)(name)
+    try:
+        loaded = getattr(code, function)(name)
+    except HopeEvalError:
+        raise
+    except Exception as error:
+        raise fault_of_file(error) or CheckpointError(
+            f"`{loader}` fails: {type(error).__name__}: {first_line(error)}", "mend the file"
+        ) from error
     if not isinstance(loaded, tuple) or len(loaded) != 2 or not isinstance(loaded[0], nn.Module):
         raise CheckpointError(
             f"`{loader}` returned {type(loaded).__name__}", "it must return (torch module, tokenizer)"

@@ -49,7 +49,13 @@ def register(rope_module: Any, cls: type[PositionEncoding]) -> None:
         rope = config.rope_parameters[layer_type] if layer_type else config.rope_parameters
         parameters = {key: rope[key] for key in hyper_parameters(cls) if key in rope}
         encoding = built(cls, geometry_of(config, layer_type), parameters)
-        return encoding.inverse_frequencies().to(device), 1.0
+        frequencies_P, n = encoding.inverse_frequencies(), encoding.geometry.head_dim // 2
+        if not isinstance(frequencies_P, Tensor) or frequencies_P.shape != (n,):
+            raise EncodingError(
+                f"`inverse_frequencies` of `{name}` does not give a tensor of {n} numbers",
+                "mend the file",
+            )
+        return frequencies_P.to(device), 1.0
 
     def validate(self: Any, rope_parameters: dict[str, Any], ignore_keys: set[str] | None = None) -> None:
         self._check_received_keys(

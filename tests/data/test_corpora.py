@@ -6,7 +6,7 @@ import lzma
 import numpy as np
 import pytest
 
-from hope_eval.data import corpora
+from hope_eval.data import corpora, text_files
 from hope_eval.data.corpora import load_corpus
 from hope_eval.errors import CorpusError, MissingPackageError
 
@@ -183,3 +183,103 @@ def test_a_dataset_is_read_through_datasets(monkeypatch):
 def test_a_folder_without_text_is_an_error(tmp_path):
     with pytest.raises(CorpusError, match="contains no text"):
         load_corpus(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"\xef\xbb\xbfabc", "abc"),
+        ("\ufeffabc é".encode("utf-16-le"), "abc é"),
+        ("\ufeffabc".encode("utf-32-be"), "abc"),
+        (b"abc", "abc"),
+    ],
+)
+def test_a_mark_at_the_beginning_is_no_text(data, text, tmp_path):
+    for name in ("a.txt", "a.log"):
+        (tmp_path / name).write_bytes(data)
+        assert [document.text for document in load_corpus(str(tmp_path / name)).documents] == [text]
+    (tmp_path / "a.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "abc"}\n')
+    assert load_corpus(str(tmp_path / "a.jsonl")).documents[0].text == "abc"
+
+
+def test_a_folder_says_what_it_left_out(tmp_path):
+    for name in (
+        "a.txt",
+        "b.log",
+        "sub/c.md",
+        ".hidden.txt",
+        "__MACOSX/d.txt",
+        "e.docx",
+        "f.docx",
+        "g.pdf",
+        "Makefile",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    (tmp_path / "empty.txt").touch()
+    (tmp_path / "t.csv").write_text('id,text\n1,"first, with a comma"\n2,second\n')
+    corpus = load_corpus(str(tmp_path))
+    assert [document.id for document in corpus.documents] == ["a.txt", "b.log", "sub/c.md", "t.csv:1", "t.csv:2"]
+    assert corpus.documents[3].text == "first, with a comma"
+    assert corpus.note == "read 4 files; ignored 2 .docx, 1 .pdf, 1 empty, 1 without an ending"
+
+
+def test_all_bad_files_are_told_at_once(tmp_path):
+    for n in range(7):
+        (tmp_path / f"{n}.txt").write_bytes(b"\x93\xfa\x96{\x8c\xea")
+    with pytest.raises(CorpusError, match=r"7 files cannot be read: .*0.txt.*4.txt.*and 2 more") as caught:
+        load_corpus(str(tmp_path))
+    assert "iconv" not in caught.value.hint
+    japanese = load_corpus(str(tmp_path / "0.txt"), encoding="shift_jis")
+    assert japanese.documents[0].text == "日本語"
+    with pytest.raises(CorpusError, match="`--text-encoding klingon` cannot be used"):
+        load_corpus(str(tmp_path / "0.txt"), encoding="klingon")
+
+
+@pytest.mark.parametrize("name", ["", "  ", "~nouser/x", "a" * 5000, "a\0b", "no/such/file"])
+def test_a_name_that_is_no_path_is_an_error_with_a_remedy(name):
+    with pytest.raises(CorpusError) as caught:
+        load_corpus(name)
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"text": "\\ud800"}', "half a character"),
+        ('{"text": "a", "n": ' + "9" * 5000 + "}", "is not JSON"),
+        ("[" * 200_000, "is not JSON"),
+        ('{"txt": "a"}', "has no text in the field `text`"),
+        ("3", "has no text in the field `text`"),
+    ],
+)
+def test_lines_that_are_no_texts_are_named(line, message, tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "fine"}\n' + line + "\n")
+    with pytest.raises(CorpusError, match=message) as caught:
+        load_corpus(str(path))
+    assert "line 2" in str(caught.value)
+
+
+def test_other_columns_of_a_parquet_do_not_matter(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    # After the year 9999, where Python's dates end.
+    far = pyarrow.array([2**53], pyarrow.timestamp("ms"))
+    parquet.write_table(pyarrow.table({"text": ["abc"], "when": far}), tmp_path / "a.parquet")
+    assert load_corpus(str(tmp_path / "a.parquet")).documents[0].text == "abc"
+    with pytest.raises(CorpusError, match=r"has no text in the field `body` .it has: text, when"):
+        load_corpus(str(tmp_path / "a.parquet"), "body")
+
+
+def test_what_unfolds_without_end_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "MOST_BYTES", 1 << 16)
+    for name, data in (("a.txt.gz", b"a" * (1 << 20)), ("a.jsonl.gz", b'{"text": "' + b"a" * (1 << 20) + b'"}')):
+        (tmp_path / name).write_bytes(gzip.compress(data))
+        with pytest.raises(CorpusError, match="has more than"):
+            load_corpus(str(tmp_path / name))
+
+
+def test_long_cells_of_a_table_are_read(tmp_path):
+    (tmp_path / "a.tsv").write_text("text\tid\n" + "x" * 200_000 + "\t1\n")
+    assert len(load_corpus(str(tmp_path / "a.tsv")).documents[0].text) == 200_000
