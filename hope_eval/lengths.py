@@ -5,6 +5,7 @@ Lengths may also be multiples of the training length, `1x,2x,4x`: `resolved` giv
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from itertools import pairwise
@@ -35,7 +36,7 @@ class Times:
         return f"{exact:.{digits}g}x"
 
 
-Lengths = tuple[int, ...] | tuple[Times, ...]
+Lengths = tuple[int | Times, ...]
 
 # Lengths of a command without --lengths: of perplexity; and of tasks, two of them inside the training window, for the
 # gate (hope_eval/analysis/gate.py).
@@ -44,26 +45,22 @@ OF_TASKS: tuple[Times, ...] = (Times(0.3), Times(0.6), Times(1), Times(2), Times
 
 
 def parse_lengths(text: str) -> Lengths:
-    """Read ascending lengths, `2k,8k,32k`, or `1x,2x,4x`.
+    """Read ascending lengths, `2k,8k,32k`, or `1x,2x,4x`; or both, `64,1x,2x`, each kind ascending.
 
-    Raises LengthError for a text that is not a length, for lengths below 2 or out of order, and for both kinds at once.
+    Raises LengthError for a text that is not a length, and for lengths below 2 or out of order.
     """
-    parts = text.split(",")
-    relative = [re.fullmatch(r"(\d+(?:\.\d+)?)x", part.strip().lower()) for part in parts]
-    if any(relative) and not all(relative):
-        raise LengthError(f"`{text}` mixes tokens and training lengths", "write 2k,8k or 1x,4x")
-    if all(relative):
-        times = tuple(Times(float(match[1])) for match in relative if match)
-        if not all(length.factor for length in times):
+    lengths: list[int | Times] = []
+    for part in text.split(","):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)x", part.strip().lower())
+        if match and not float(match[1]):
             raise LengthError(f"`{text}`: 0x is not a valid length", "--lengths 1x,2x")
-        _check_ascending(times)
-        return times
-    lengths = tuple(parse_length(part) for part in parts)
-    _check_ascending(lengths)
-    return lengths
+        lengths.append(Times(float(match[1])) if match else parse_length(part))
+    _check_ascending([length for length in lengths if isinstance(length, int)])
+    _check_ascending([length for length in lengths if isinstance(length, Times)])
+    return tuple(lengths)
 
 
-def _check_ascending(lengths: Lengths) -> None:
+def _check_ascending(lengths: Sequence[int | Times]) -> None:
     sizes = [length.factor if isinstance(length, Times) else length for length in lengths]
     names = [str(length) if isinstance(length, Times) else short_length(length) for length in lengths]
     for (before, name), (after, next_name) in pairwise(zip(sizes, names, strict=True)):
@@ -75,7 +72,7 @@ def _check_ascending(lengths: Lengths) -> None:
 
 
 def resolved(lengths: Lengths, train_length: int | None) -> tuple[int, ...]:
-    """Lengths in tokens, for a model that was trained at `train_length`.
+    """Lengths in tokens, ascending, for a model that was trained at `train_length`.
 
     Raises LengthError for multiples of a training length that is not known.
     """
@@ -90,7 +87,7 @@ def resolved(lengths: Lengths, train_length: int | None) -> tuple[int, ...]:
             )
         else:
             tokens.append(max(2, round(length.factor * train_length)))
-    return tuple(dict.fromkeys(tokens))
+    return tuple(sorted(set(tokens)))
 
 
 def parse_length(text: str) -> int:

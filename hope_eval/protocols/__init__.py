@@ -159,6 +159,18 @@ def parameter(default: Any, about: str, least: int | None = None, words: Sequenc
     return field(default=default, metadata={"about": about, "least": least, "words": tuple(words)})
 
 
+# Tokens that are scored at a time, where nothing else is said: a quarter of the training window, so that lengths within
+# the window have room for them, and at most so many.
+_MOST, _PARTS = 256, 4
+
+SHARE_OF_WINDOW = f"a quarter of the training length, at most {_MOST}"
+
+
+def share_of_window(train_length: int | None) -> int:
+    """Tokens: `SHARE_OF_WINDOW`."""
+    return max(1, min(_MOST, (train_length or _PARTS * _MOST) // _PARTS))
+
+
 @dataclass(frozen=True)
 class Protocol:
     """A perplexity protocol and its parameters.

@@ -13,10 +13,7 @@ block, B counted, L = c + k. The block ends the longest read of each document, s
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hope_eval.protocols import Cell, Column, Protocol, Window, WindowsOf, parameter
-
-# Most tokens of a block, and their share of the training length.
-_MOST, _SHARE = 256, 4
+from hope_eval.protocols import SHARE_OF_WINDOW, Cell, Column, Protocol, Window, WindowsOf, parameter, share_of_window
 
 
 @dataclass(frozen=True)
@@ -30,13 +27,11 @@ class Paired(Protocol):
     # 1: k was 256 for all models, and columns were named by the context without the block.
     version = 2
 
-    k: int | None = parameter(
-        None, f"tokens that are scored; by default a quarter of the training length, at most {_MOST}", least=1
-    )
+    k: int | None = parameter(None, f"tokens that are scored; by default {SHARE_OF_WINDOW}", least=1)
     shortest: int | None = parameter(None, "fewest tokens before them, prefix counted; by default half of k", least=1)
 
     def fitted(self, train_length: int | None) -> "Paired":
-        k = self.k or max(1, min(_MOST, (train_length or _SHARE * _MOST) // _SHARE))
+        k = self.k or share_of_window(train_length)
         return replace(self, k=k, shortest=self.shortest or max(1 + self.prefixed, k // 2))
 
     def cells(self, lengths: Sequence[int]) -> list[Cell]:

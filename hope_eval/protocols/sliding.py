@@ -6,10 +6,10 @@ Sources: ALiBi, Press, Smith & Lewis, 2022, arXiv 2108.12409; YaRN, Peng et al.,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from hope_eval.protocols import Cell, WindowsOf, parameter
+from hope_eval.protocols import SHARE_OF_WINDOW, Cell, WindowsOf, parameter, share_of_window
 from hope_eval.protocols.windows import Windows, strided
 
 
@@ -20,28 +20,32 @@ class Sliding(Windows):
     one_line = "overlapping windows of L tokens that move by S; only new tokens are scored"
     title = "Perplexity in sliding windows"
 
-    stride: int = parameter(256, "tokens that a window moves by", least=1)
+    stride: int | None = parameter(None, f"tokens that a window moves by; by default {SHARE_OF_WINDOW}", least=1)
     weighting: Literal["token", "window"] = parameter(
         "token", "mean over tokens, or over window means", words=("token", "window")
     )
 
+    def fitted(self, train_length: int | None) -> "Sliding":
+        return replace(self, stride=self.stride or share_of_window(train_length))
+
     def cells(self, lengths: Sequence[int]) -> list[Cell]:
-        self._check_lengths(lengths, self.stride + 1, f"the stride of {self.stride} and one token of context")
+        stride = self.stride or share_of_window(None)
+        self._check_lengths(lengths, stride + 1, f"the stride of {stride} and one token of context")
         span = self._span(lengths)
         return [
             Cell(
                 self._id(
                     f"L={length}",
-                    f"S={self.stride}",
+                    f"S={stride}",
                     f"T={span}" if span else "",
                     "weighting=window" if self.weighting == "window" else "",
                 ),
                 length,
-                self._windows(length, span),
+                self._moved(length, span, stride),
                 self.weighting,
             )
             for length in lengths
         ]
 
-    def _windows(self, length: int, span: int) -> WindowsOf:
-        return lambda n_tokens: list(strided(span or n_tokens, length, self.stride, self.prefixed))
+    def _moved(self, length: int, span: int, stride: int) -> WindowsOf:
+        return lambda n_tokens: list(strided(span or n_tokens, length, stride, self.prefixed))

@@ -369,7 +369,7 @@ BAD = [
     ),
     (["retrieve", "--task", "passkey:control=floor"], "no parameter `control`", "digits"),
     (["copy", "--lengths", "2x,1x"], "lengths must ascend", "--lengths 1x,2x"),
-    (["copy", "--lengths", "64,1x"], "mixes tokens and training lengths", "1x,4x"),
+    (["copy", "--lengths", "64,1x,32"], "lengths must ascend, got 32 after 64", "32,64"),
     (["retrieve", "--task", "passkey", "--distance", "1x"], "--distance is in tokens", "--distance 256,1k"),
     (["copy", "--distance", "100"], "`copy` has no distance", "leave --distance out"),
     (["copy", "--data", "texts.txt"], "takes no --data", "leave --data out"),

@@ -398,7 +398,7 @@ def test_a_rope_type_of_another_library_is_not_replaced(tmp_path, monkeypatch):
 def test_a_file_that_cannot_be_run_is_no_traceback_and_can_be_mended(tmp_path):
     file = written(tmp_path / "broken.py", "from nowhere import nothing\n")
     for _ in range(2):
-        with pytest.raises(OptionError, match="`broken.py`, line 1: ModuleNotFoundError: No module named 'nowhere'"):
+        with pytest.raises(OptionError, match=r"`broken\.py`, line 1: ModuleNotFoundError: No module named 'nowhere'"):
             parse_encoding(file)
     written(tmp_path / "broken.py")
     assert parse_encoding(file).name == file

@@ -138,7 +138,7 @@ def test_an_unknown_suite_gets_a_hint():
         ('[x]\nsamples = 0\ntasks = ["copy"]', OptionError, "`samples` of `copy`", "from 1 on"),
         ('[x]\nsamples = "8"\ntasks = ["copy"]', OptionError, "`samples` of `copy`", "from 1 on"),
         ('[x]\nsamples = true\ntasks = ["copy"]', OptionError, "`samples` of `copy`", "from 1 on"),
-        ('[x]\nlengths = "2x,1k"\ntasks = ["copy"]', LengthError, "mixes tokens and training lengths", "2k,8k"),
+        ('[x]\nlengths = "2x,1k,1x"\ntasks = ["copy"]', LengthError, "lengths must ascend, got 1x after 2x", "1x,2x"),
         ('[x]\nlengths = [512, 1024]\ntasks = ["copy"]', LengthError, "is not a valid length", "2k"),
         ('tasks = ["copy"]', OptionError, "`tasks` of .* is not inside a suite", r"[my]"),
         ("[x", OptionError, "cannot read the suites", "TOML"),
@@ -167,6 +167,7 @@ def test_a_file_of_suites_that_is_not_there_or_empty_is_an_error(tmp_path):
     [
         ("512", (512,)), ("4k", (4096,)), ("2k,8k,32K", (2048, 8192, 32768)), ("1m", (1 << 20,)), ("2, 3", (2, 3)),
         ("1x", (Times(1),)), ("1x,2X, 4x", (Times(1), Times(2), Times(4))), ("0.5x,1.5x", (Times(0.5), Times(1.5))),
+        ("1x,64,2x", (Times(1), 64, Times(2))),
     ],
 )  # fmt: skip
 def test_lengths_are_tokens_or_training_lengths(text, lengths):
@@ -176,9 +177,9 @@ def test_lengths_are_tokens_or_training_lengths(text, lengths):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("1x,512", "mixes"), ("512,1x", "mixes"), ("1x,2k,4x", "mixes"), ("0x", "0x is not"), ("0.0x,1x", "0x is not"),
+        ("0x", "0x is not"), ("0.0x,1x", "0x is not"), ("2k,1x,1k", "must ascend"), ("99999999999", "nothing reads"),
         ("2x,1x", "must ascend, got 1x after 2x"), ("1x,1x", "must ascend"), ("1x,1.0x", "must ascend"),
-        ("4k,2k", "must ascend, got 2k after 4k"), ("1x,", "mixes"), ("1,2", "at least 2 tokens"),
+        ("4k,2k", "must ascend, got 2k after 4k"), ("1x,", "is not a valid length"), ("1,2", "at least 2 tokens"),
         *((text, f"`{text}` is not a valid length") for text in ("", "x", "-1x", "4g", "1xx")),
     ],
 )  # fmt: skip
@@ -186,6 +187,11 @@ def test_what_is_no_length_is_an_error_with_a_hint(text, message):
     with pytest.raises(LengthError, match=message) as caught:
         parse_lengths(text)
     assert caught.value.hint
+
+
+def test_both_kinds_of_lengths_are_in_order_for_a_model():
+    assert resolved(parse_lengths("64,1x,2x"), 256) == (64, 256, 512)
+    assert resolved(parse_lengths("1k,1x,2x"), 512) == (512, 1024), "a length is measured once"
 
 
 def test_a_hint_to_ascend_can_be_used_as_it_is():

@@ -207,3 +207,13 @@ def test_a_file_that_takes_a_name_of_ours_is_refused(tmp_path):
     file.write_text(HALVES)
     with pytest.raises(OptionError, match="has the name of the protocol `last-k` of hope-eval"):
         parse_protocol(str(file))
+
+
+@pytest.mark.parametrize("name", ["sliding", "last-k"])
+def test_protocols_of_a_number_of_tokens_fit_the_default_lengths(name):
+    """A quarter of the training window; 256 from windows of 1,024 on, as before."""
+    short, long = (parse_protocol(name).fitted(trained) for trained in (256, 8192))
+    assert len(short.cells((128, 256, 512, 1024))) == 4
+    key = "stride" if name == "sliding" else "k"
+    assert (getattr(short, key), getattr(long, key)) == (64, 256)
+    assert getattr(parse_protocol(f"{name}:{key}=5").fitted(256), key) == 5
