@@ -131,6 +131,6 @@ def test_the_command_ends_with_1_if_something_is_wrong(tmp_path):
     text = config.read_text("utf-8")
     config.write_text(text.replace('"rope_theta": 10000.0', '"rope_theta": 300000.0'), "utf-8")
     assert config.read_text("utf-8") != text
-    done = CliRunner().invoke(main, ["doctor", "--model", str(tmp_path / "wrong"), "--seconds", "3"])
+    done = CliRunner().invoke(main, ["doctor", "--model", str(tmp_path / "wrong"), "--seconds", "20"])
     assert done.exit_code == 1, done.output
     assert "base" in done.output
