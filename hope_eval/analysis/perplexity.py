@@ -349,7 +349,7 @@ def _notes(tokens: TokenStore, protocol: Protocol, n_documents: int, n_seeds: in
     if provenance.get("corpus_note"):
         lines.append(f"{provenance['corpus']}: {provenance['corpus_note']}")
     if n_documents == 1:
-        lines.append("one document: no interval")
+        lines.append("one document: no interval; --split 4k makes pieces of about 4k tokens of it, which give one")
     else:
         over = "documents" if n_seeds == 1 else f"documents and {n_seeds} training seeds"
         lines.append(f"[low, high]: 95 % interval, Student's t over {over}, longer where documents are skewed")

@@ -267,6 +267,7 @@ class TextOptions:
     data: str | None
     text_field: str
     text_encoding: str
+    split: int | None
     label_field: str
 
 
@@ -286,6 +287,12 @@ texts = gathered(
         default="",
         metavar="NAME",
         help="Encoding of texts in files: shift_jis, latin-1…  [default: UTF-8, or by their byte order mark]",
+    ),
+    click.option(
+        "--split",
+        callback=read_length,
+        metavar="LENGTH",
+        help="Cut texts into disjoint pieces of about that many tokens, each a document.  [default: whole texts]",
     ),
     click.option(
         "--label", "label_field", default="label", show_default=True, metavar="NAME", help="Field of the label."

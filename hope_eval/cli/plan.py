@@ -21,7 +21,7 @@ _UNITS = {"s": 1, "m": 60, "h": 3600}
 # Options that are copied to the planned command.
 _PASSED_ON = (
     "models", "encodings", "dtype", "device", "device_map", "compiling", "revision", "trust_remote_code",
-    "train_length", "loader", "data", "text_field", "text_encoding", "label_field", "chat", "prefix", "seed",
+    "train_length", "loader", "data", "text_field", "text_encoding", "split", "label_field", "chat", "prefix", "seed",
     "until_ci",
 )  # fmt: skip
 
@@ -29,7 +29,7 @@ _PASSED_ON = (
 _OF_TASKS = ("label_field", "chat")
 
 # Options that choose the texts.
-_OF_TEXTS = ("data", "text_field", "text_encoding", "label_field")
+_OF_TEXTS = ("data", "text_field", "text_encoding", "split", "label_field")
 
 
 def _read_budget(ctx: click.Context, param: click.Parameter, value: str | None) -> float | None:

@@ -10,6 +10,7 @@ A corpus is read whole. Its fingerprint goes into every result, and so identifie
 
 import hashlib
 import importlib.util
+import re
 import sys
 import sysconfig
 from collections import Counter
@@ -20,6 +21,12 @@ from pathlib import Path
 
 from hope_eval.data.text_files import TextFiles, text_of
 from hope_eval.errors import CorpusError, did_you_mean, require
+from hope_eval.lengths import short_length
+
+# Characters of a token that `split` counts on: more than most texts have.
+_CHARACTERS = 6
+
+_BLANK = re.compile(r"\s")
 
 # Source files are grouped into documents of at least this many bytes: about 64k tokens of a usual vocabulary.
 _DOCUMENT_BYTES = 256 * 1024
@@ -53,6 +60,20 @@ class Corpus:
     def keys(self) -> tuple[str, ...]:
         """Key of each document: a hash of its text, 16 hexadecimal digits; equal texts are numbered, `…-2`."""
         return _keys(self.documents)
+
+    def split(self, n_tokens: int) -> "Corpus":
+        """The same texts in disjoint pieces of about that many tokens, at six characters a token, cut at blanks.
+
+        All tokenizers get the same pieces. What is left at the end of a text is a piece, too.
+        """
+        pieces = [
+            Document(f"{document.id}#{number}", text)
+            for document in self.documents
+            for number, text in enumerate(_pieces(document.text, _CHARACTERS * n_tokens), 1)
+        ]
+        note = f"{len(self.documents)} texts in {len(pieces)} pieces of {_CHARACTERS * n_tokens:,} characters"
+        notes = "; ".join(filter(None, (self.note, note)))
+        return Corpus(f"{self.name} --split {short_length(n_tokens)}", tuple(pieces), _fingerprint(pieces), notes)
 
     def keyed(self, seed: int) -> list[tuple[str, Document]]:
         """Documents with their keys, in a random order that follows from (seed, text) alone.
@@ -118,6 +139,16 @@ def _keys(documents: Sequence[Document]) -> tuple[str, ...]:
         seen[key] += 1
         keys.append(key if seen[key] == 1 else f"{key}-{seen[key]}")
     return tuple(keys)
+
+
+def _pieces(text: str, n: int) -> Iterator[str]:
+    """Pieces of a text of about n characters, which end before a blank."""
+    start = 0
+    while start < len(text):
+        blank = _BLANK.search(text, start + n)
+        end = blank.start() if blank else len(text)
+        yield text[start:end]
+        start = end
 
 
 def _fingerprint(documents: Sequence[Document]) -> str:

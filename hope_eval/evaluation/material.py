@@ -58,12 +58,13 @@ def vocabulary_for(
 
 
 def material_for(
-    what: What, data: str | None, text_field: str, label_field: str, encoding: str = ""
+    what: What, data: str | None, text_field: str, label_field: str, encoding: str = "", split: int | None = None
 ) -> tuple[What, Material]:
     """A task or protocol as it uses the data, and the texts or examples that it needs.
 
     data:     the user's data; None: the sources of Python's standard library, where texts are needed.
     encoding: of texts in files; empty: UTF-8, or by the mark at their beginning.
+    split:    tokens of a piece, to cut texts into; None: whole texts.
 
     Raises OptionError for data that a task cannot use, CorpusError for files that cannot be read.
     """
@@ -75,4 +76,7 @@ def material_for(
         what = dataclasses.replace(what, haystack="text")  # type: ignore[call-arg]
     name = "python" if data is None else data
     needs_texts = what.uses == "text" and getattr(what, "haystack", "text") == "text"
-    return what, Material(load_corpus(name, text_field, encoding)) if needs_texts else Material()
+    if not needs_texts:
+        return what, Material()
+    corpus = load_corpus(name, text_field, encoding)
+    return what, Material(corpus.split(split) if split else corpus)

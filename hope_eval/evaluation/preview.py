@@ -39,6 +39,7 @@ def sample(
     data: str | None = None,
     text_field: str = "text",
     text_encoding: str = "",
+    split: int | None = None,
     label_field: str = "label",
     chat: bool | None = None,
 ) -> ShownSample:
@@ -46,7 +47,7 @@ def sample(
 
     Raises TaskError, ContextTooShortError, CheckpointError, CorpusError or OptionError.
     """
-    task, material = material_for(parse_task(name), data, text_field, label_field, text_encoding)
+    task, material = material_for(parse_task(name), data, text_field, label_field, text_encoding, split)
     vocabulary = vocabulary_for(load_tokenizer(model), task, material, chat, seed=seed)
     prompt = task.prompt(vocabulary, length, generator("test", str(task), seed, index))
     questions = tuple(

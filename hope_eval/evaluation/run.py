@@ -91,6 +91,7 @@ class Options:
     data:          texts, or labelled texts; None: the sources of Python's standard library, or generated texts.
     text_field:    field of the text of a record; None: `text`.
     text_encoding: of texts in files; empty: UTF-8, or by the mark at their beginning.
+    split:         tokens of a piece, to cut texts into; None: whole texts.
     label_field:   field of its label.
     min_documents: fewer documents are an error, for perplexity.
     chat:          whether tasks go into the chat template; None: where it fits.
@@ -103,6 +104,7 @@ class Options:
     data: str | None = None
     text_field: str = "text"
     text_encoding: str = ""
+    split: int | None = None
     label_field: str = "label"
     min_documents: int = 1
     prefix: PrefixPolicy = "auto"
@@ -160,7 +162,9 @@ def prepare(entries: Sequence[Entry], options: Options) -> list[Prepared]:
     prepared = []
     for entry in entries:
         data = options.data if len(entries) == 1 or entry.what.uses == "text" else None
-        what, material = material_for(entry.what, data, options.text_field, options.label_field, options.text_encoding)
+        what, material = material_for(
+            entry.what, data, options.text_field, options.label_field, options.text_encoding, options.split
+        )
         prepared.append((replace(entry, what=what), material))
     return prepared
 

@@ -283,3 +283,16 @@ def test_what_unfolds_without_end_is_refused(tmp_path, monkeypatch):
 def test_long_cells_of_a_table_are_read(tmp_path):
     (tmp_path / "a.tsv").write_text("text\tid\n" + "x" * 200_000 + "\t1\n")
     assert len(load_corpus(str(tmp_path / "a.tsv")).documents[0].text) == 200_000
+
+
+def test_one_long_text_becomes_disjoint_pieces(tmp_path):
+    text = " ".join(f"word{n}" for n in range(5000))
+    (tmp_path / "log.txt").write_text(text)
+    whole = load_corpus(str(tmp_path / "log.txt"))
+    split = whole.split(100)
+    assert "".join(document.text for document in split.documents) == text
+    assert all(600 <= len(document.text) < 620 for document in split.documents[:-1])
+    assert [document.id for document in split.documents[:2]] == ["log.txt#1", "log.txt#2"]
+    assert split.name == "log.txt --split 100"
+    assert split.note == f"1 texts in {len(split.documents)} pieces of 600 characters"
+    assert split.fingerprint not in (whole.fingerprint, whole.split(200).fingerprint)
