@@ -18,6 +18,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -49,6 +50,9 @@ __all__ = [
     "generator",
     "lay_out",
 ]
+
+# First part of the names of modules with tasks of users.
+_OWN = "hope_eval_tasks_of_ones_own"
 
 Family = Literal["copy", "retrieve", "fewshot"]
 FAMILIES: tuple[str, ...] = get_args(Family)
@@ -253,9 +257,37 @@ class Task(ABC):
 
     @property
     def fingerprint(self) -> str:
-        """Hash of name, version and parameters, 16 hexadecimal digits."""
+        """Hash of name, version and parameters, and of the file of a task of one's own; 16 hexadecimal digits."""
         identity = [self.name, self.version, dataclasses.asdict(self)]
+        if is_own(type(self)):
+            # Whoever writes one changes it before its version.
+            source = Path(str(sys.modules[type(self).__module__].__file__)).read_bytes()
+            identity.append(hashlib.sha256(source).hexdigest())
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def is_own(cls: type[Task]) -> bool:
+    """Whether a task stands in a file of a user."""
+    return cls.__module__.startswith(f"{_OWN}.")
+
+
+def check_prompt(task: Task, prompt: object) -> Prompt:
+    """Raise TaskError for a prompt of a task of one's own that cannot be asked."""
+    if not isinstance(prompt, Prompt):
+        raise TaskError(f"`prompt` of `{task}` gives {type(prompt).__name__}", "it must give a Prompt")
+    if not is_own(type(task)):
+        return prompt
+    if not prompt.questions:
+        raise TaskError(f"`prompt` of `{task}` gives no questions", "give Prompt(context, (Question(…),))")
+    for question in prompt.questions:
+        if not len(question.target) and not task.n_new:
+            raise TaskError(f"a question of `{task}` has no target", "give Question(query, target), target: token ids")
+        for ids in (prompt.context, question.query, question.target, *question.choices):
+            array = np.asarray(ids)
+            if len(array) and (array.dtype.kind not in "iu" or array.min() < 0 or array.max() >= 1 << 31):
+                raise TaskError(f"`prompt` of `{task}` gives {array.tolist()[:3]}…, which are no token ids",
+                                "vocabulary.encode(text) gives ids")  # fmt: skip
+    return prompt
 
 
 def generator(*key: object) -> np.random.Generator:
@@ -291,7 +323,7 @@ def _bundled() -> dict[str, type[Task]]:
 
 def _defined(path: Path) -> dict[str, type[Task]]:
     """Classes of the tasks that a file defines, by name."""
-    package = "hope_eval_tasks" if path.parent == FOLDER else "hope_eval_tasks_of_ones_own"
+    package = "hope_eval_tasks" if path.parent == FOLDER else _OWN
     classes = classes_in(module_from_file(path, package), Task)  # type: ignore[type-abstract]
     return {task_name(cls): cls for cls in classes}
 

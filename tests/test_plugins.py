@@ -1,9 +1,12 @@
 """Files of one's own: what goes wrong in them is told with their name and line, never as a traceback."""
 
+import sys
+
 import pytest
 from click.testing import CliRunner
 
 from hope_eval.cli import main
+from hope_eval.task import task_class
 
 _TASK = """
 from dataclasses import dataclass
@@ -52,6 +55,10 @@ def run(*arguments):
         ("x = 3", "defines no task"),
         (_TASK.format(body="raise ValueError('boom')"), "`mine.py`, line 13: ValueError: boom"),
         (_TASK.format(body="return 3"), "`prompt` of `mine` gives int"),
+        (_TASK.format(body="return Prompt([1], (Question((), ()),))"), "a question of `mine` has no target"),
+        (_TASK.format(body="return Prompt([1, -5], (Question((), (3,)),))"), "[1, -5]…, which are no token ids"),
+        (_TASK.format(body="return Prompt(['a'], (Question((), (3,)),))"), "['a']…, which are no token ids"),
+        (_TASK.format(body="return Prompt([1], ())"), "gives no questions"),
         (_TASK.format(body="pass").replace("source", "sauce"), "the task `mine` of `mine.py` lacks source"),
     ],
 )
@@ -90,3 +97,24 @@ def test_loaders(text, said, tmp_path):
     path.write_text(text)
     out = ("--lengths", "64", "--samples", "1", "--out", tmp_path / "runs")
     assert said in run("ppl", "--loader", f"{path}:load", *out)
+
+
+def test_another_task_of_the_same_name_is_another_run(tmp_path):
+    """A file is edited before its version is raised."""
+    prints = set()
+    for n in (3, 4):
+        path = tmp_path / str(n) / "mine.py"
+        path.parent.mkdir()
+        path.write_text(_TASK.format(body=f"return Prompt([1], (Question((), ({n},)),))"))
+        prints.add(task_class(str(path))().fingerprint)
+        del sys.modules["hope_eval_tasks_of_ones_own.mine"]
+    assert len(prints) == 2
+
+
+def test_a_device_without_numbers_is_refused():
+    assert "the device `meta` holds no numbers" in run("ppl", "--model", "zoo:nope", "--device", "meta")
+
+
+@pytest.mark.parametrize("name", ["~nouser/x", "a" * 300, "a\0b", "\ud800"])
+def test_an_out_that_is_no_path_is_refused(name):
+    assert "cannot be a path" in run("ppl", "--model", "zoo:nope", "--lengths", "64", "--out", name)

@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 # Where runs are kept.
 RUNS = Path("results/runs")
 
+# Bytes of a name in usual file systems.
+_LONGEST_NAME = 255
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -61,6 +64,22 @@ def _read_number(ctx: click.Context, param: click.Parameter, value: float | None
     if value is not None and math.isnan(value):
         raise click.BadParameter("`nan` is not a valid number", ctx, param)
     return value
+
+
+class UserPath(click.Path):
+    """A path of the user's, with `~` for a home; refused if no file system could hold it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path. Raises OptionError."""
+        try:
+            path = Path(value).expanduser()
+            str(path).encode()
+            if "\0" in str(path) or any(len(part.encode()) > _LONGEST_NAME for part in path.parts):
+                raise ValueError("it is too long, or holds a zero byte")
+        except (RuntimeError, ValueError) as error:
+            shown = str(value)[:60].encode("ascii", "backslashreplace").decode()
+            raise OptionError(f"`{shown}` cannot be a path: {error}", "another path") from None
+        return super().convert(path, param, ctx)
 
 
 def _stack(*options: Callable[[F], F]) -> Callable[[F], F]:
@@ -232,7 +251,7 @@ running = gathered(
     "run",
     click.option(
         "--out",
-        type=click.Path(file_okay=False, path_type=Path),
+        type=UserPath(file_okay=False, path_type=Path),
         default=RUNS,
         show_default=True,
         help="Folder of the runs. Rerun the command to resume.",

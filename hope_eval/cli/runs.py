@@ -35,7 +35,7 @@ class _Group(click.Group):
 
 _out = click.option(
     "--out",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=options.UserPath(file_okay=False, path_type=Path),
     default=options.RUNS,
     show_default=True,
     help="Folder of the runs.",

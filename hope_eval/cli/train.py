@@ -30,7 +30,7 @@ def _mix(ctx: click.Context, param: click.Parameter, value: str) -> tuple[tuple[
 
 @click.command()
 @click.argument("encodings", nargs=-1, required=True, metavar="ENCODING...")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), required=True,
+@click.option("--out", type=options.UserPath(file_okay=False, path_type=Path), required=True,
               help="Folder of the checkpoint. Several models go to OUT/ENCODING-SEED.")  # fmt: skip
 @click.option("--size", default="3m", show_default=True, metavar="SIZE",
               help="1m, 3m, 12m, 35m, 125m, 350m, 1b, 3b, or width x layers x heads: 192x6x3.")  # fmt: skip

@@ -32,7 +32,7 @@ from hope_eval.runs.records.answer import ANSWER
 from hope_eval.runs.records.infeasible import INFEASIBLE
 from hope_eval.runs.records.oom import OOM
 from hope_eval.runs.store import RunStore
-from hope_eval.task import Prompt, Task, generator
+from hope_eval.task import Prompt, Task, check_prompt, generator
 
 # Questions of a column without --samples: if each is on its own context, its interval reaches at most 5 points to
 # either side.
@@ -227,10 +227,7 @@ class Questions(Measurement[Contexts, Batch]):
     def prompt(self, series: Contexts, number: int) -> Prompt:
         """The context of that number, and its questions."""
         rng = generator("test", str(series.task), self.seed, number)
-        prompt = series.task.prompt(self.vocabulary, series.length, rng)
-        if not isinstance(prompt, Prompt):
-            raise TaskError(f"`prompt` of `{series.task}` gives {type(prompt).__name__}", "it must give a Prompt")
-        return prompt
+        return check_prompt(series.task, series.task.prompt(self.vocabulary, series.length, rng))
 
     def read(self, model: LanguageModel, batch: Batch) -> Iterator[NewRecord]:
         """Ask all questions on the contexts."""

@@ -18,6 +18,8 @@ def device_named(name: str, index: int | None = None) -> torch.device:
         device = torch.device(name)
         if device.type == "cuda" and index is not None:
             device = torch.device("cuda", index)
+        if device.type == "meta":
+            raise OptionError("the device `meta` holds no numbers", "--device auto")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise OptionError(
