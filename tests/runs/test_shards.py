@@ -444,6 +444,8 @@ def test_jobs_whose_command_is_killed_end_and_release_the_run(command, by_one, t
     while not all(map(sharding.is_free, locks)):
         assert time.monotonic() < deadline, "a process outlives its command"
     hope_eval(*command, "--out", root)
+    # The folder of the killed session stays until processes meet there again.
+    shutil.rmtree(root / ".sessions")
     assert contents(root) == by_one[1]
 
 
